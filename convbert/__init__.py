@@ -1,0 +1,19 @@
+"""ConvBERT (Jiang et al. 2020) in PyTorch: config, tokenizer, models, and a packed inference engine."""
+
+from convbert.config import ConvBertConfig
+from convbert.errors import CheckpointError, ConfigError, ConvBertError, InputError, TokenizerError, WeightsError
+from convbert.models import ConvBertForSequenceClassification, ConvBertModel
+from convbert.tokenization import ConvBertTokenizer
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "ConvBertConfig",
+    "ConvBertError",
+    "ConvBertForSequenceClassification",
+    "ConvBertModel",
+    "ConvBertTokenizer",
+    "InputError",
+    "TokenizerError",
+    "WeightsError",
+]

@@ -1,0 +1,124 @@
+"""Record lengths in, micro-batches under a token budget out, and where a packed batch's rows lie.
+
+A packed batch is flat: the ids of all records one after the other, and offsets that say where each
+begins, which is what an Arrow list array holds. T tokens, R records, K kernel taps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convbert.errors import InputError
+
+Indices = NDArray[np.int64]
+
+
+class Packed(NamedTuple):
+    """Records without padding.
+
+    Attributes:
+        input_ids: (T,) integers, record after record.
+        offsets: (R + 1,) integers: record r is ``input_ids[offsets[r]:offsets[r + 1]]``.
+        token_type_ids: (T,) integers, or None where all are 0.
+    """
+
+    input_ids: NDArray[np.integer]
+    offsets: NDArray[np.integer]
+    token_type_ids: NDArray[np.integer] | None = None
+
+    @property
+    def lengths(self) -> Indices:
+        """(R,) tokens of each record."""
+        return np.diff(self.offsets).astype(np.int64)
+
+    def take(self, records: Indices) -> Packed:
+        """The batch of the given records, in the given order, its offsets starting at 0."""
+        lengths = self.lengths[records]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        tokens = np.arange(offsets[-1]) + np.repeat(np.asarray(self.offsets)[records] - offsets[:-1], lengths)
+        types = None if self.token_type_ids is None else self.token_type_ids[tokens]
+        return Packed(self.input_ids[tokens], offsets, types)
+
+
+def micro_batches(lengths: Indices, max_batch_tokens: int) -> Iterator[Indices]:
+    """Record numbers of each micro-batch: longest first, each within the budget.
+
+    The same lengths give the same batches. A record longer than the budget stands alone.
+
+    Args:
+        lengths: (R,) tokens of each record.
+        max_batch_tokens: most tokens of a batch of several records.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    total = 0
+    first = 0
+    for position, record in enumerate(order):
+        if position > first and total + lengths[record] > max_batch_tokens:
+            yield order[first:position]
+            first, total = position, 0
+        total += int(lengths[record])
+    if first < len(order):
+        yield order[first:]
+
+
+class Run(NamedTuple):
+    """Neighbouring records of one length: their rows are a view of shape (n_records, length, …)."""
+
+    first_row: int
+    n_records: int
+    length: int
+
+
+class Layout(NamedTuple):
+    """Where the rows of a packed batch lie, for a convolution that reaches ``reach = K//2`` rows.
+
+    Attributes:
+        positions: (T,) position of each token in its record.
+        gapped_rows: (T,) row of each token in a buffer with ``reach`` zero rows before, between and
+            after the records, so that a convolution over the buffer never sees a neighbour.
+        n_gapped_rows: rows of that buffer.
+        runs: neighbours of equal length, attended to in one call without padding.
+    """
+
+    positions: Indices
+    gapped_rows: Indices
+    n_gapped_rows: int
+    runs: list[Run]
+
+
+def layout(lengths: Indices, *, reach: int, max_length: int) -> Layout:
+    """Lay out the records of one micro-batch.
+
+    Raises:
+        InputError: a record without tokens, or with more than ``max_length``.
+    """
+    _check_lengths(lengths, max_length)
+    starts = np.cumsum(lengths) - lengths
+    n_tokens = int(lengths.sum())
+    records = np.repeat(np.arange(len(lengths)), lengths)
+    tokens = np.arange(n_tokens)
+    edges = np.flatnonzero(np.diff(lengths)) + 1  # where the length changes
+    firsts = np.concatenate([[0], edges])
+    counts = np.diff(np.concatenate([firsts, [len(lengths)]]))
+    return Layout(
+        positions=tokens - starts[records],
+        gapped_rows=tokens + reach * (records + 1),
+        n_gapped_rows=n_tokens + reach * (len(lengths) + 1),
+        runs=[Run(int(starts[f]), int(n), int(lengths[f])) for f, n in zip(firsts, counts, strict=True)],
+    )
+
+
+def _check_lengths(lengths: Indices, max_length: int) -> None:
+    if len(lengths) == 0:
+        raise InputError("a batch needs at least one record")
+    if lengths.min() < 1:
+        raise InputError(f"record {int(lengths.argmin())} of the batch has no tokens: give at least one")
+    if lengths.max() > max_length:
+        raise InputError(
+            f"record {int(lengths.argmax())} of the batch has {int(lengths.max())} tokens, more than "
+            f"max_position_embeddings ({max_length}): truncate it or label it in windows"
+        )

@@ -1,0 +1,11 @@
+"""Label every text of a corpus with a sequence classifier.
+
+ray job submit -- python jobs/classify_corpus.py --input corpus/ --output labelled/ --model checkpoint/
+"""
+
+import sys
+
+from jobs.command_line import main
+
+if __name__ == "__main__":
+    sys.exit(main("Label every text of a corpus with a sequence classifier."))

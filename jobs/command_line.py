@@ -1,0 +1,111 @@
+"""A job's command line in, its exit status out: flags and YAML → JobSpec → run."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import secrets
+import sys
+import types
+from collections.abc import Sequence
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from convbert import ConvBertError
+from pipelines.errors import PipelineError, SpecError
+from pipelines.report import Summary
+from pipelines.spec import JobSpec, flag, read_config
+
+OK, FAILED, MISUSED = 0, 1, 2
+
+
+def main(description: str, arguments: Sequence[str] | None = None) -> int:
+    """Run one job from its command line; errors are one line on standard error."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        spec = parse(description, arguments)
+        _prepare_environment()
+        from pipelines.run import run  # imports Ray, which reads its environment then and never again
+
+        summary = run(spec)
+    except SpecError as error:
+        return _fail(error, MISUSED)
+    except (PipelineError, ConvBertError) as error:
+        return _fail(error, FAILED)
+    for line in summary.lines():
+        print(line)
+    return _judge(summary, spec)
+
+
+def parse(description: str, arguments: Sequence[str] | None = None) -> JobSpec:
+    """The job that flags describe, over what ``--config`` sets.
+
+    Raises:
+        SpecError: a flag or combination that no job can have.
+    """
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser.add_argument("--config", metavar="YAML", help="file with the same settings; flags override it")
+    for name, field in JobSpec.model_fields.items():
+        parser.add_argument(flag(name), **_argument(field))
+    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    config = given.pop("config", None)
+    if "head" in given:
+        given["head"] = dict(_name_and_url(head) for head in given["head"])
+    return JobSpec.of({**(read_config(config) if config else {}), **given})
+
+
+def _prepare_environment() -> None:
+    """Settings that Ray and tokenizers read from the environment, where the user has set none.
+
+    A cluster that the job starts for itself gets a token of its own: no other user of the machine can
+    reach it, and Ray leaves none in the home folder.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tasks are what runs in parallel
+    if "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _argument(field: FieldInfo) -> dict[str, Any]:
+    """How argparse takes a field: its type, its help and its default."""
+    default = field.get_default(call_default_factory=True)
+    shown = "" if field.is_required() or default in (None, [], {}, False) else f" (default: {default})"
+    argument: dict[str, Any] = {"help": f"{field.description}{shown}"}
+    kind = _without_none(field.annotation)
+    if kind is bool:
+        return {**argument, "action": "store_const", "const": True}
+    if get_origin(kind) in (list, dict):
+        return {**argument, "action": "append", "metavar": "NAME=URL" if get_origin(kind) is dict else "VALUE"}
+    if get_origin(kind) is Literal:
+        return {**argument, "choices": get_args(kind)}
+    return {**argument, "type": kind, "metavar": {int: "N", float: "X"}.get(kind, "VALUE")}
+
+
+def _without_none(annotation: Any) -> Any:
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next(kind for kind in get_args(annotation) if kind is not type(None))
+    return annotation
+
+
+def _name_and_url(head: str) -> tuple[str, str]:
+    name, equals, url = head.partition("=")
+    if not equals or not url:
+        raise SpecError(f"--head {head}: give NAME=URL, such as --head topic=checkpoints/topic")
+    return name, url
+
+
+def _judge(summary: Summary, spec: JobSpec) -> int:
+    if summary.failed_fraction > spec.max_failed_fraction:
+        return _fail(
+            f"{summary.failed:,} of {summary.rows:,} records failed, more than --max-failed-fraction "
+            f"{spec.max_failed_fraction}: look at the column 'error', mend the input or raise the limit",
+            FAILED,
+        )
+    return OK
+
+
+def _fail(error: object, status: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return status

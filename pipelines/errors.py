@@ -1,0 +1,33 @@
+"""What a job raises: one line that names the thing and says what to do.
+
+    PipelineError
+    ├── SpecError       a flag or a combination of flags that no job can have
+    ├── SourceError     an input that is not there, cannot be read, or lacks a column
+    ├── OutputError     an output that cannot be written, or belongs to another job
+    ├── ModelError      a checkpoint that cannot label
+    └── RunError        a run that did not bring every record out
+"""
+
+
+class PipelineError(Exception):
+    """Root of all errors raised on purpose by pipelines."""
+
+
+class SpecError(PipelineError):
+    """A flag, or a combination of flags, that no job can have."""
+
+
+class SourceError(PipelineError):
+    """An input that is not there, cannot be read, or lacks a column."""
+
+
+class OutputError(PipelineError):
+    """An output that cannot be written, or that another job has made."""
+
+
+class ModelError(PipelineError):
+    """A checkpoint that cannot label."""
+
+
+class RunError(PipelineError):
+    """A run that did not bring every record out, or failed too many of them."""

@@ -1,0 +1,134 @@
+"""What an output folder says of itself: _manifest.json in, the finished shards and parts out, and back."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+from pipelines.errors import OutputError
+from pipelines.storage import Location, put, redacted
+from pipelines.write import Part
+
+MANIFEST_NAME = "_manifest.json"
+SUCCESS_NAME = "_SUCCESS"
+FORMAT = 1
+_PACKAGES = ("convbert-pipelines", "pyarrow", "ray", "tokenizers", "torch")
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """A labelled shard: its URL, its fingerprint in the names of its parts, and how many units it has."""
+
+    url: str
+    fingerprint: str
+    units: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One consistent state of an output folder.
+
+    Attributes:
+        recipe: everything that decides what stands in a part, apart from the shard.
+        heads: name, task, labels and weight fingerprint of each head.
+        shards: the labelled shards.
+        parts: the part files that belong to this state.
+        seconds: wall-clock time spent labelling, over all runs.
+    """
+
+    recipe: dict[str, Any]
+    heads: list[dict[str, Any]]
+    shards: list[ShardEntry]
+    parts: list[Part]
+    seconds: float
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Records in all parts."""
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def failed(self) -> int:
+        """Records with an error."""
+        return sum(part.failed for part in self.parts)
+
+    def to_json(self) -> str:
+        """The text of _manifest.json."""
+        values = {
+            "format": FORMAT,
+            "rows_in": self.rows,
+            "rows_out": self.rows,
+            "rows_failed": self.failed,
+            "units": sum(shard.units for shard in self.shards),
+            "tokens": sum(part.tokens for part in self.parts),
+            "seconds": round(self.seconds, 3),
+            "labels": total_labels(self.parts),
+            "heads": self.heads,
+            "recipe": self.recipe,
+            "versions": self.versions,
+            "shards": [asdict(shard) for shard in self.shards],
+            "parts": [asdict(part) for part in self.parts],
+        }
+        return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+
+
+def read_manifest(output: Location) -> Manifest | None:
+    """The manifest of an output folder; None where there is none yet.
+
+    Raises:
+        OutputError: it is there and cannot be read, or another version of this package wrote it.
+    """
+    target = output.child(MANIFEST_NAME)
+    try:
+        values = json.loads(target.fs.cat_file(target.path))
+        if values["format"] != FORMAT:
+            raise OutputError(f"{redacted(target.url)} has format {values['format']}, not {FORMAT}: use another --output")
+        return Manifest(
+            recipe=values["recipe"],
+            heads=values["heads"],
+            shards=[ShardEntry(**shard) for shard in values["shards"]],
+            parts=[Part(**part) for part in values["parts"]],
+            seconds=values["seconds"],
+            versions=values["versions"],
+        )
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise OutputError(
+            f"{redacted(target.url)} cannot be read ({error}): use another --output, or --overwrite after moving it away"
+        ) from error
+
+
+def write_manifest(output: Location, manifest: Manifest) -> None:
+    """Put the manifest in one stroke, then the marker that says that all of it is there."""
+    put(output.child(MANIFEST_NAME), manifest.to_json().encode("utf-8"))
+    put(output.child(SUCCESS_NAME), b"")
+
+
+def versions() -> dict[str, str]:
+    """Versions that the numbers in a part depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+
+
+def total_labels(parts: Iterable[Part]) -> dict[str, dict[str, int]]:
+    """Records by label for each head, over many parts."""
+    totals: dict[str, Counter[str]] = {}
+    for part in parts:
+        for head, counts in part.labels.items():
+            totals.setdefault(head, Counter()).update(counts)
+    return {head: dict(sorted(counts.items())) for head, counts in totals.items()}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What changed between two recipes, in words."""
+    return [
+        f"{key} was {json.dumps(before.get(key))}, now {json.dumps(now.get(key))}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]

@@ -1,0 +1,127 @@
+"""Head names and checkpoint URLs in, encoder passes out: heads that share an encoder share a pass."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from convbert import ConvBertConfig, ConvBertError, ConvBertTokenizer
+from convbert.checkpoints import fingerprint, read_weights
+from convbert.models import PreTrainedModel
+from pipelines.encode import Encoding
+from pipelines.errors import ModelError
+from pipelines.heads import Head, head_for
+from pipelines.spec import JobSpec
+from pipelines.storage import redacted
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class HeadPlan:
+    """One head of a job, checked before the job starts.
+
+    Attributes:
+        name: output column.
+        url: checkpoint folder or URL.
+        task, labels: what it predicts.
+        fingerprint: SHA-256 over all its weights.
+    """
+
+    name: str
+    url: str
+    task: str
+    labels: tuple[str, ...]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class EncoderPass:
+    """One run of an encoder over the corpus, and the heads on it."""
+
+    encoding: Encoding
+    heads: tuple[HeadPlan, ...]
+
+
+@dataclass(frozen=True)
+class LoadedHead:
+    """A head with its model."""
+
+    plan: HeadPlan
+    head: Head
+    model: PreTrainedModel
+
+
+def plan_passes(spec: JobSpec) -> list[EncoderPass]:
+    """Check every head's checkpoint, and put those together whose encoder and tokenizer are identical.
+
+    Raises:
+        ModelError: a checkpoint that cannot be read or cannot label.
+    """
+    groups: dict[tuple[str, str, int], list[HeadPlan]] = {}
+    texts = (spec.text_column, *([spec.text_pair_column] if spec.text_pair_column else []))
+    for name, url in spec.head.items():
+        plan, encoder, tokenizer, max_length = _inspect(name, url)
+        groups.setdefault((encoder, tokenizer, max_length), []).append(plan)
+    return [
+        EncoderPass(
+            Encoding(
+                name=str(number),
+                tokenizer=heads[0].url,
+                max_length=max_length,
+                long_text="error" if spec.long_text == "error" else "truncate",
+                texts=texts,
+            ),
+            tuple(heads),
+        )
+        for number, ((_, _, max_length), heads) in enumerate(groups.items())
+    ]
+
+
+def _inspect(name: str, url: str) -> tuple[HeadPlan, str, str, int]:
+    """The head's plan, and what must be equal to share its pass: encoder, tokenizer, length."""
+    try:
+        weights = read_weights(url)
+        loaded = load_head(name, url)
+        tokenizer = ConvBertTokenizer.from_pretrained(url)
+    except ConvBertError as error:
+        raise ModelError(f"--head {name}: {redacted(str(error))}") from error
+    config: ConvBertConfig = loaded.model.config
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ModelError(
+            f"--head {name}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, but the model only "
+            f"{config.vocab_size} embeddings: tokenizer and weights do not belong together"
+        )
+    prefix = type(loaded.model).base_prefix
+    encoder = fingerprint({key: tensor for key, tensor in weights.items() if key.startswith(prefix)})
+    max_length = min(config.max_position_embeddings, tokenizer.model_max_length or config.max_position_embeddings)
+    return loaded.plan, encoder, tokenizer.fingerprint(), max_length
+
+
+def load_head(name: str, url: str) -> LoadedHead:
+    """A head's model with all its weights.
+
+    Raises:
+        ModelError: no task, or weights that are missing: a random head labels nothing.
+        ConvBertError: a checkpoint that cannot be read.
+    """
+    config = ConvBertConfig.from_pretrained(url)
+    head = head_for(config, source=redacted(url))
+    model, report = head.model_class.load(url, config=config)
+    if report.missing:
+        raise ModelError(
+            f"--head {name}: {redacted(url)} has no weights for {', '.join(report.missing[:3])}"
+            f"{' …' if len(report.missing) > 3 else ''}: give a checkpoint that was trained for this task"
+        )
+    plan = HeadPlan(name, url, head.task, tuple(head.labels), fingerprint(model.state_dict()))
+    return LoadedHead(plan, head, model)
+
+
+def heads_of(passes: list[EncoderPass]) -> list[tuple[HeadPlan, Head]]:
+    """Every head of a job without its weights, which is all that writing needs."""
+    return [
+        (plan, head_for(ConvBertConfig.from_pretrained(plan.url), source=redacted(plan.url)))
+        for encoder_pass in passes
+        for plan in encoder_pass.heads
+    ]

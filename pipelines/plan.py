@@ -1,0 +1,236 @@
+"""A JobSpec in, everything decided before work starts out: models, shards, units to do, parts already there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.errors import OutputError, SourceError
+from pipelines.inspect import check_columns, inspect, kept_schema
+from pipelines.manifest import Manifest, ShardEntry, differences, read_manifest
+from pipelines.models import EncoderPass, plan_passes
+from pipelines.read import Columns
+from pipelines.resources import Hardware, choose_device, choose_precision
+from pipelines.spec import DEFAULT_ID_COLUMN, JobSpec
+from pipelines.storage import Location, locate, names_in, put, redacted
+from pipelines.units import Shard, Unit, list_shards, units_of
+from pipelines.write import SUFFIXES, Part, part_figures, read_schema
+
+_THREADS = 32
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """What a run does.
+
+    Attributes:
+        spec: the job.
+        passes: encoders and heads.
+        device, precision: what ``auto`` meant.
+        columns: what is read from each record.
+        recipe: everything that decides what stands in a part, apart from its shard.
+        previous: state of the output before this run.
+        shards: entries of every shard of the new state.
+        parts: parts that are there already and stay.
+        pending: units to label.
+        vanished: labelled shards that are no longer among the inputs; their parts stay.
+    """
+
+    spec: JobSpec
+    passes: list[EncoderPass]
+    device: str
+    precision: str
+    columns: Columns
+    recipe: dict[str, Any]
+    previous: Manifest | None
+    shards: list[ShardEntry]
+    parts: list[Part]
+    pending: list[Unit]
+    vanished: list[str]
+
+    @property
+    def heads(self) -> list[dict[str, Any]]:
+        """The manifest's account of the heads."""
+        return _heads(self.passes)
+
+    @property
+    def is_done(self) -> bool:
+        """The output is what this job would make."""
+        return not self.pending and self.previous is not None and self.previous.shards == self.shards
+
+
+def make_plan(spec: JobSpec) -> JobPlan:
+    """Check models, inputs and output, and find out what is left to do.
+
+    Raises:
+        PipelineError: anything that would make the job fail later; nothing has been written by then.
+    """
+    output = locate(spec.output)
+    passes = plan_passes(spec)
+    shards = list_shards(spec.input)
+    _check_apart(shards, output)
+    previous = read_manifest(output)
+    device = choose_device(spec.device)
+    precision = choose_precision(spec.precision, device, kept=_kept_precision(spec, previous))
+    recipe = {**spec.recipe(), "heads": _heads(passes), "precision": precision, "generation": _generation(spec, previous)}
+    if previous is not None and not spec.overwrite:
+        _check_same_job(previous, recipe, output)
+    return _find_work(spec, passes, device, precision, recipe, previous, shards, output)
+
+
+def _find_work(
+    spec: JobSpec,
+    passes: list[EncoderPass],
+    device: str,
+    precision: str,
+    recipe: dict[str, Any],
+    previous: Manifest | None,
+    shards: list[Shard],
+    output: Location,
+) -> JobPlan:
+    present = names_in(output)
+    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    finished = _finished(previous, present)
+    new = [shard for shard in shards if shard.fingerprint(key) not in finished]
+    inspections = inspect(new, unit_rows=spec.unit_rows)
+    columns = _columns(spec, inspections, previous, output)
+
+    entries, parts, pending, resumed = [], [], [], []
+    ranges = {inspection.shard: inspection.ranges for inspection in inspections}
+    for shard in shards:
+        fingerprint = shard.fingerprint(key)
+        if fingerprint in finished:
+            entry, its_parts = finished[fingerprint]
+            entries.append(entry)
+            parts += its_parts
+            continue
+        units = units_of(shard, ranges[shard], recipe=key)
+        entries.append(ShardEntry(redacted(shard.url), fingerprint, len(units)))
+        for unit in units:
+            name = unit.name + SUFFIXES[spec.output_format]
+            if name in present:
+                resumed.append((output.child(name), int(present[name]["size"])))
+            else:
+                pending.append(unit)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        parts += pool.map(lambda place_and_size: part_figures(*place_and_size), resumed)
+    vanished = [] if spec.overwrite else _vanished(previous, entries)
+    for entry, its_parts in vanished:
+        entries.append(entry)
+        parts += its_parts
+    return JobPlan(
+        spec=spec,
+        passes=passes,
+        device=device,
+        precision=precision,
+        columns=columns,
+        recipe=recipe,
+        previous=previous,
+        shards=entries,
+        parts=parts,
+        pending=pending,
+        vanished=[entry.url for entry, _ in vanished],
+    )
+
+
+def check_writable(output: Location) -> None:
+    """Put and remove a small file.
+
+    Raises:
+        OutputError: the output cannot be written.
+    """
+    probe = output.child(f".probe-{uuid.uuid4().hex}")
+    put(probe, b"")
+    probe.fs.rm_file(probe.path)
+
+
+def shard_fingerprint(part_name: str) -> str:
+    """The fingerprint of the shard that a part is made from."""
+    return part_name.rsplit("-", 2)[1]
+
+
+def _finished(previous: Manifest | None, present: dict[str, Any]) -> dict[str, tuple[ShardEntry, list[Part]]]:
+    """Shards of the manifest all of whose parts are there, by fingerprint."""
+    if previous is None:
+        return {}
+    parts = _parts_by_shard(previous)
+    return {
+        shard.fingerprint: (shard, parts.get(shard.fingerprint, []))
+        for shard in previous.shards
+        if len(parts.get(shard.fingerprint, [])) == shard.units
+        and all(part.name in present for part in parts.get(shard.fingerprint, []))
+    }
+
+
+def _parts_by_shard(manifest: Manifest) -> dict[str, list[Part]]:
+    parts: dict[str, list[Part]] = {}
+    for part in manifest.parts:
+        parts.setdefault(shard_fingerprint(part.name), []).append(part)
+    return parts
+
+
+def _vanished(previous: Manifest | None, entries: Sequence[ShardEntry]) -> list[tuple[ShardEntry, list[Part]]]:
+    if previous is None:
+        return []
+    urls = {entry.url for entry in entries}
+    parts = _parts_by_shard(previous)
+    return [(shard, parts.get(shard.fingerprint, [])) for shard in previous.shards if shard.url not in urls]
+
+
+def _columns(spec: JobSpec, inspections: list[Any], previous: Manifest | None, output: Location) -> Columns:
+    texts = tuple(name for name in (spec.text_column, spec.text_pair_column) if name)
+    explicit_id = [spec.id_column] if spec.id_column else []
+    check_columns(inspections, text_columns=texts, other_columns=[*explicit_id, *spec.keep_column])
+    kept = kept_schema(inspections, spec.keep_column)
+    if previous is not None and previous.parts and not spec.overwrite and spec.keep_column:
+        known = read_schema(output.child(previous.parts[0].name))
+        kept = pa.schema([known.field(name).remove_metadata() for name in spec.keep_column])
+    return Columns(texts=texts, id=spec.id_column or DEFAULT_ID_COLUMN, kept=kept)
+
+
+def _check_apart(shards: list[Shard], output: Location) -> None:
+    folder = output.url.rstrip("/") + "/"
+    for shard in shards:
+        if shard.url.startswith(folder):
+            raise SourceError(
+                f"{redacted(shard.url)} lies inside the output folder, so that the job would read what it writes: "
+                "choose another --output"
+            )
+
+
+def _check_same_job(previous: Manifest, recipe: dict[str, Any], output: Location) -> None:
+    changed = differences(previous.recipe, recipe)
+    if changed:
+        raise OutputError(
+            f"{redacted(output.url)} was made by another job ({'; '.join(changed)}): "
+            "use another --output, or --overwrite to label everything anew"
+        )
+
+
+def _kept_precision(spec: JobSpec, previous: Manifest | None) -> str | None:
+    return None if previous is None or spec.overwrite else previous.recipe.get("precision")
+
+
+def _generation(spec: JobSpec, previous: Manifest | None) -> int:
+    """Counts overwrites, so that parts made before one are never taken for parts made by it."""
+    if previous is None:
+        return 0
+    return int(previous.recipe.get("generation", 0)) + (1 if spec.overwrite else 0)
+
+
+def _heads(passes: list[EncoderPass]) -> list[dict[str, Any]]:
+    return [
+        {"name": head.name, "task": head.task, "labels": list(head.labels), "fingerprint": head.fingerprint}
+        for encoder_pass in passes
+        for head in encoder_pass.heads
+    ]
+
+
+__all__ = ["Hardware", "JobPlan", "check_writable", "make_plan"]

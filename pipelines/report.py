@@ -1,0 +1,82 @@
+"""A finished run in, what people read of it out: the summary lines."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipelines.manifest import total_labels
+from pipelines.storage import redacted
+from pipelines.write import Part
+
+if TYPE_CHECKING:
+    from pipelines.plan import JobPlan
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did, and what the output holds now.
+
+    Attributes:
+        output: URL of the output folder.
+        rows, failed: records in the whole output, and those with an error.
+        labels: records by label, for each head.
+        reasons: failed records by reason, the commonest.
+        new_rows, new_tokens, seconds: what this run labelled, and its wall-clock time.
+        pending: units that a dry run left to do.
+        kept_units: units that were there already.
+    """
+
+    output: str
+    rows: int
+    failed: int
+    labels: dict[str, dict[str, int]]
+    reasons: dict[str, int]
+    new_rows: int
+    new_tokens: int
+    seconds: float
+    pending: int
+    kept_units: int
+
+    @classmethod
+    def of(cls, plan: JobPlan, *, parts: Sequence[Part], labelled: Sequence[Part], seconds: float) -> Summary:
+        """The summary of a plan that gave these parts, of which this run labelled some."""
+        reasons: Counter[str] = Counter()
+        for part in parts:
+            reasons.update(part.reasons)
+        return cls(
+            output=redacted(plan.spec.output),
+            rows=sum(part.rows for part in parts),
+            failed=sum(part.failed for part in parts),
+            labels=total_labels(parts),
+            reasons=dict(reasons.most_common(3)),
+            new_rows=sum(part.rows for part in labelled),
+            new_tokens=sum(part.tokens for part in labelled),
+            seconds=seconds,
+            pending=len(plan.pending) - len(labelled),
+            kept_units=len(plan.parts),
+        )
+
+    @property
+    def failed_fraction(self) -> float:
+        """Share of failed records in the whole output."""
+        return self.failed / self.rows if self.rows else 0.0
+
+    def lines(self) -> list[str]:
+        """The summary as it is printed at the end of a job."""
+        if self.pending:
+            return [f"dry run: {self.pending} units to label, {self.kept_units} already there; nothing was written"]
+        if not self.seconds:
+            lines = [f"nothing to do: all {self.rows:,} rows are labelled in {self.output}"]
+        else:
+            lines = [
+                f"{self.new_rows:,} rows labelled in {self.seconds:,.1f} s "
+                f"({self.new_rows / self.seconds:,.0f} rows/s, {self.new_tokens / self.seconds:,.0f} tokens/s)",
+                f"{self.rows:,} rows in {self.output}, {self.failed:,} failed",
+            ]
+        for head, counts in self.labels.items():
+            lines.append(f"{head}: " + ", ".join(f"{label} {count:,}" for label, count in counts.items()))
+        lines += [f"failed: {reason} ({count:,})" for reason, count in self.reasons.items()]
+        return lines

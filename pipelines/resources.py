@@ -1,0 +1,94 @@
+"""What the cluster has in, how the job shares it out out: device, precision, actors, threads."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import ray
+
+from pipelines.errors import SpecError
+from pipelines.spec import JobSpec
+
+MAX_THREADS_PER_ACTOR = 8  # a base model's products gain little from more
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Resources of the job's stages.
+
+    Attributes:
+        min_actors, max_actors: size of the pool of model actors.
+        actor_cpus, actor_gpus: what Ray reserves for each.
+        n_threads: threads each computes with; None leaves torch's choice.
+        task_cpus: what Ray reserves for a reading, tokenising or writing task. It differs from
+            ``actor_cpus``, or else Ray would fuse these tasks into the actors.
+    """
+
+    min_actors: int
+    max_actors: int
+    actor_cpus: float
+    actor_gpus: float
+    n_threads: int | None
+    task_cpus: float
+
+
+def connect() -> None:
+    """Join the cluster that RAY_ADDRESS names, or start one on this machine; nothing where one is joined."""
+    if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        ray.init(address, include_dashboard=False, logging_level="WARNING") if address == "local" else ray.init(
+            address, logging_level="WARNING"
+        )
+
+
+def choose_device(device: str) -> str:
+    """What ``auto`` means: GPUs where the cluster, or without one this machine, has them.
+
+    Raises:
+        SpecError: GPUs are asked for on a machine that has none.
+    """
+    joins = ray.is_initialized() or bool(os.environ.get("RAY_ADDRESS"))
+    if device == "cpu" or (device == "cuda" and joins):
+        return device  # a cluster may start its GPU nodes when they are asked for
+    if joins:
+        connect()
+        return "cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if device == "cuda":
+        raise SpecError("--device cuda: this machine has no GPU that torch can use; choose auto or cpu, or set RAY_ADDRESS")
+    return "cpu"
+
+
+def choose_precision(precision: str, device: str, *, kept: str | None) -> str:
+    """What ``auto`` means: what the output was begun with, else fp32 on a CPU and bf16 on a GPU.
+
+    Raises:
+        SpecError: a precision that the device cannot compute in.
+    """
+    if precision == "auto":
+        return kept or ("bf16" if device == "cuda" else "fp32")
+    return precision
+
+
+def share_out(spec: JobSpec, device: str, *, n_units: int) -> Hardware:
+    """Pool sizes and reservations on the connected cluster, never more actors than units."""
+    if device == "cuda":
+        default = max(1, int(ray.cluster_resources().get("GPU", 1)))
+        most = min(spec.max_actors or max(default, spec.min_actors or 1), n_units)
+        return Hardware(min(spec.min_actors or 1, most), most, actor_cpus=1, actor_gpus=1, n_threads=None, task_cpus=0.5)
+    node_cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    per_node = [-(-cpus // MAX_THREADS_PER_ACTOR) for cpus in node_cpus if cpus]
+    most = min(spec.max_actors or max(sum(per_node), spec.min_actors or 1), n_units)
+    threads = max(1, min(MAX_THREADS_PER_ACTOR, sum(node_cpus) // most))
+    return Hardware(
+        min_actors=min(spec.min_actors or most, most),
+        max_actors=most,
+        actor_cpus=max(1, threads // 2),  # the rest of its threads' time goes to the tasks beside it
+        actor_gpus=0,
+        n_threads=threads,
+        task_cpus=0.5,
+    )

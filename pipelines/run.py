@@ -1,0 +1,180 @@
+"""A JobSpec in, a labelled corpus out: plan → read → encode → predict → write → manifest."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
+from ray.data.block import BlockMetadata
+
+from pipelines import models
+from pipelines.encode import encode
+from pipelines.errors import RunError
+from pipelines.manifest import SUCCESS_NAME, Manifest, versions, write_manifest
+from pipelines.plan import JobPlan, check_writable, make_plan
+from pipelines.predict import Predictor
+from pipelines.progress import Progress
+from pipelines.read import Columns, read_unit
+from pipelines.report import Summary
+from pipelines.resources import Hardware, connect, share_out
+from pipelines.spec import JobSpec
+from pipelines.storage import locate, names_in
+from pipelines.units import Unit
+from pipelines.write import Part, parts_from, write_part
+
+logger = logging.getLogger(__name__)
+
+
+def run(spec: JobSpec) -> Summary:
+    """Label what is not labelled yet.
+
+    Raises:
+        PipelineError: with one line that says what to do.
+    """
+    plan = make_plan(spec)
+    for url in plan.vanished:
+        logger.warning("%s is no longer among the inputs; its parts stay", url)
+    if spec.dry_run or plan.is_done:
+        return Summary.of(plan, parts=plan.parts, labelled=[], seconds=0.0)
+    output = locate(spec.output)
+    check_writable(output)
+    if (success := output.child(SUCCESS_NAME)).fs.exists(success.path):
+        success.fs.rm_file(success.path)
+    started = time.monotonic()
+    labelled = _label(plan) if plan.pending else []
+    seconds = time.monotonic() - started
+    manifest = _manifest(plan, [*plan.parts, *labelled], seconds)
+    _check_complete(plan, manifest)
+    write_manifest(output, manifest)
+    _remove_superseded(plan, manifest)
+    return Summary.of(plan, parts=manifest.parts, labelled=labelled, seconds=seconds)
+
+
+def _label(plan: JobPlan) -> list[Part]:
+    """Run the pending units through the pipeline and collect their parts' figures."""
+    connect()
+    hardware = share_out(plan.spec, plan.device, n_units=len(plan.pending))
+    logger.info(
+        "labelling %d units on %d to %d %s actors in %s",
+        len(plan.pending), hardware.min_actors, hardware.max_actors, plan.device, plan.precision,
+    )  # fmt: skip
+    labelled: list[Part] = []
+    with Progress(n_units=len(plan.pending)) as progress:
+        for rows in pipeline(plan, hardware).iter_batches(batch_size=None, batch_format="pyarrow"):
+            parts = parts_from(rows)
+            labelled += parts
+            progress.add(parts)
+    return labelled
+
+
+def pipeline(plan: JobPlan, hardware: Hardware) -> ray.data.Dataset:
+    """The way of the data: one unit is one block from reading to its part; one row of figures comes out."""
+    context = DataContext.get_current()
+    context.target_max_block_size = None  # a unit stays whole, however large its block
+    context.enable_progress_bars = False  # ours counts rows and tokens
+    context.print_on_execution_start = False
+    encodings = [encoder_pass.encoding for encoder_pass in plan.passes]
+    heads = {plan_.name: head for plan_, head in models.heads_of(plan.passes)}
+    stage: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
+    return (
+        ray.data.read_datasource(
+            UnitSource(plan.pending, plan.columns),
+            num_cpus=hardware.task_cpus,
+            override_num_blocks=len(plan.pending),
+        )
+        .map_batches(encode, fn_kwargs={"encodings": encodings}, num_cpus=hardware.task_cpus, **stage)
+        .map_batches(
+            Predictor,
+            fn_constructor_args=[plan.passes],
+            fn_constructor_kwargs={
+                "device": plan.device,
+                "precision": plan.precision,
+                "max_batch_tokens": plan.spec.max_batch_tokens,
+                "n_threads": hardware.n_threads,
+            },
+            compute=ActorPoolStrategy(
+                min_size=hardware.min_actors, max_size=hardware.max_actors, initial_size=hardware.min_actors
+            ),
+            num_cpus=hardware.actor_cpus,
+            num_gpus=hardware.actor_gpus,
+            **stage,
+        )
+        .map_batches(
+            write_part,
+            fn_kwargs={"output": plan.spec.output, "output_format": plan.spec.output_format, "heads": heads},
+            num_cpus=hardware.task_cpus,
+            **stage,
+        )
+    )
+
+
+class UnitSource(Datasource):
+    """Work units as a Ray datasource: one read task and one block each."""
+
+    def __init__(self, units: list[Unit], columns: Columns) -> None:
+        super().__init__()
+        self._units = units
+        self._columns = columns
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Unknown before reading."""
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        """One task a unit, whatever parallelism Ray proposes."""
+        nothing_known = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
+        return [ReadTask(partial(_read_one, unit, self._columns), nothing_known) for unit in self._units]
+
+
+def _read_one(unit: Unit, columns: Columns) -> Iterator[Any]:
+    yield read_unit(unit, columns)
+
+
+def _manifest(plan: JobPlan, parts: list[Part], seconds: float) -> Manifest:
+    before = 0.0 if plan.previous is None or plan.spec.overwrite else plan.previous.seconds
+    return Manifest(
+        recipe=plan.recipe,
+        heads=plan.heads,
+        shards=plan.shards,
+        parts=sorted(parts, key=lambda part: part.name),
+        seconds=before + seconds,
+        versions=versions(),
+    )
+
+
+def _check_complete(plan: JobPlan, manifest: Manifest) -> None:
+    """Every unit has one part, with as many rows as its shard says, and the part lies in the output.
+
+    Raises:
+        RunError: a unit was lost or doubled.
+    """
+    names = [part.name for part in manifest.parts]
+    n_units = sum(shard.units for shard in plan.shards)
+    if len(names) != n_units or len(set(names)) != n_units:
+        raise RunError(f"{n_units} units gave {len(set(names))} parts: start the job again, it does what is missing")
+    rows = {part.name.rsplit(".", 1)[0]: part.rows for part in manifest.parts}
+    for unit in plan.pending:
+        if unit.shard.is_parquet and unit.stop is not None and rows[unit.name] != unit.stop - unit.start:
+            raise RunError(f"{unit.name} has {rows[unit.name]} rows of {unit.stop - unit.start}: start the job again")
+    present = names_in(locate(plan.spec.output))
+    missing = [name for name in names if name not in present]
+    if missing:
+        raise RunError(f"{len(missing)} parts are missing, such as {missing[0]}: start the job again")
+
+
+def _remove_superseded(plan: JobPlan, manifest: Manifest) -> None:
+    """Remove parts that the new manifest does not know: of changed shards, of what was overwritten."""
+    output = locate(plan.spec.output)
+    current = {part.name for part in manifest.parts}
+    for name in names_in(output):
+        if name.startswith("part-") and name not in current:
+            output.fs.rm_file(output.child(name).path)
+
+

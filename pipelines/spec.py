@@ -1,0 +1,132 @@
+"""Flags and YAML in, one validated JobSpec out: what to read, which heads, where to write."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipelines.errors import SpecError
+from pipelines.storage import redacted
+
+DEFAULT_ID_COLUMN = "id"
+OWN_COLUMNS = ("id", "error")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+
+
+class JobSpec(BaseModel):
+    """One labelling job. Field names are the YAML keys and, with dashes, the flags.
+
+    Raises:
+        SpecError: through ``JobSpec.of``, a value or combination that no job can have.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input: list[str] = Field(min_length=1, description="file, folder or glob, local or any fsspec URL; may be repeated")
+    output: str = Field(min_length=1, description="folder for the labelled parts, local or any fsspec URL")
+    model: str | None = Field(None, description="checkpoint folder or URL; short for --head prediction=URL")
+    head: dict[str, str] = Field({}, description="NAME=URL: a checkpoint and the column it fills; may be repeated")
+    text_column: str = Field("text", description="column with the text")
+    text_pair_column: str | None = Field(None, description="column with a second text for pair tasks")
+    id_column: str | None = Field(None, description="column with the record's id; without it 'id' is used where it exists")
+    keep_column: list[str] = Field([], description="input column to copy into the output; may be repeated")
+    output_format: Literal["parquet", "arrow"] = Field("parquet", description="format of the parts")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes GPUs where the cluster has them")
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field("auto", description="auto: fp32 on a CPU, bf16 on a GPU")
+    min_actors: int | None = Field(None, ge=1, description="fewest model actors")
+    max_actors: int | None = Field(None, ge=1, description="most model actors")
+    unit_rows: int = Field(5000, ge=1, description="target rows of a work unit, which becomes one part")
+    max_batch_tokens: int | None = Field(None, ge=1, description="token budget of a micro-batch")
+    long_text: Literal["truncate", "window", "error"] = Field("truncate", description="what to do with texts beyond the model's length")
+    max_failed_fraction: float = Field(0.05, ge=0, le=1, description="share of failed records that fails the job")
+    dry_run: bool = Field(False, description="print what would be done, and stop")
+    overwrite: bool = Field(False, description="label everything anew, whatever the output holds")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _model_is_a_head(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("model"):
+            if values.get("head"):
+                raise ValueError("give --model URL or --head NAME=URL, not both")
+            return {**values, "head": {"prediction": values["model"]}}
+        return values
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> JobSpec:
+        if not self.head:
+            raise ValueError("no model: give --model URL or --head NAME=URL")
+        for name in self.head:
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"--head {name}=…: a name is letters, digits and underscores, and begins with a letter")
+        columns = [*OWN_COLUMNS, *self.keep_column, *self.head]
+        for name in columns:
+            if columns.count(name) > 1:
+                raise ValueError(f"two output columns would be called {name!r}: rename a head or drop --keep-column {name}")
+        if self.min_actors and self.max_actors and self.min_actors > self.max_actors:
+            raise ValueError(f"--min-actors ({self.min_actors}) is above --max-actors ({self.max_actors})")
+        if self.precision == "int8":
+            raise ValueError("--precision int8 is not available yet: use fp32, bf16 or fp16")
+        if self.long_text == "window":
+            raise ValueError("--long-text window is not available yet: use truncate or error")
+        return self
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> JobSpec:
+        """Validate values by field name.
+
+        Raises:
+            SpecError: naming the flag, its value and the remedy.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise SpecError(_one_line(error)) from error
+
+    def recipe(self) -> dict[str, Any]:
+        """The settings that decide what stands in a part, apart from its shard and the models."""
+        return {
+            "id_column": self.id_column,
+            "keep_column": list(self.keep_column),
+            "long_text": self.long_text,
+            "output_format": self.output_format,
+            "text_column": self.text_column,
+            "text_pair_column": self.text_pair_column,
+            "unit_rows": self.unit_rows,
+        }
+
+
+def flag(field: str) -> str:
+    """The command-line flag of a JobSpec field."""
+    return "--" + field.replace("_", "-")
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The fields that a YAML file sets.
+
+    Raises:
+        SpecError: no such file, or no mapping of fields in it.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"--config {path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise SpecError(f"--config {path} must hold 'field: value' lines such as 'input: [corpus/]'")
+    return {str(key).replace("-", "_"): value for key, value in values.items()}
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return message
+    name = flag(str(first["loc"][0]))
+    if first["type"] == "missing":
+        return f"{name} is missing: {JobSpec.model_fields[str(first['loc'][0])].description}"
+    if first["type"] == "extra_forbidden":
+        return f"unknown setting {first['loc'][0]!r}: the settings are {', '.join(JobSpec.model_fields)}"
+    return f"{name} ({redacted(str(first['input']))}): {message}"

@@ -2,7 +2,14 @@
 
 from convbert.config import ConvBertConfig
 from convbert.errors import CheckpointError, ConfigError, ConvBertError, InputError, TokenizerError, WeightsError
-from convbert.models import ConvBertForSequenceClassification, ConvBertModel
+from convbert.models import (
+    ConvBertForMaskedLM,
+    ConvBertForMultipleChoice,
+    ConvBertForQuestionAnswering,
+    ConvBertForSequenceClassification,
+    ConvBertForTokenClassification,
+    ConvBertModel,
+)
 from convbert.tokenization import ConvBertTokenizer
 
 __all__ = [
@@ -10,7 +17,11 @@ __all__ = [
     "ConfigError",
     "ConvBertConfig",
     "ConvBertError",
+    "ConvBertForMaskedLM",
+    "ConvBertForMultipleChoice",
+    "ConvBertForQuestionAnswering",
     "ConvBertForSequenceClassification",
+    "ConvBertForTokenClassification",
     "ConvBertModel",
     "ConvBertTokenizer",
     "InputError",

@@ -1,4 +1,7 @@
-"""A config's ``hidden_act`` in, the function of that name out; names and values are Transformers'."""
+"""A config's ``hidden_act`` in, the function of that name out; names and values are Transformers'.
+
+Transformers' ``prelu`` and ``xielu`` hold weights of their own and are refused.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +41,10 @@ def _identity(x: Tensor) -> Tensor:
     return x
 
 
+def _sqrt_softplus(x: Tensor) -> Tensor:
+    return F.softplus(x).sqrt()
+
+
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": F.gelu,
     "gelu_python": F.gelu,
@@ -58,6 +65,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu6": F.relu6,
     "sigmoid": torch.sigmoid,
     "silu": F.silu,
+    "sqrtsoftplus": _sqrt_softplus,
     "swish": F.silu,
     "tanh": torch.tanh,
 }

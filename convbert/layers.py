@@ -43,7 +43,8 @@ class Embeddings(nn.Module):
     def forward(self, words: Tensor, position_ids: Tensor, token_type_ids: Tensor) -> Tensor:
         """words (B, L, E) as embedded, ids (B, L) or (1, L) -> (B, L, E)."""
         summed = words + self.position_embeddings(position_ids) + self.token_type_embeddings(token_type_ids)
-        return self.dropout(self.LayerNorm(summed))
+        embedded: Tensor = self.dropout(self.LayerNorm(summed))
+        return embedded
 
 
 class SeparableConv1d(nn.Module):
@@ -59,8 +60,8 @@ class SeparableConv1d(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, L, H) -> (B, L, A)."""
-        channels_first = hidden.transpose(1, 2)
-        return (self.pointwise(self.depthwise(channels_first)) + self.bias).transpose(1, 2)
+        convolved: Tensor = self.pointwise(self.depthwise(hidden.transpose(1, 2)))  # (B, A, L)
+        return (convolved + self.bias).transpose(1, 2)
 
 
 class GroupedLinear(nn.Module):
@@ -73,7 +74,7 @@ class GroupedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in_width) -> (…, out_width)."""
-        groups = x.unflatten(-1, (self.weight.shape[0], -1))  # (…, G, in/G)
+        groups = torch.unflatten(x, -1, (self.weight.shape[0], -1))  # (…, G, in/G)
         return torch.einsum("...gi,gio->...go", groups, self.weight).flatten(-2) + self.bias
 
 
@@ -125,13 +126,13 @@ class MixedSelfAttention(nn.Module):
         query = self.query(hidden)  # (B, L, A), unscaled: the convolution's kernels use it as it is
         context, probabilities = self._attend(query, self.key(hidden), self.value(hidden), mask)
         span_key = self.key_conv_attn_layer(hidden)  # (B, L, A)
-        kernels = self.conv_kernel_layer(span_key * query).unflatten(-1, (self.n_heads, -1)).softmax(-1)
+        kernels = self._split(self.conv_kernel_layer(span_key * query)).softmax(-1)  # (B, L, N, K)
         values = self._split(self.conv_out_layer(hidden))  # (B, L, N, d)
         convolved = dynamic_convolution(kernels, values)
         return torch.cat([context, convolved], dim=2).flatten(2), probabilities  # (B, L, 2N, d) -> (B, L, H)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.n_heads, -1))  # (B, L, A) -> (B, L, N, d)
+        return torch.unflatten(x, -1, (self.n_heads, -1))  # (B, L, A) -> (B, L, N, d)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         q, k, v = (self._split(x).transpose(1, 2) for x in (query, key, value))  # (B, N, L, d)
@@ -155,7 +156,8 @@ class ResidualOutput(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """(B, L, in_width), (B, L, H) -> (B, L, H)."""
-        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
+        output: Tensor = self.LayerNorm(self.dropout(self.dense(x)) + residual)
+        return output
 
 
 class Attention(nn.Module):
@@ -242,4 +244,62 @@ class ClassificationHead(nn.Module):
 
     def forward(self, first_token: Tensor) -> Tensor:
         """(B, H) -> (B, n_labels)."""
-        return self.out_proj(self.dropout(self.activation(self.dense(self.dropout(first_token)))))
+        logits: Tensor = self.out_proj(self.dropout(self.activation(self.dense(self.dropout(first_token)))))
+        return logits
+
+
+class GeneratorPredictions(nn.Module):
+    """Hidden states back to the width of the embeddings, before the product with the word table."""
+
+    def __init__(self, *, hidden_width: int, embedding_width: int, layer_norm_eps: float) -> None:
+        super().__init__()
+        self.LayerNorm = nn.LayerNorm(embedding_width, eps=layer_norm_eps)
+        self.dense = nn.Linear(hidden_width, embedding_width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, L, H) -> (B, L, E). Always GELU, whatever ``hidden_act`` is, as in Transformers."""
+        narrowed: Tensor = self.LayerNorm(F.gelu(self.dense(hidden)))
+        return narrowed
+
+
+SUMMARIES = ("last", "first", "mean", "cls_index")
+"""How a sequence becomes one vector; ``cls_index`` without an index is the last token."""
+
+
+class SequenceSummary(nn.Module):
+    """A sequence's hidden states in, one vector out: the step before the score of a choice.
+
+    Args:
+        kind: one of SUMMARIES. The last token is [PAD] where a text is padded on the right, and the mean
+            counts padding: both as in Transformers.
+        projected_width: width of a projection after that; None leaves it out.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden_width: int,
+        kind: str,
+        projected_width: int | None,
+        activation: Activation,
+        first_dropout: float,
+        last_dropout: float,
+    ) -> None:
+        super().__init__()
+        self.kind = kind
+        self.summary = nn.Identity() if projected_width is None else nn.Linear(hidden_width, projected_width)
+        self.activation = activation
+        self.first_dropout = nn.Dropout(first_dropout)
+        self.last_dropout = nn.Dropout(last_dropout)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, L, H) -> (B, projected_width), or (B, H) where nothing is projected."""
+        match self.kind:
+            case "first":
+                vector = hidden[:, 0]
+            case "mean":
+                vector = hidden.mean(1)
+            case _:
+                vector = hidden[:, -1]
+        summary: Tensor = self.last_dropout(self.activation(self.summary(self.first_dropout(vector))))
+        return summary

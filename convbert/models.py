@@ -1,25 +1,27 @@
 """A config in, ConvBERT models out: assembly of convbert.layers with Transformers-shaped forwards.
 
-Shapes: B batch, L sequence length, H hidden_size, N attention heads of a mixed block.
+Shapes: B batch, C choices, L sequence length, E embedding_size, H hidden_size, N attention heads of a
+mixed block.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from typing_extensions import Self
 
 from convbert import layers
-from convbert.activations import ACTIVATIONS
-from convbert.checkpoints import LoadReport, load_into, read_weights, save_weights
+from convbert.activations import ACTIVATIONS, Activation
+from convbert.checkpoints import LoadReport, load_into, read_config, read_weights, save_weights
 from convbert.config import ConvBertConfig
-from convbert.errors import InputError
-from convbert.outputs import EncoderOutput, LogitsOutput
+from convbert.errors import ConfigError, InputError
+from convbert.losses import class_loss, span_loss, text_loss
+from convbert.outputs import EncoderOutput, LogitsOutput, SpanOutput
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +38,7 @@ class PreTrainedModel(nn.Module):
     @property
     def base_model(self) -> ConvBertModel:
         """The encoder: the model itself, or the one inside a task model."""
-        encoder: ConvBertModel = getattr(self, self.base_prefix.rstrip("."), self)
-        return encoder
+        return cast("ConvBertModel", getattr(self, self.base_prefix.rstrip("."), self))
 
     @classmethod
     def from_pretrained(
@@ -45,8 +46,9 @@ class PreTrainedModel(nn.Module):
     ) -> Self:
         """The model with a checkpoint's weights, in evaluation mode.
 
-        A base checkpoint loads into a task model and the other way round; weights that the checkpoint
-        lacks keep their random initialisation and are named in a warning, as are those left over.
+        Reads what convbert.checkpoints reads: PyTorch's, TensorFlow's and the original TF1 files. A base
+        checkpoint loads into a task model and the other way round; weights that the checkpoint lacks keep
+        their random initialisation and are named in a warning, as are those left over.
 
         Args:
             folder_or_url: checkpoint folder, local or at any fsspec URL.
@@ -71,41 +73,68 @@ class PreTrainedModel(nn.Module):
     @classmethod
     def load(cls, folder_or_url: str | Path, *, config: ConvBertConfig | None = None) -> tuple[Self, LoadReport]:
         """As ``from_pretrained``, with the names that did not meet in place of warnings."""
-        model = cls(config or ConvBertConfig.from_pretrained(folder_or_url))
+        model = cls(config or read_config(folder_or_url))
         report = load_into(model, read_weights(folder_or_url), base_prefix=cls.base_prefix, source=str(folder_or_url))
         return model.eval(), report
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors, which Transformers reads, into a local folder."""
-        self.config.extra["architectures"] = [type(self).__name__]
-        self.config.save_pretrained(folder)
-        save_weights(self, folder)
+    def save_pretrained(self, folder: str | Path, *, max_shard_bytes: int | None = None) -> None:
+        """Write config.json and model.safetensors, which Transformers reads, into a local folder.
+
+        Args:
+            folder: made where it is missing; weights in safetensors that lie there are replaced.
+            max_shard_bytes: most bytes of weights a file; more are cut into several files and an index.
+                None writes one file.
+        """
+        dtype = str(self.base_model.embeddings.word_embeddings.weight.dtype).removeprefix("torch.")
+        extra = {**self.config.extra, "architectures": [type(self).__name__]}
+        extra.update(dict.fromkeys(extra.keys() & {"dtype", "torch_dtype"}, dtype))
+        replace(self.config, extra=extra).save_pretrained(folder)
+        save_weights(self, folder, max_shard_bytes=max_shard_bytes)
+
+    def resize_token_embeddings(self, new_num_tokens: int) -> nn.Embedding:
+        """Give the vocabulary another size, and the model a config that says so.
+
+        Ids below both sizes keep their embeddings; new ones are drawn from Normal(0, initializer_range).
+
+        Returns:
+            The word embedding table.
+
+        Raises:
+            ConfigError: fewer than 1, or too few for ``pad_token_id``.
+        """
+        config = replace(self.config, vocab_size=new_num_tokens)
+        table = self.base_model.embeddings.word_embeddings
+        table.weight = _resized(table.weight, new_num_tokens, std=config.initializer_range)
+        table.num_embeddings = new_num_tokens
+        for module in self.modules():
+            if isinstance(module, PreTrainedModel):
+                module.config = config
+        return table
 
     def gradient_checkpointing_enable(self) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
-        self._set_gradient_checkpointing(True)
+        self.base_model.encoder.gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep activations for the backward pass, the default."""
-        self._set_gradient_checkpointing(False)
-
-    def _set_gradient_checkpointing(self, enabled: bool) -> None:
-        for module in self.modules():
-            if isinstance(module, layers.Encoder):
-                module.gradient_checkpointing = enabled
+        self.base_model.encoder.gradient_checkpointing = False
 
     def _initialise(self) -> None:
-        """Normal(0, initializer_range) for every matrix, zero for biases and padding, one for norms."""
-        for module in self.modules():
-            match module:
-                case nn.Linear() | nn.Conv1d() | layers.GroupedLinear():
-                    nn.init.normal_(module.weight, std=self.config.initializer_range)
-                    if module.bias is not None:
-                        nn.init.zeros_(module.bias)
-                case nn.Embedding():
-                    nn.init.normal_(module.weight, std=self.config.initializer_range)
-                    if module.padding_idx is not None:
-                        nn.init.zeros_(module.weight[module.padding_idx])
+        """Normal(0, initializer_range) for every matrix, zero for biases and padding, one for norms.
+
+        An encoder inside has done it for itself.
+        """
+        for child in self.children():
+            for module in () if isinstance(child, PreTrainedModel) else child.modules():
+                match module:
+                    case nn.Linear() | nn.Conv1d() | layers.GroupedLinear():
+                        nn.init.normal_(module.weight, std=self.config.initializer_range)
+                        if module.bias is not None:
+                            nn.init.zeros_(module.bias)
+                    case nn.Embedding():
+                        nn.init.normal_(module.weight, std=self.config.initializer_range)
+                        if module.padding_idx is not None:
+                            nn.init.zeros_(module.weight[module.padding_idx])
 
 
 class ConvBertModel(PreTrainedModel):
@@ -145,43 +174,73 @@ class ConvBertModel(PreTrainedModel):
 
         Args:
             input_ids: (B, L), or give ``inputs_embeds``.
-            attention_mask: (B, L) or (B, L, L), 1 for tokens to attend to, 0 for padding; None is all ones.
+            attention_mask: (B, L) or (B, L, L), not 0 for tokens to attend to, 0 for padding; or
+                (B, 1 or N, 1 or L, L): floats are added to the attention scores, booleans and integers
+                are not 0 for tokens to attend to. None is all ones. A row without any token to attend to
+                attends to all alike.
             token_type_ids: (B, L); None is all zeros.
-            position_ids: (B, L); None counts from 0.
-            inputs_embeds: (B, L, embedding_size), in place of the word embeddings.
+            position_ids: (B, L) or (1, L); None counts from 0.
+            inputs_embeds: (B, L, E), in place of the word embeddings.
             output_hidden_states: return every layer's output.
             output_attentions: return every layer's attention probabilities.
 
         Raises:
-            InputError: neither or both of ids and embeddings, or more than ``max_position_embeddings`` tokens.
+            InputError: neither or both of ids and embeddings, shapes that do not fit, more than
+                ``max_position_embeddings`` tokens, or (found on the CPU only) an id outside its table.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise InputError("give either input_ids or inputs_embeds")
-        words = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        batch_size, n_tokens = words.shape[:2]
+        given = _given(input_ids, inputs_embeds, axes="BL")
+        batch_size, n_tokens = given.shape[:2]
+        if n_tokens == 0:
+            raise InputError("a sequence needs at least one token")
+        if inputs_embeds is not None:
+            _check_shape("inputs_embeds", inputs_embeds, (batch_size, n_tokens, self.config.embedding_size))
         if position_ids is None:
             if n_tokens > self.config.max_position_embeddings:
                 raise InputError(
                     f"{n_tokens} tokens exceed max_position_embeddings ({self.config.max_position_embeddings}): "
                     "truncate the text or label it in windows"
                 )
-            position_ids = torch.arange(n_tokens, device=words.device)[None]
+            position_ids = torch.arange(n_tokens, device=given.device)[None]
         if token_type_ids is None:
-            token_type_ids = torch.zeros(batch_size, n_tokens, dtype=torch.long, device=words.device)
-        hidden = self.embeddings(words, position_ids, token_type_ids)  # (B, L, E)
+            token_type_ids = torch.zeros(1, n_tokens, dtype=torch.long, device=given.device)
+        for name, ids in (("token_type_ids", token_type_ids), ("position_ids", position_ids)):
+            _check_shape(name, ids, (batch_size, n_tokens))
+        hidden = self._embed(input_ids, inputs_embeds, token_type_ids, position_ids)  # (B, L, E)
         if self.config.embedding_size != self.config.hidden_size:
             hidden = self.embeddings_project(hidden)  # (B, L, E) -> (B, L, H)
+        mask = None
+        if attention_mask is not None:
+            mask = _additive_mask(attention_mask, hidden.dtype)
+            _check_shape("attention_mask", mask, (batch_size, self.config.n_mixed_heads, n_tokens, n_tokens))
         last, hidden_states, attentions = self.encoder(
-            hidden,
-            _additive_mask(attention_mask, hidden.dtype),
-            keep_hidden_states=output_hidden_states,
-            keep_attentions=output_attentions,
+            hidden, mask, keep_hidden_states=output_hidden_states, keep_attentions=output_attentions
         )
         return EncoderOutput(last_hidden_state=last, hidden_states=hidden_states, attentions=attentions)
 
+    def _embed(self, input_ids: Tensor | None, words: Tensor | None, types: Tensor, positions: Tensor) -> Tensor:
+        try:
+            if words is None:
+                words = self.embeddings.word_embeddings(input_ids)
+            embedded: Tensor = self.embeddings(words, positions, types)
+        except IndexError as error:
+            tables = (
+                ("input_ids", input_ids, "vocab_size"),
+                ("token_type_ids", types, "type_vocab_size"),
+                ("position_ids", positions, "max_position_embeddings"),
+            )
+            for name, ids, field in tables:
+                n_entries = getattr(self.config, field)
+                if ids is not None and not 0 <= ids.min() <= ids.max() < n_entries:
+                    raise InputError(
+                        f"{name} reaches from {int(ids.min())} to {int(ids.max())}, but {field} ({n_entries}) "
+                        f"allows 0 to {n_entries - 1}"
+                    ) from error
+            raise
+        return embedded
 
-class ConvBertForSequenceClassification(PreTrainedModel):
-    """The encoder with a classification or regression head on its first token.
+
+class TaskModel(PreTrainedModel):
+    """An encoder and what a task makes of its last hidden states: a subclass gives ``logits`` and ``loss``.
 
     Args:
         config: shape of the model and its labels; weights are randomly initialised.
@@ -190,12 +249,129 @@ class ConvBertForSequenceClassification(PreTrainedModel):
     def __init__(self, config: ConvBertConfig) -> None:
         super().__init__(config)
         self.convbert = ConvBertModel(config)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> LogitsOutput:
+        """Logits of a padded batch, and the loss where ``labels`` are given, as the class describes them.
+
+        The other arguments, and the errors, are those of ConvBertModel.
+        """
+        encoded = self.convbert(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        logits = self.logits(encoded.last_hidden_state)
+        return LogitsOutput(
+            loss=None if labels is None else self.loss(logits, labels),
+            logits=logits,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Last hidden states (B, L, H) -> logits."""
+        raise NotImplementedError
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross entropy of one class a logit row; label -100 does not count. Scalar."""
+        return class_loss(logits, labels)
+
+
+class ConvBertForMaskedLM(TaskModel):
+    """The encoder with the generator's head: which word stands behind each token.
+
+    Logits (B, L, vocab_size), labels (B, L) word ids, -100 for tokens that do not count. The product with
+    the vocabulary uses the word embeddings themselves, unless the config says ``tie_word_embeddings: false``.
+    """
+
+    def __init__(self, config: ConvBertConfig) -> None:
+        super().__init__(config)
+        self.generator_predictions = layers.GeneratorPredictions(
+            hidden_width=config.hidden_size,
+            embedding_width=config.embedding_size,
+            layer_norm_eps=config.layer_norm_eps,
+        )
+        self.generator_lm_head = nn.Linear(config.embedding_size, config.vocab_size)
+        self._initialise()
+        self._tie()
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(B, L, H) -> (B, L, vocab_size)."""
+        logits: Tensor = self.generator_lm_head(self.generator_predictions(hidden))
+        return logits
+
+    def resize_token_embeddings(self, new_num_tokens: int) -> nn.Embedding:
+        """As for every model; the head's matrix and bias follow, the bias of new words is 0."""
+        table = super().resize_token_embeddings(new_num_tokens)
+        head = self.generator_lm_head
+        head.weight = _resized(head.weight, new_num_tokens, std=self.config.initializer_range)
+        head.bias = _resized(head.bias, new_num_tokens, std=0)
+        head.out_features = new_num_tokens
+        self._tie()
+        return table
+
+    def _tie(self) -> None:
+        if _option(self.config, "tie_word_embeddings", True):
+            self.generator_lm_head.weight = self.convbert.embeddings.word_embeddings.weight
+
+
+class ConvBertForSequenceClassification(TaskModel):
+    """The encoder with a classification or regression head on its first token.
+
+    Logits (B, n_labels). Labels: (B,) class indices; (B,) or (B, n_labels) floats for regression;
+    (B, n_labels) zeros and ones for several labels a text. The loss follows ``config.problem_type``, or
+    where that is None the number of labels and the type of ``labels``.
+    """
+
+    def __init__(self, config: ConvBertConfig) -> None:
+        super().__init__(config)
         self.classifier = layers.ClassificationHead(
             hidden_width=config.hidden_size,
             n_labels=config.num_labels,
             activation=ACTIVATIONS[config.hidden_act],
             dropout=_classifier_dropout(config),
         )
+        self._initialise()
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(B, L, H) -> (B, n_labels)."""
+        logits: Tensor = self.classifier(hidden[:, 0])
+        return logits
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Squared error or cross entropy, by ``config.problem_type``. Scalar."""
+        return text_loss(logits, labels, self.config.problem_type)
+
+
+class ConvBertForMultipleChoice(TaskModel):
+    """The encoder with a score for each choice, from a summary of its sequence.
+
+    Inputs have one more axis, (B, C, L); logits (B, C), labels (B,) the right choice. The summary is the
+    last token, which is [PAD] in a choice padded on the right, as in Transformers; ``summary_type`` and
+    its siblings in the config change it.
+
+    Raises:
+        ConfigError: summary settings that cannot work.
+    """
+
+    def __init__(self, config: ConvBertConfig) -> None:
+        super().__init__(config)
+        self.sequence_summary = _sequence_summary(config)
+        self.classifier = nn.Linear(config.hidden_size, 1)
         self._initialise()
 
     def forward(
@@ -209,12 +385,82 @@ class ConvBertForSequenceClassification(PreTrainedModel):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> LogitsOutput:
-        """Logits (B, n_labels) of a padded batch; arguments as for ConvBertModel.
+        """Logits (B, C) of padded choices, all inputs (B, C, …); else as for the other classes."""
+        batch_size, n_choices = _given(input_ids, inputs_embeds, axes="BCL").shape[:2]
+        flat = super().forward(
+            _flat(input_ids),
+            _flat(attention_mask),
+            _flat(token_type_ids),
+            _flat(position_ids),
+            _flat(inputs_embeds),
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        logits = flat.logits.view(batch_size, n_choices)  # (B·C, 1) -> (B, C)
+        return replace(flat, logits=logits, loss=None if labels is None else self.loss(logits, labels))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(B·C, L, H) -> (B·C, 1)."""
+        logits: Tensor = self.classifier(self.sequence_summary(hidden))
+        return logits
+
+
+class ConvBertForTokenClassification(TaskModel):
+    """The encoder with a class for each token.
+
+    Logits (B, L, n_labels), labels (B, L) class indices, -100 for tokens that do not count.
+    """
+
+    def __init__(self, config: ConvBertConfig) -> None:
+        super().__init__(config)
+        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self._initialise()
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(B, L, H) -> (B, L, n_labels)."""
+        logits: Tensor = self.classifier(self.dropout(hidden))
+        return logits
+
+
+class ConvBertForQuestionAnswering(PreTrainedModel):
+    """The encoder with two scores for each token: that the answer begins, and that it ends there.
+
+    Args:
+        config: shape of the model; weights are randomly initialised.
+
+    Raises:
+        ConfigError: another number of labels than 2.
+    """
+
+    def __init__(self, config: ConvBertConfig) -> None:
+        super().__init__(config)
+        if config.num_labels != 2:
+            raise ConfigError(f"id2label has {config.num_labels} labels; question answering needs 2: start and end")
+        self.convbert = ConvBertModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self._initialise()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> SpanOutput:
+        """Start and end logits (B, L) of a padded batch; the other arguments are those of ConvBertModel.
 
         Args:
-            labels: (B,) class indices; (B,) or (B, n_labels) floats for regression; (B, n_labels) zeros
-                and ones for several labels a text. The loss follows ``config.problem_type``, or where
-                that is None the number of labels and the type of ``labels``.
+            start_positions, end_positions: (B,) or (B, 1) tokens where the answer begins and ends. A
+                position beyond the sequence does not count; one below 0 counts as 0.
+
+        Raises:
+            InputError: only one of the positions, or inputs that ConvBertModel cannot take.
         """
         encoded = self.convbert(
             input_ids,
@@ -225,10 +471,16 @@ class ConvBertForSequenceClassification(PreTrainedModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
-        logits = self.classifier(encoded.last_hidden_state[:, 0])
-        return LogitsOutput(
-            logits=logits,
-            loss=None if labels is None else _classification_loss(logits, labels, self.config.problem_type),
+        start, end = self.qa_outputs(encoded.last_hidden_state).unbind(-1)  # (B, L, 2) -> 2 x (B, L)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = span_loss(start, end, start_positions, end_positions)
+        elif start_positions is not None or end_positions is not None:
+            raise InputError("give both start_positions and end_positions, or neither")
+        return SpanOutput(
+            loss=loss,
+            start_logits=start,
+            end_logits=end,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
@@ -265,31 +517,84 @@ def _encoder_layer(config: ConvBertConfig) -> layers.EncoderLayer:
     )
 
 
-def _additive_mask(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """1/0 mask (B, L) or (B, L, L) -> 0 or the most negative number, (B, 1, 1 or L, L)."""
-    if mask is None:
-        return None
-    if mask.dim() not in (2, 3):
-        raise InputError(f"attention_mask has {mask.dim()} dimensions: give (B, L) or (B, L, L)")
-    expanded = mask[:, None, None, :] if mask.dim() == 2 else mask[:, None]
-    return (1 - expanded.to(dtype)) * torch.finfo(dtype).min
+def _sequence_summary(config: ConvBertConfig) -> layers.SequenceSummary:
+    kind = _option(config, "summary_type", "last")
+    if kind not in layers.SUMMARIES:
+        raise ConfigError(f"summary_type ({kind!r}) is unknown: choose one of {', '.join(layers.SUMMARIES)}")
+    projected = None
+    if _option(config, "summary_use_proj", False):
+        projected = config.num_labels if _option(config, "summary_proj_to_labels", False) else config.hidden_size
+        if projected != config.hidden_size:
+            raise ConfigError(
+                f"summary_proj_to_labels projects to {projected} labels, but the choice's score reads hidden_size "
+                f"({config.hidden_size}) features: set summary_proj_to_labels to false"
+            )
+    return layers.SequenceSummary(
+        hidden_width=config.hidden_size,
+        kind=kind,
+        projected_width=projected,
+        activation=_activation("summary_activation", _option(config, "summary_activation", None) or "linear"),
+        first_dropout=_option(config, "summary_first_dropout", 0.0),
+        last_dropout=_option(config, "summary_last_dropout", 0.0),
+    )
+
+
+def _option(config: ConvBertConfig, name: str, default: Any) -> Any:
+    """A setting that is no field of the config, or not yet: Transformers keeps it in the same config.json."""
+    return getattr(config, name, config.extra.get(name, default))
+
+
+def _activation(field: str, name: str) -> Activation:
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"{field} ({name!r}) is unknown: choose one of {', '.join(sorted(ACTIVATIONS))}")
+    return ACTIVATIONS[name]
 
 
 def _classifier_dropout(config: ConvBertConfig) -> float:
     return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
 
 
-def _classification_loss(logits: Tensor, labels: Tensor, problem_type: str | None) -> Tensor:
-    n_labels = logits.shape[-1]
-    if problem_type is None:
-        if n_labels == 1:
-            problem_type = "regression"
-        elif labels.dtype in (torch.long, torch.int):
-            problem_type = "single_label_classification"
-        else:
-            problem_type = "multi_label_classification"
-    if problem_type == "regression":
-        return F.mse_loss(logits.squeeze(), labels.squeeze()) if n_labels == 1 else F.mse_loss(logits, labels)
-    if problem_type == "single_label_classification":
-        return F.cross_entropy(logits.view(-1, n_labels), labels.view(-1))
-    return F.binary_cross_entropy_with_logits(logits, labels)
+def _additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask of 2, 3 or 4 dimensions -> what is added to the scores, broadcast to (B, N, L, L).
+
+    2 and 3 dimensions as in Transformers 4.46, floats of 4 as in Transformers 5. Half of the most
+    negative number hides a token as well as all of it, and cannot overflow when a score is added to it in
+    float16: a row without any token stays finite.
+    """
+    if mask.dim() not in (2, 3, 4):
+        raise InputError(f"attention_mask has {mask.dim()} dimensions: give (B, L), (B, L, L) or (B, N, L, L)")
+    lowest = torch.finfo(dtype).min / 2
+    if mask.dim() == 4 and mask.is_floating_point():
+        return mask.to(dtype).clamp(min=lowest)
+    expanded = {2: lambda: mask[:, None, None, :], 3: lambda: mask[:, None], 4: lambda: mask}[mask.dim()]()
+    return torch.zeros(expanded.shape, dtype=dtype, device=mask.device).masked_fill(expanded == 0, lowest)
+
+
+def _given(input_ids: Tensor | None, inputs_embeds: Tensor | None, *, axes: str) -> Tensor:
+    """The one of both that is given, with the axes of ids, or one more of embeddings."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise InputError("give either input_ids or inputs_embeds")
+    name, given = ("inputs_embeds", inputs_embeds) if input_ids is None else ("input_ids", input_ids)
+    assert given is not None  # for the type checker
+    wanted = axes if inputs_embeds is None else axes + "E"
+    if given.dim() != len(wanted):
+        raise InputError(f"{name} has the shape {tuple(given.shape)}: give ({', '.join(wanted)})")
+    return given
+
+
+def _flat(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.flatten(0, 1)  # (B, C, …) -> (B·C, …)
+
+
+def _check_shape(name: str, tensor: Tensor, full: tuple[int, ...]) -> None:
+    """Refuse what does not broadcast to ``full`` with its last axis whole."""
+    fits = tensor.dim() == len(full) and tensor.shape[-1] == full[-1]
+    if not fits or any(size not in (1, whole) for size, whole in zip(tensor.shape, full, strict=True)):
+        raise InputError(f"{name} has the shape {tuple(tensor.shape)}, which does not fit {full}")
+
+
+def _resized(rows: Tensor, n_rows: int, *, std: float) -> nn.Parameter:
+    """The first ``n_rows`` rows, and where there are fewer, new ones from Normal(0, std)."""
+    kept = rows.detach()[:n_rows]
+    added = torch.empty(n_rows - len(kept), *rows.shape[1:], dtype=rows.dtype, device=rows.device).normal_(std=std)
+    return nn.Parameter(torch.cat([kept, added]), requires_grad=rows.requires_grad)

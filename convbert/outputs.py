@@ -1,44 +1,78 @@
-"""What each model's forward returns: Transformers' field names; a field that was not asked for is None."""
+"""What each model's forward returns: Transformers' field names in Transformers' order.
+
+A field that was not asked for is None. Shapes: B batch, C choices, L sequence length, H hidden_size,
+N attention heads of a mixed block.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from torch import Tensor
 
 
-@dataclass
 class ModelOutput:
-    """Fields that every model returns.
+    """Fields by name or by place: ``out.logits``, ``out["logits"]``; ``out[0]`` counts the fields that are given."""
 
-    Attributes:
-        hidden_states: embedding output and each layer's output, n_layers + 1 tensors (B, L, H).
-        attentions: each layer's attention probabilities, n_layers tensors (B, N, L, L).
-    """
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The fields that are given, in their order: Transformers' ``return_dict=False``."""
+        values = (getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]  # a dataclass below
+        return tuple(value for value in values if value is not None)
 
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
+    def __getitem__(self, key: int | slice | str) -> Any:
+        return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EncoderOutput(ModelOutput):
     """Output of ConvBertModel.
 
     Attributes:
         last_hidden_state: (B, L, H).
+        hidden_states: embedding output and each layer's output, n_layers + 1 tensors (B, L, H).
+        attentions: each layer's attention probabilities, n_layers tensors (B, N, L, L).
     """
 
-    last_hidden_state: Tensor = None  # type: ignore[assignment]  # always given
+    last_hidden_state: Tensor
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class LogitsOutput(ModelOutput):
-    """Output of a task model.
+    """Output of a task model other than question answering.
 
     Attributes:
-        logits: sequence classification (B, n_labels).
         loss: scalar, where labels were given.
+        logits: (B, n_labels) of a text, (B, L, n_labels) of tokens, (B, L, vocab_size) of a masked
+            language model, (B, C) of choices.
+        hidden_states: embedding output and each layer's output, n_layers + 1 tensors (B, L, H);
+            (B·C, L, H) of choices.
+        attentions: each layer's attention probabilities, n_layers tensors (B, N, L, L); (B·C, N, L, L)
+            of choices.
     """
 
-    logits: Tensor = None  # type: ignore[assignment]  # always given
     loss: Tensor | None = None
+    logits: Tensor
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(kw_only=True)
+class SpanOutput(ModelOutput):
+    """Output of question answering.
+
+    Attributes:
+        loss: scalar, where positions were given.
+        start_logits: (B, L), how well each token begins the answer.
+        end_logits: (B, L), how well each token ends it.
+        hidden_states: embedding output and each layer's output, n_layers + 1 tensors (B, L, H).
+        attentions: each layer's attention probabilities, n_layers tensors (B, N, L, L).
+    """
+
+    loss: Tensor | None = None
+    start_logits: Tensor
+    end_logits: Tensor
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None

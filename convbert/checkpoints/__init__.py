@@ -1,6 +1,16 @@
 """A checkpoint folder or URL in, weights by name out, and back."""
 
+from convbert.checkpoints.folder import fingerprint, read_config, read_weights
+from convbert.checkpoints.loading import LoadReport, load_into
 from convbert.checkpoints.location import local_folder
-from convbert.checkpoints.weights import LoadReport, fingerprint, load_into, read_weights, save_weights
+from convbert.checkpoints.saving import save_weights
 
-__all__ = ["LoadReport", "fingerprint", "load_into", "local_folder", "read_weights", "save_weights"]
+__all__ = [
+    "LoadReport",
+    "fingerprint",
+    "load_into",
+    "local_folder",
+    "read_config",
+    "read_weights",
+    "save_weights",
+]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import fsspec
 from fsspec.core import url_to_fs
 
+from convbert.checkpoints.formats import FORMATS, OTHER_SUFFIXES, TF1_DATA
 from convbert.errors import CheckpointError
 
 CACHE_VARIABLE = "CONVBERT_CACHE"
@@ -28,23 +30,55 @@ def local_folder(folder_or_url: str | Path) -> Path:
     if "://" not in str(folder_or_url):
         folder = Path(folder_or_url).expanduser()
         if not folder.is_dir():
-            raise CheckpointError(f"no checkpoint folder at {folder_or_url}: give a folder with config.json and weights")
+            raise CheckpointError(
+                f"no checkpoint folder at {folder_or_url}: give a folder with config.json and weights"
+            )
         return folder
-    fs, root = url_to_fs(str(folder_or_url))
+    try:
+        fs, root = url_to_fs(str(folder_or_url))
+    except (ImportError, ValueError) as error:
+        raise CheckpointError(f"{folder_or_url} cannot be opened: {error}") from error
     if isinstance(fs, fsspec.get_filesystem_class("file")):
         return local_folder(root)
     try:
         files = [info for info in fs.ls(root, detail=True) if info["type"] == "file"]
     except FileNotFoundError as error:
         raise CheckpointError(f"no checkpoint folder at {folder_or_url}: check the address") from error
+    except OSError as error:
+        raise CheckpointError(f"{folder_or_url} cannot be listed ({error}): check address and rights") from error
     if not files:
         raise CheckpointError(f"the folder {folder_or_url} is empty: give one with config.json and weights")
     marks = sorted((info["name"], info.get("size"), change_mark(info)) for info in files)
     version = hashlib.sha256(json.dumps([str(folder_or_url), marks]).encode()).hexdigest()[:32]
     cached = _cache_root() / version
     if not cached.is_dir():
-        _copy(fs, [info["name"] for info in files], cached)
+        try:
+            _copy(fs, _needed([str(info["name"]) for info in files]), cached)
+        except OSError as error:
+            raise CheckpointError(f"{folder_or_url} cannot be copied to {cached} ({error}): try again") from error
     return cached
+
+
+def path_beside(index: Path, name: object) -> Path:
+    """The file that an index names, which must lie in the index's own folder.
+
+    The cache of the Hugging Face hub is the one exception: the files of its ``snapshots/<revision>`` are
+    links into ``blobs`` beside them.
+
+    Raises:
+        CheckpointError: no plain file name, a link that leads out of the folder, or no such file.
+    """
+    if not isinstance(name, str) or name in ("", ".", "..") or PureWindowsPath(name).name != name:
+        raise CheckpointError(f"{index} names {name!r}, which lies outside its folder: refused")
+    path = index.parent / name
+    if not path.is_file():
+        raise CheckpointError(f"{name} is missing from {index.parent}, but {index.name} names it: copy every file")
+    homes = [index.parent.resolve()]
+    if index.parent.parent.name == "snapshots":
+        homes.append((index.parent.parent.parent / "blobs").resolve())
+    if path.resolve().parent not in homes:
+        raise CheckpointError(f"{path}, which {index.name} names, is a link out of its folder: refused")
+    return path
 
 
 def change_mark(info: dict[str, object]) -> str:
@@ -53,6 +87,16 @@ def change_mark(info: dict[str, object]) -> str:
         if info.get(key) is not None:
             return str(info[key]).strip('"')
     return ""
+
+
+def _needed(names: list[str]) -> list[str]:
+    """All files but weights that are never read because those of another format go before them."""
+    bases = {name.rsplit("/", 1)[-1] for name in names}
+    for form in FORMATS:
+        if {form.single_name, form.index_name} & bases:
+            unread = (*(other.suffix for other in FORMATS if other is not form), *OTHER_SUFFIXES)
+            return [name for name in names if not name.endswith(unread) and not re.fullmatch(TF1_DATA, name)]
+    return names
 
 
 def _cache_root() -> Path:
@@ -66,7 +110,10 @@ def _copy(fs: fsspec.AbstractFileSystem, names: list[str], target: Path) -> None
         partial = Path(scratch) / "checkpoint"
         partial.mkdir()
         for name in names:
-            fs.get_file(name, str(partial / name.rsplit("/", 1)[-1]))
+            base = name.rsplit("/", 1)[-1]
+            if base in ("", ".", "..") or PureWindowsPath(base).name != base:
+                raise CheckpointError(f"a file of the checkpoint is named {base!r}: refused")
+            fs.get_file(name, str(partial / base))
         try:
             partial.rename(target)
         except OSError:

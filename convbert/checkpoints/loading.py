@@ -1,0 +1,72 @@
+"""Weights by name and a model in, the model with the weights and what did not meet out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from convbert.errors import WeightsError
+
+
+class LoadReport(NamedTuple):
+    """Names that did not meet: ``missing`` keep their initialisation, ``unexpected`` are not used."""
+
+    missing: list[str]
+    unexpected: list[str]
+
+
+def load_into(model: nn.Module, weights: Mapping[str, Tensor], *, base_prefix: str, source: str) -> LoadReport:
+    """Copy weights into a model, between base and task checkpoints too.
+
+    Names of the base model carry ``base_prefix`` inside task models; it is added or stripped where the
+    checkpoint and the model differ in that. Weights take the model's dtype. Of tied weights, which a
+    checkpoint may hold under one name or under both, one is enough.
+
+    Raises:
+        WeightsError: a weight of another shape than the model's, of integers, or one that is tied in the
+            model and not in the checkpoint; each is named.
+    """
+    own = model.state_dict()
+    found = _with_prefix_of(own, weights, base_prefix)
+    for name in sorted(own.keys() & found.keys()):
+        if own[name].shape != found[name].shape:
+            raise WeightsError(
+                f"{name} of {source} has shape {tuple(found[name].shape)}, but the config asks for "
+                f"{tuple(own[name].shape)}: config.json and weights do not belong together"
+            )
+        if not found[name].is_floating_point():
+            raise WeightsError(
+                f"{name} of {source} holds {found[name].dtype}, no floating-point weights: "
+                "give the checkpoint before its quantisation"
+            )
+    aliases = tied_names(model)
+    for alias, name in aliases.items():
+        if alias in found and name in found and not torch.equal(found[alias], found[name]):
+            raise WeightsError(
+                f"{alias} and {name} of {source} differ, but the config ties them: "
+                "set tie_word_embeddings to false in config.json"
+            )
+        if alias in found:
+            found.setdefault(name, found[alias])
+    model.load_state_dict({name: found[name] for name in own.keys() & found.keys()}, strict=False)
+    met = found.keys() | {alias for alias, name in aliases.items() if name in found}
+    return LoadReport(sorted(own.keys() - met), sorted(found.keys() - own.keys()))
+
+
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """Every further name of a parameter that has several -> its first."""
+    first: dict[int, str] = {}
+    return {
+        name: first[id(parameter)]
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if first.setdefault(id(parameter), name) != name
+    }
+
+
+def _with_prefix_of(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    if any(name.startswith(prefix) for name in own):  # a task model, whose head has no prefix
+        return {prefix + name if prefix + name in own else name: tensor for name, tensor in weights.items()}
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items()}

@@ -1,0 +1,72 @@
+"""A model in, a folder of safetensors out that Transformers reads, whole or in shards."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from convbert.checkpoints.formats import SAFETENSORS
+from convbert.checkpoints.loading import tied_names
+from convbert.errors import CheckpointError
+
+SHARD_PATTERN = f"model-{5 * '[0-9]'}-of-{5 * '[0-9]'}.safetensors"
+
+
+def save_weights(model: nn.Module, folder: str | Path, *, max_shard_bytes: int | None = None) -> None:
+    """Write a model's weights, each tied one under its first name only.
+
+    Safetensors that lie in the folder are replaced only when all new files are written; whenever it stops,
+    the folder never mixes old and new.
+
+    Args:
+        max_shard_bytes: most bytes of weights a file; a larger tensor has a file for itself. None: one file.
+
+    Raises:
+        CheckpointError: ``max_shard_bytes`` below 1.
+    """
+    if max_shard_bytes is not None and max_shard_bytes < 1:
+        raise CheckpointError(f"max_shard_bytes ({max_shard_bytes}) must be at least 1")
+    ties = tied_names(model)
+    weights = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items() if name not in ties
+    }
+    shards = _shards(weights, max_shard_bytes)
+    names = [SAFETENSORS.single_name]
+    if len(shards) > 1:
+        names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
+        for name, shard in zip(names, shards, strict=True):
+            save_file(shard, Path(scratch) / name, metadata={"format": "pt"})
+        if len(shards) > 1:
+            (Path(scratch) / SAFETENSORS.index_name).write_text(_index(names, shards), encoding="utf-8")
+            names.append(SAFETENSORS.index_name)  # last: without it the shards are no checkpoint
+        for old in (folder / SAFETENSORS.single_name, folder / SAFETENSORS.index_name, *folder.glob(SHARD_PATTERN)):
+            if old.name != names[0]:  # a single file is replaced in one stroke
+                old.unlink(missing_ok=True)
+        for name in names:
+            (Path(scratch) / name).replace(folder / name)
+
+
+def _shards(weights: Mapping[str, Tensor], max_bytes: int | None) -> list[dict[str, Tensor]]:
+    shards: list[dict[str, Tensor]] = [{}]
+    n_bytes = 0
+    for name, tensor in weights.items():
+        if shards[-1] and max_bytes is not None and n_bytes + tensor.nbytes > max_bytes:
+            shards.append({})
+            n_bytes = 0
+        shards[-1][name] = tensor
+        n_bytes += tensor.nbytes
+    return shards
+
+
+def _index(names: list[str], shards: list[dict[str, Tensor]]) -> str:
+    total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
+    places = {weight: name for name, shard in zip(names, shards, strict=True) for weight in shard}
+    return json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2, sort_keys=True) + "\n"

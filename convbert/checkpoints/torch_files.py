@@ -1,0 +1,59 @@
+"""A file of weights that PyTorch programs write in, its tensors by name out: safetensors and ``.bin``."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from convbert.checkpoints.keras_files import from_keras
+from convbert.checkpoints.names import OLD_TORCH_RULES, renamed
+from convbert.errors import CheckpointError
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; those that Transformers' TensorFlow classes wrote are converted.
+
+    Raises:
+        CheckpointError: the file is damaged, or its weights are another framework's.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): copy it again") from error
+    match metadata.get("format", "pt"):
+        case "pt" | "np":
+            return renamed(weights, OLD_TORCH_RULES, source=path)
+        case "tf":
+            return from_keras(weights, source=path)
+        case other:
+            raise CheckpointError(f"{path} holds weights of {other!r}: save them for PyTorch, or give a .bin or .h5")
+
+
+def read_bin(path: Path) -> dict[str, Tensor]:
+    """The tensors of a ``pytorch_model.bin``. It is a pickle, of which only tensors are read: no code runs.
+
+    Raises:
+        CheckpointError: the file is damaged, holds something else than named tensors, or would run code.
+    """
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is refused: it is damaged, or would run code when it is opened. "
+            "Copy it again, or ask its author for model.safetensors"
+        ) from error
+    except Exception as error:  # torch raises whatever its parsers meet in bytes that are no checkpoint
+        raise CheckpointError(f"{path} cannot be read ({_first_line(error)}): copy it again") from error
+    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise CheckpointError(f"{path} is no table of weights: give the file that save_pretrained wrote")
+    return renamed({str(name): tensor for name, tensor in weights.items()}, OLD_TORCH_RULES, source=path)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

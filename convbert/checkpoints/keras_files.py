@@ -5,7 +5,7 @@ How Keras files a ``tf_model.h5`` stands in docs/checkpoints.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def read_h5(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} is in TensorFlow's format, which needs h5py: pip install 'convbert-pipelines[tf]'"
         ) from error
-    weights: dict[str, Tensor] = {}
+    weights: list[tuple[str, Tensor]] = []
     try:
         with h5py.File(path, "r") as file:
             # Keras writes <layer>/<model>/<layer>/…; Transformers' own shards begin with the second <layer>.
@@ -36,7 +36,7 @@ def read_h5(path: Path) -> dict[str, Tensor]:
 
             def visit(name: str, node: Any) -> None:  # follows no link into another file
                 if isinstance(node, h5py.Dataset):
-                    weights["/".join(name.split("/")[n_scopes:])] = _tensor(node, path)
+                    weights.append(("/".join(name.split("/")[n_scopes:]), _tensor(node, path)))
 
             file.visititems(visit)
     except CheckpointError:
@@ -46,9 +46,9 @@ def read_h5(path: Path) -> dict[str, Tensor]:
     return from_keras(weights, source=path)
 
 
-def from_keras(weights: Mapping[str, Tensor], *, source: object) -> dict[str, Tensor]:
+def from_keras(weights: Iterable[tuple[str, Tensor]], *, source: object) -> dict[str, Tensor]:
     """Keras' variables, named ``convbert/encoder/layer_._0/…/kernel:0``, as PyTorch's weights."""
-    dotted = {name.removesuffix(":0").replace("_._", ".").replace("/", "."): tensor for name, tensor in weights.items()}
+    dotted = ((name.removesuffix(":0").replace("_._", ".").replace("/", "."), tensor) for name, tensor in weights)
     return renamed(dotted, KERAS_RULES, source=source)
 
 

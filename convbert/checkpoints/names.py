@@ -8,7 +8,7 @@ as it is, so that loading reports it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -118,15 +118,15 @@ TF1_GENERATOR_RULES = (
 TF1_NO_WEIGHTS = r"global_step|beta[12]_power|_CHECKPOINTABLE_OBJECT_GRAPH|save_counter.*|.*/(?:adam_[mv]|Adam(?:_1)?)"
 
 
-def renamed(weights: Mapping[str, Tensor], rules: Iterable[Rule], *, source: object) -> dict[str, Tensor]:
-    """The weights by the names and in the layouts that the rules give.
+def renamed(weights: Iterable[tuple[str, Tensor]], rules: Iterable[Rule], *, source: object) -> dict[str, Tensor]:
+    """Pairs of name and tensor by the names and in the layouts that the rules give.
 
     Raises:
         CheckpointError: two different tensors under one name.
     """
     rules = tuple(rules)
     result: dict[str, Tensor] = {}
-    for old, tensor in weights.items():
+    for old, tensor in weights:
         name, layout = _renamed(old, rules)
         if name is None:
             continue

@@ -111,4 +111,4 @@ def _weight_names(bundle: TensorBundle) -> list[str]:
 
 def _renamed(weights: dict[str, Tensor], index: Path) -> dict[str, Tensor]:
     has_generator = any(name.startswith("generator/encoder/") for name in weights)
-    return renamed(weights, TF1_RULES if has_generator else TF1_RULES + TF1_GENERATOR_RULES, source=index)
+    return renamed(weights.items(), TF1_RULES if has_generator else TF1_RULES + TF1_GENERATOR_RULES, source=index)

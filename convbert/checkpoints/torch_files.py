@@ -28,9 +28,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read ({error}): copy it again") from error
     match metadata.get("format", "pt"):
         case "pt" | "np":
-            return renamed(weights, OLD_TORCH_RULES, source=path)
+            return renamed(weights.items(), OLD_TORCH_RULES, source=path)
         case "tf":
-            return from_keras(weights, source=path)
+            return from_keras(weights.items(), source=path)
         case other:
             raise CheckpointError(f"{path} holds weights of {other!r}: save them for PyTorch, or give a .bin or .h5")
 
@@ -52,7 +52,7 @@ def read_bin(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read ({_first_line(error)}): copy it again") from error
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise CheckpointError(f"{path} is no table of weights: give the file that save_pretrained wrote")
-    return renamed({str(name): tensor for name, tensor in weights.items()}, OLD_TORCH_RULES, source=path)
+    return renamed(((str(name), tensor) for name, tensor in weights.items()), OLD_TORCH_RULES, source=path)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,147 @@
+"""Folders, URLs and what an index may name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from convbert import CheckpointError, ConvBertForSequenceClassification
+from convbert.checkpoints import fingerprint, local_folder, read_weights
+from convbert.checkpoints.location import path_beside
+
+
+@pytest.fixture
+def remote(classifier: ConvBertForSequenceClassification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A checkpoint in fsspec's memory file system, and an empty cache."""
+    monkeypatch.setenv("CONVBERT_CACHE", str(tmp_path / "cache"))
+    classifier.save_pretrained(tmp_path / "model")
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    memory.put(str(tmp_path / "model") + "/", "/bucket/model/", recursive=True)
+    return "memory://bucket/model"
+
+
+def test_a_remote_folder_is_copied_once_a_version(
+    remote: str, classifier: ConvBertForSequenceClassification, tmp_path: Path
+) -> None:
+    loaded, report = ConvBertForSequenceClassification.load(remote)
+    assert report == ([], [])
+    assert fingerprint(loaded.state_dict()) == fingerprint(classifier.state_dict())
+    first = local_folder(remote)
+    assert local_folder(remote) == first
+    classifier.config.extra["note"] = "a new version"
+    classifier.config.save_pretrained(tmp_path / "model")
+    fsspec.filesystem("memory").put(str(tmp_path / "model" / "config.json"), "/bucket/model/config.json")
+    assert local_folder(remote) != first
+    assert ConvBertForSequenceClassification.from_pretrained(remote).config.extra["note"] == "a new version"
+
+
+def test_weights_that_are_not_read_are_not_copied(remote: str) -> None:
+    memory = fsspec.filesystem("memory")
+    for name in ("tf_model.h5", "pytorch_model.bin", "flax_model.msgpack", "optimizer.pt", "m.data-00000-of-00001"):
+        memory.pipe(f"/bucket/model/{name}", b"large")
+    memory.pipe("/bucket/model/vocab.txt", b"[PAD]")
+    assert sorted(path.name for path in local_folder(remote).iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "vocab.txt",
+    ]
+
+
+def test_all_is_copied_where_no_format_is_known(remote: str) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.rm("/bucket/model/model.safetensors")
+    for name in ("model.ckpt.index", "model.ckpt.data-00000-of-00001"):
+        memory.pipe(f"/bucket/model/{name}", b"tf1")
+    assert len(list(local_folder(remote).iterdir())) == 3
+
+
+def test_a_copy_that_breaks_leaves_no_half_checkpoint(remote: str, tmp_path: Path) -> None:
+    fs = fsspec.filesystem("memory")
+    with pytest.MonkeyPatch.context() as patch:
+
+        def broken(path: str, target: str) -> None:
+            Path(target).write_bytes(b"half")
+            raise OSError("connection lost")
+
+        patch.setattr(type(fs), "get_file", lambda self, path, target: broken(path, target))
+        with pytest.raises(CheckpointError, match=r"memory://bucket/model .*connection lost.*try again"):
+            local_folder(remote)
+    assert not list((tmp_path / "cache").iterdir())
+    assert read_weights(remote)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("/nowhere/at/all", "no checkpoint folder at /nowhere/at/all"),
+        ("memory://nothing/here", "no checkpoint folder at memory://nothing/here"),
+        ("nonsense://bucket/model", "nonsense://bucket/model cannot be opened"),
+    ],
+)
+def test_an_address_without_a_checkpoint_is_named(address: str, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        local_folder(address)
+
+
+def test_a_file_url_is_a_local_folder(tmp_path: Path) -> None:
+    assert local_folder(f"file://{tmp_path}") == tmp_path
+
+
+class TestPathBeside:
+    @pytest.fixture
+    def index(self, tmp_path: Path) -> Path:
+        (tmp_path / "home").mkdir()
+        (tmp_path / "outside.bin").write_bytes(b"secret")
+        (tmp_path / "home" / "shard.bin").write_bytes(b"weights")
+        return tmp_path / "home" / "index.json"
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "",
+            ".",
+            "..",
+            "../outside.bin",
+            "/etc/passwd",
+            "a/../../outside.bin",
+            "sub/shard.bin",
+            "C:\\x.bin",
+            "..\\x",
+            3,
+        ],
+    )
+    def test_only_plain_names_are_taken(self, index: Path, name: object) -> None:
+        with pytest.raises(CheckpointError, match=r"index.json names .* outside its folder: refused"):
+            path_beside(index, name)
+
+    def test_a_neighbour_is_taken(self, index: Path) -> None:
+        assert path_beside(index, "shard.bin").read_bytes() == b"weights"
+        (index.parent / "link.bin").symlink_to("shard.bin")
+        assert path_beside(index, "link.bin").read_bytes() == b"weights"
+
+    @pytest.mark.parametrize("absolute", [True, False])
+    def test_a_link_out_of_the_folder_is_refused(self, index: Path, absolute: bool) -> None:
+        target = index.parent.parent / "outside.bin"
+        (index.parent / "link.bin").symlink_to(target if absolute else "../outside.bin")
+        with pytest.raises(CheckpointError, match=r"link out of its folder: refused"):
+            path_beside(index, "link.bin")
+
+    def test_a_missing_file_is_named(self, index: Path) -> None:
+        with pytest.raises(CheckpointError, match=r"model-2.bin is missing from .*index.json names it"):
+            path_beside(index, "model-2.bin")
+
+    def test_the_hubs_cache_links_into_its_blobs(self, tmp_path: Path) -> None:
+        snapshot = tmp_path / "models--someone--model" / "snapshots" / "0123abc"
+        snapshot.mkdir(parents=True)
+        blobs = tmp_path / "models--someone--model" / "blobs"
+        blobs.mkdir()
+        (blobs / "d41d8").write_bytes(b"weights")
+        (snapshot / "shard.bin").symlink_to("../../blobs/d41d8")
+        assert path_beside(snapshot / "index.json", "shard.bin").read_bytes() == b"weights"
+        (snapshot / "bad.bin").symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "elsewhere").write_bytes(b"secret")
+        with pytest.raises(CheckpointError, match="refused"):
+            path_beside(snapshot / "index.json", "bad.bin")

@@ -1,0 +1,107 @@
+"""What is written: read again by us, whole or in shards, and never a mix of old and new."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from convbert import CheckpointError, ConvBertForMaskedLM, ConvBertForSequenceClassification
+from convbert.checkpoints import fingerprint, read_weights
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_one_file_with_the_metadata_that_transformers_asks_for(
+    language_model: ConvBertForMaskedLM, tmp_path: Path
+) -> None:
+    language_model.save_pretrained(tmp_path / "new" / "folder")
+    assert files(tmp_path / "new" / "folder") == ["config.json", "model.safetensors"]
+    with safe_open(tmp_path / "new" / "folder" / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert "generator_lm_head.weight" not in file.keys()  # noqa: SIM118
+    config = json.loads((tmp_path / "new" / "folder" / "config.json").read_text())
+    assert config["architectures"] == ["ConvBertForMaskedLM"]
+    assert "architectures" not in language_model.config.extra
+
+
+def test_shards_hold_all_and_keep_to_the_limit(language_model: ConvBertForMaskedLM, tmp_path: Path) -> None:
+    limit = 1500
+    language_model.save_pretrained(tmp_path, max_shard_bytes=limit)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    shards = sorted(set(index["weight_map"].values()))
+    assert shards == [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    assert len(shards) > 2
+    total = 0
+    for shard in shards:
+        with safe_open(tmp_path / shard, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        n_bytes = sum(tensor.nbytes for tensor in tensors.values())
+        assert n_bytes <= limit or len(tensors) == 1
+        assert all(index["weight_map"][name] == shard for name in tensors)
+        total += n_bytes
+    assert index["metadata"]["total_size"] == total
+    assert ConvBertForMaskedLM.load(tmp_path)[1] == ([], [])
+    language_model.save_pretrained(tmp_path / "whole")
+    assert fingerprint(read_weights(tmp_path)) == fingerprint(read_weights(tmp_path / "whole"))
+
+
+def test_a_tensor_above_the_limit_has_its_own_file(
+    classifier: ConvBertForSequenceClassification, tmp_path: Path
+) -> None:
+    classifier.save_pretrained(tmp_path, max_shard_bytes=1)
+    assert len(list(tmp_path.glob("*.safetensors"))) == len(classifier.state_dict())
+    assert ConvBertForSequenceClassification.load(tmp_path)[1] == ([], [])
+
+
+def test_old_files_are_replaced_others_stay(classifier: ConvBertForSequenceClassification, tmp_path: Path) -> None:
+    (tmp_path / "model-card.safetensors").touch()
+    (tmp_path / "vocab.txt").touch()
+    others = ["config.json", "model-card.safetensors", "vocab.txt"]
+    classifier.save_pretrained(tmp_path, max_shard_bytes=1)
+    classifier.save_pretrained(tmp_path, max_shard_bytes=2000)
+    with torch.no_grad():
+        classifier.classifier.out_proj.bias.fill_(7)
+    classifier.save_pretrained(tmp_path)
+    assert files(tmp_path) == sorted([*others, "model.safetensors"])
+    assert read_weights(tmp_path)["classifier.out_proj.bias"].tolist() == [7, 7]
+    classifier.save_pretrained(tmp_path, max_shard_bytes=2000)
+    assert "model.safetensors" not in files(tmp_path)
+    assert read_weights(tmp_path)["classifier.out_proj.bias"].tolist() == [7, 7]
+
+
+def test_a_failure_leaves_the_old_checkpoint(
+    classifier: ConvBertForSequenceClassification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier.save_pretrained(tmp_path)
+    before = fingerprint(read_weights(tmp_path))
+
+    def full_disk(*_: object, **__: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("convbert.checkpoints.saving.save_file", full_disk)
+    with torch.no_grad():
+        classifier.classifier.out_proj.bias.fill_(7)
+    with pytest.raises(OSError, match="No space left"):
+        classifier.save_pretrained(tmp_path, max_shard_bytes=2000)
+    assert fingerprint(read_weights(tmp_path)) == before
+    assert files(tmp_path) == ["config.json", "model.safetensors"]
+
+
+def test_a_limit_below_one_is_refused(classifier: ConvBertForSequenceClassification, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"max_shard_bytes \(0\)"):
+        classifier.save_pretrained(tmp_path, max_shard_bytes=0)
+
+
+def test_the_type_in_an_old_config_follows_the_weights(
+    classifier: ConvBertForSequenceClassification, tmp_path: Path
+) -> None:
+    classifier.config.extra["torch_dtype"] = "float32"
+    classifier.to(torch.bfloat16).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert {tensor.dtype for tensor in read_weights(tmp_path).values()} == {torch.bfloat16}

@@ -1,0 +1,132 @@
+"""Files that PyTorch programs write: read as they were written, and refused when damaged or hostile."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from convbert import CheckpointError, ConvBertForSequenceClassification, ConvBertModel
+from convbert.checkpoints import read_weights
+
+
+class RunsCode:
+    """A pickle of this creates a file when it is opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.fixture
+def saved(classifier: ConvBertForSequenceClassification, tmp_path: Path) -> Path:
+    classifier.config.save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_bin_equals_what_was_saved(saved: Path, classifier: ConvBertForSequenceClassification, legacy: bool) -> None:
+    torch.save(classifier.state_dict(), saved / "pytorch_model.bin", _use_new_zipfile_serialization=not legacy)
+    loaded, report = ConvBertForSequenceClassification.load(saved)
+    assert report == ([], [])
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in classifier.state_dict().items())
+
+
+@pytest.mark.parametrize("suffix", ["bin", "safetensors"])
+def test_old_names_and_counters_are_accepted(
+    saved: Path, classifier: ConvBertForSequenceClassification, suffix: str
+) -> None:
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+        for name, tensor in classifier.state_dict().items()
+    }
+    old["convbert.embeddings.position_ids"] = torch.arange(9)[None]
+    if suffix == "bin":
+        torch.save(old, saved / "pytorch_model.bin")
+    else:
+        save_file(old, saved / "model.safetensors")
+    loaded, report = ConvBertForSequenceClassification.load(saved)
+    assert report == ([], [])
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in classifier.state_dict().items())
+
+
+def test_a_base_bins_counter_is_accepted(saved: Path, classifier: ConvBertForSequenceClassification) -> None:
+    torch.save(
+        {**classifier.convbert.state_dict(), "embeddings.position_ids": torch.arange(9)}, saved / "pytorch_model.bin"
+    )
+    assert ConvBertModel.load(saved)[1] == ([], [])
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_that_would_run_code_is_refused(saved: Path, legacy: bool) -> None:
+    trap = saved / "executed"
+    path = saved / "pytorch_model.bin"
+    torch.save({"weight": RunsCode(trap)}, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match=r"pytorch_model.bin is refused: .*run code"):
+        read_weights(saved)
+    assert not trap.exists()
+    path.write_bytes(pickle.dumps(RunsCode(trap)))
+    with pytest.raises(CheckpointError, match=r"pytorch_model.bin"):
+        read_weights(saved)
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("content", [{"epoch": 3}, [torch.zeros(2)], torch.zeros(2), {"model": {"a": torch.zeros(1)}}])
+def test_a_bin_without_named_tensors_is_refused(saved: Path, content: object) -> None:
+    torch.save(content, saved / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"pytorch_model.bin is no table of weights"):
+        read_weights(saved)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("kept", [0, 1, 20, 300, 0.5, 0.9, 0.999])
+def test_a_cut_bin_is_named(
+    saved: Path, classifier: ConvBertForSequenceClassification, kept: float, legacy: bool
+) -> None:
+    path = saved / "pytorch_model.bin"
+    torch.save(OrderedDict(classifier.state_dict()), path, _use_new_zipfile_serialization=not legacy)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
+    with pytest.raises(CheckpointError, match=r"pytorch_model.bin .*[Cc]opy it again"):
+        read_weights(saved)
+
+
+def test_a_zip_that_is_no_checkpoint_is_named(saved: Path) -> None:
+    with zipfile.ZipFile(saved / "pytorch_model.bin", "w") as archive:
+        archive.writestr("hello.txt", "hello")
+    with pytest.raises(CheckpointError, match=r"pytorch_model.bin .*copy it again"):
+        read_weights(saved)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 8, 100, 0.5, 0.999])
+def test_a_cut_safetensors_file_is_named(
+    saved: Path, classifier: ConvBertForSequenceClassification, kept: float
+) -> None:
+    classifier.save_pretrained(saved)
+    path = saved / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
+    with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read .*copy it again"):
+        read_weights(saved)
+
+
+def test_another_frameworks_safetensors_are_refused(saved: Path) -> None:
+    save_file({"a": torch.zeros(1)}, saved / "model.safetensors", metadata={"format": "flax"})
+    with pytest.raises(CheckpointError, match=r"model.safetensors holds weights of 'flax'"):
+        read_weights(saved)
+
+
+def test_a_header_that_points_outside_the_file_is_named(saved: Path) -> None:
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1000], "data_offsets": [0, 4000]}}).encode()
+    (saved / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read"):
+        read_weights(saved)

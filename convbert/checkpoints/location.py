@@ -44,7 +44,7 @@ def local_folder(folder_or_url: str | Path) -> Path:
         files = [info for info in fs.ls(root, detail=True) if info["type"] == "file"]
     except FileNotFoundError as error:
         raise CheckpointError(f"no checkpoint folder at {folder_or_url}: check the address") from error
-    except OSError as error:
+    except Exception as error:  # each file system has its client's own errors
         raise CheckpointError(f"{folder_or_url} cannot be listed ({error}): check address and rights") from error
     if not files:
         raise CheckpointError(f"the folder {folder_or_url} is empty: give one with config.json and weights")
@@ -54,7 +54,9 @@ def local_folder(folder_or_url: str | Path) -> Path:
     if not cached.is_dir():
         try:
             _copy(fs, _needed([str(info["name"]) for info in files]), cached)
-        except OSError as error:
+        except CheckpointError:
+            raise
+        except Exception as error:  # each file system has its client's own errors
             raise CheckpointError(f"{folder_or_url} cannot be copied to {cached} ({error}): try again") from error
     return cached
 

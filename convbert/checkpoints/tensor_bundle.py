@@ -104,9 +104,9 @@ class TensorBundle:
 
     def _shard(self, shard: int) -> NDArray[np.uint8]:
         if shard not in self._data:
-            try:
-                self._data[shard] = np.fromfile(self._path(shard), np.uint8)
-            except OSError as error:
+            try:  # mapped, not read: two thirds of a training checkpoint are optimizer slots
+                self._data[shard] = np.memmap(self._path(shard), np.uint8, mode="r")
+            except (OSError, ValueError) as error:  # ValueError: an empty file
                 raise CheckpointError(f"{self._path(shard)} cannot be read ({error}): copy every data file") from error
         return self._data[shard]
 

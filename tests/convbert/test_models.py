@@ -115,16 +115,23 @@ class TestMask:
             for probabilities in attentions:
                 assert torch.equal(probabilities > 0, mask[:, None].expand_as(probabilities) > 0)
 
-    def test_four_dimensions_of_floats_are_added_as_in_transformers_5(self, encoder: ConvBertModel) -> None:
-        transformers = pytest.importorskip("transformers", minversion="5.0")
+    def test_own_views_equal_transformers(self, encoder: ConvBertModel) -> None:
+        """Transformers 4 takes three dimensions of 1 and 0, Transformers 5 four of floats to add."""
+        transformers = pytest.importorskip("transformers")
         theirs = transformers.ConvBertModel(
             transformers.ConvBertConfig(**{k: v for k, v in CONFIG.to_dict().items() if k != "model_type"})
         ).eval()
         theirs.load_state_dict(encoder.state_dict())
-        bias = torch.randn(2, 1, 5, 5)
-        with torch.no_grad():
-            expected = theirs(IDS, attention_mask=bias).last_hidden_state
-        torch.testing.assert_close(hidden(encoder, bias), expected, atol=1e-5, rtol=0)
+        mask = (torch.rand(2, 5, 5) < 0.6).long()
+        if transformers.__version__ < "5":
+            pairs = [(mask, mask), (mask[:, None].bool(), mask)]
+        else:
+            lowest, bias = torch.finfo(torch.float32).min, torch.randn(2, 1, 5, 5)
+            pairs = [(mask, (1.0 - mask[:, None]) * lowest), (bias, bias)]
+        for ours, their_mask in pairs:
+            with torch.no_grad():
+                expected = theirs(IDS, attention_mask=their_mask).last_hidden_state
+            torch.testing.assert_close(hidden(encoder, ours), expected, atol=1e-5, rtol=0)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
     def test_a_row_that_sees_nothing_attends_to_all_alike(self, encoder: ConvBertModel, dtype: torch.dtype) -> None:

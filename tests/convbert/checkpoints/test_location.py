@@ -73,6 +73,24 @@ def test_a_copy_that_breaks_leaves_no_half_checkpoint(remote: str, tmp_path: Pat
     assert read_weights(remote)
 
 
+def test_a_file_systems_own_errors_are_named(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoCredentialsError(Exception):
+        pass
+
+    def refuse(*_: object, **__: object) -> None:
+        raise NoCredentialsError("unable to locate credentials")
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "ls", refuse)
+    with pytest.raises(CheckpointError, match=r"memory://bucket/model cannot be listed \(unable to locate credentials"):
+        local_folder(remote)
+
+
+def test_a_remote_name_that_leads_out_of_the_cache_is_refused(remote: str) -> None:
+    fsspec.filesystem("memory").pipe("/bucket/model/..\\evil.json", b"{}")
+    with pytest.raises(CheckpointError, match=r"evil.json.*: refused"):
+        local_folder(remote)
+
+
 @pytest.mark.parametrize(
     ("address", "message"),
     [

@@ -6,6 +6,7 @@ with strict=True, which also proves that both have the same names.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -88,13 +89,14 @@ def config_for(name: str, seed: int) -> ConvBertConfig:
     config = tiny_config(seed)
     if name == "ConvBertForQuestionAnswering":
         config.id2label = {0: "start", 1: "end"}
+    rng = random.Random(f"{name} {seed}")
     if name == "ConvBertForMultipleChoice":
         config.extra = {
-            "summary_type": ("last", "first", "mean", "cls_index")[seed % 4],
-            "summary_use_proj": seed % 3 == 0,
-            "summary_activation": ("tanh", None, "relu")[seed % 3],
+            "summary_type": rng.choice(("last", "first", "mean", "cls_index")),
+            "summary_use_proj": rng.random() < 0.5,
+            "summary_activation": rng.choice(("tanh", None, "relu")),
         }
-    if name == "ConvBertForMaskedLM" and seed % 8 == 7:
+    if name == "ConvBertForMaskedLM" and rng.random() < 0.2:
         config.extra = {"tie_word_embeddings": False}
     return config
 
@@ -132,16 +134,17 @@ def mask_of(kind: str, shape: tuple[int, ...]) -> Tensor | None:
 
 def inputs_of(name: str, config: ConvBertConfig, kind: str, seed: int) -> dict[str, Tensor]:
     """A batch with labels; by turns with token types, positions, and embeddings in place of ids."""
-    n_tokens = random.Random(seed).randint(1, config.max_position_embeddings)
+    rng = random.Random(f"{kind} {seed}")
+    n_tokens = rng.randint(1, config.max_position_embeddings)
     shape = (2, 3, n_tokens) if name == "ConvBertForMultipleChoice" else (3, n_tokens)
     inputs: dict[str, Tensor | None] = {"attention_mask": mask_of(kind, shape)}
-    if seed % 4 == 3:
+    if rng.random() < 0.25:
         inputs["inputs_embeds"] = torch.randn(*shape, config.embedding_size)
     else:
         inputs["input_ids"] = torch.randint(config.vocab_size, shape)
-    if seed % 3:
+    if rng.random() < 0.6:
         inputs["token_type_ids"] = torch.randint(config.type_vocab_size, shape)
-    if seed % 5 > 2:
+    if rng.random() < 0.4:
         inputs["position_ids"] = torch.randint(config.max_position_embeddings, shape)
     inputs.update(labels_of(name, config, n_tokens))
     return {key: tensor for key, tensor in inputs.items() if tensor is not None}
@@ -212,3 +215,14 @@ def test_equals_transformers(name: str, seed: int) -> None:
             assert_equal(our_outputs[what], their_outputs[what], f"{kind}: {what}")
         for what in their_gradients:
             assert_equal(our_gradients[what], their_gradients[what], f"{kind}: gradient of {what}")
+
+
+def test_the_configs_meet_every_corner() -> None:
+    configs = [tiny_config(seed) for seed in range(N_CONFIGS)]
+    assert {(c.head_ratio, c.conv_kernel_size) for c in configs} == set(itertools.product(HEAD_RATIOS, KERNEL_SIZES))
+    assert {(c.head_ratio, c.num_groups) for c in configs} == set(itertools.product(HEAD_RATIOS, GROUPS))
+    assert {c.hidden_act for c in configs} == set(ACTIVATIONS)
+    assert {c.type_vocab_size for c in configs} == {1, 2, 3, 4}
+    assert any(c.num_attention_heads < c.head_ratio for c in configs)
+    assert any(c.num_attention_heads % c.head_ratio and c.n_mixed_heads > 1 for c in configs)
+    assert {c.embedding_size == c.hidden_size for c in configs} == {True, False}

@@ -137,7 +137,9 @@ class ConvBertConfig:
                 f"problem_type ({self.problem_type!r}) is unknown: choose one of {', '.join(PROBLEM_TYPES)}"
             )
         if sorted(self.id2label) != list(range(len(self.id2label))):
-            raise ConfigError(f"id2label must number its labels 0, 1, 2, … without holes; it has {sorted(self.id2label)}")
+            raise ConfigError(
+                f"id2label must number its labels 0, 1, 2, … without holes; it has {sorted(self.id2label)}"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ConvBertConfig:

@@ -26,7 +26,11 @@ SPECIAL_TOKENS = {
     "cls_token": "[CLS]",
     "mask_token": "[MASK]",
 }
-_NORMALISATION = {"do_lower_case": "lowercase", "strip_accents": "strip_accents", "tokenize_chinese_chars": "handle_chinese_chars"}
+_NORMALISATION = {
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
 
 
 class Encoded(NamedTuple):
@@ -88,7 +92,9 @@ class ConvBertTokenizer:
             raise TokenizerError(f"give vocab_file ({VOCAB_NAME}) or tokenizer_file ({TOKENIZER_NAME})")
         for role, token in self.special_tokens.items():
             if self.backend.token_to_id(token) is None:
-                raise TokenizerError(f"{role} ({token!r}) is not in the vocabulary: name the right one in special_tokens")
+                raise TokenizerError(
+                    f"{role} ({token!r}) is not in the vocabulary: name the right one in special_tokens"
+                )
 
     @property
     def vocab_size(self) -> int:
@@ -139,7 +145,9 @@ class ConvBertTokenizer:
             "tokenizer_file": folder / TOKENIZER_NAME if (folder / TOKENIZER_NAME).is_file() else None,
         }
         if not any(files.values()):
-            raise TokenizerError(f"{folder_or_url} has neither {TOKENIZER_NAME} nor {VOCAB_NAME}: add the tokenizer's files")
+            raise TokenizerError(
+                f"{folder_or_url} has neither {TOKENIZER_NAME} nor {VOCAB_NAME}: add the tokenizer's files"
+            )
         max_length = config.get("model_max_length", DEFAULT_MAX_LENGTH)
         return cls(
             **files,
@@ -189,7 +197,9 @@ def _read_vocab(path: Path) -> dict[str, int]:
     return {line: index for index, line in enumerate(lines)}
 
 
-def _wordpiece(vocab: dict[str, int], special_tokens: dict[str, str], normalisation: dict[str, bool | None]) -> Tokenizer:
+def _wordpiece(
+    vocab: dict[str, int], special_tokens: dict[str, str], normalisation: dict[str, bool | None]
+) -> Tokenizer:
     for role, token in special_tokens.items():
         if token not in vocab:
             raise TokenizerError(f"{role} ({token!r}) is not in the vocabulary: name the right one in special_tokens")

@@ -88,7 +88,9 @@ def read_manifest(output: Location) -> Manifest | None:
     try:
         values = json.loads(target.fs.cat_file(target.path))
         if values["format"] != FORMAT:
-            raise OutputError(f"{redacted(target.url)} has format {values['format']}, not {FORMAT}: use another --output")
+            raise OutputError(
+                f"{redacted(target.url)} has format {values['format']}, not {FORMAT}: use another --output"
+            )
         return Manifest(
             recipe=values["recipe"],
             heads=values["heads"],
@@ -101,7 +103,7 @@ def read_manifest(output: Location) -> Manifest | None:
         return None
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise OutputError(
-            f"{redacted(target.url)} cannot be read ({error}): use another --output, or --overwrite after moving it away"
+            f"{redacted(target.url)} cannot be read ({error}): move it away, or use another --output"
         ) from error
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from convbert import ConvBertConfig, ConvBertError, ConvBertTokenizer

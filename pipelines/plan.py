@@ -13,11 +13,11 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.errors import OutputError, SourceError
-from pipelines.inspect import check_columns, inspect, kept_schema
+from pipelines.inspect import Inspection, check_columns, inspect, kept_schema
 from pipelines.manifest import Manifest, ShardEntry, differences, read_manifest
 from pipelines.models import EncoderPass, plan_passes
 from pipelines.read import Columns
-from pipelines.resources import Hardware, choose_device, choose_precision
+from pipelines.resources import choose_device, choose_precision
 from pipelines.spec import DEFAULT_ID_COLUMN, JobSpec
 from pipelines.storage import Location, locate, names_in, put, redacted
 from pipelines.units import Shard, Unit, list_shards, units_of
@@ -79,7 +79,12 @@ def make_plan(spec: JobSpec) -> JobPlan:
     previous = read_manifest(output)
     device = choose_device(spec.device)
     precision = choose_precision(spec.precision, device, kept=_kept_precision(spec, previous))
-    recipe = {**spec.recipe(), "heads": _heads(passes), "precision": precision, "generation": _generation(spec, previous)}
+    recipe = {
+        **spec.recipe(),
+        "heads": _heads(passes),
+        "precision": precision,
+        "generation": _generation(spec, previous),
+    }
     if previous is not None and not spec.overwrite:
         _check_same_job(previous, recipe, output)
     return _find_work(spec, passes, device, precision, recipe, previous, shards, output)
@@ -184,7 +189,7 @@ def _vanished(previous: Manifest | None, entries: Sequence[ShardEntry]) -> list[
     return [(shard, parts.get(shard.fingerprint, [])) for shard in previous.shards if shard.url not in urls]
 
 
-def _columns(spec: JobSpec, inspections: list[Any], previous: Manifest | None, output: Location) -> Columns:
+def _columns(spec: JobSpec, inspections: list[Inspection], previous: Manifest | None, output: Location) -> Columns:
     texts = tuple(name for name in (spec.text_column, spec.text_pair_column) if name)
     explicit_id = [spec.id_column] if spec.id_column else []
     check_columns(inspections, text_columns=texts, other_columns=[*explicit_id, *spec.keep_column])
@@ -231,6 +236,3 @@ def _heads(passes: list[EncoderPass]) -> list[dict[str, Any]]:
         for encoder_pass in passes
         for head in encoder_pass.heads
     ]
-
-
-__all__ = ["Hardware", "JobPlan", "check_writable", "make_plan"]

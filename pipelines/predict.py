@@ -67,9 +67,7 @@ class Predictor:
 class _LoadedPass:
     """An encoder with its heads in memory."""
 
-    def __init__(
-        self, encoder_pass: EncoderPass, *, device: str, dtype: torch.dtype, max_batch_tokens: int
-    ) -> None:
+    def __init__(self, encoder_pass: EncoderPass, *, device: str, dtype: torch.dtype, max_batch_tokens: int) -> None:
         self.encoding = encoder_pass.encoding
         self.heads = {plan.name: _load(plan.name, plan.url, plan.fingerprint) for plan in encoder_pass.heads}
         first = next(iter(self.heads.values()))

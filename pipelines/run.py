@@ -59,10 +59,8 @@ def _label(plan: JobPlan) -> list[Part]:
     """Run the pending units through the pipeline and collect their parts' figures."""
     connect()
     hardware = share_out(plan.spec, plan.device, n_units=len(plan.pending))
-    logger.info(
-        "labelling %d units on %d to %d %s actors in %s",
-        len(plan.pending), hardware.min_actors, hardware.max_actors, plan.device, plan.precision,
-    )  # fmt: skip
+    _quiet_ray_data()
+    logger.info("labelling %d units: %s, %s", len(plan.pending), hardware.describe(), plan.precision)
     labelled: list[Part] = []
     with Progress(n_units=len(plan.pending)) as progress:
         for rows in pipeline(plan, hardware).iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -113,11 +111,16 @@ def pipeline(plan: JobPlan, hardware: Hardware) -> ray.data.Dataset:
     )
 
 
+def _quiet_ray_data() -> None:
+    """Ray Data announces each execution and the missing of its own bar; our progress says what users need."""
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
 class UnitSource(Datasource):
     """Work units as a Ray datasource: one read task and one block each."""
 
     def __init__(self, units: list[Unit], columns: Columns) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._units = units
         self._columns = columns
 
@@ -176,5 +179,3 @@ def _remove_superseded(plan: JobPlan, manifest: Manifest) -> None:
     for name in names_in(output):
         if name.startswith("part-") and name not in current:
             output.fs.rm_file(output.child(name).path)
-
-

@@ -28,7 +28,9 @@ def local_folder(folder_or_url: str | Path) -> Path:
     if "://" not in str(folder_or_url):
         folder = Path(folder_or_url).expanduser()
         if not folder.is_dir():
-            raise CheckpointError(f"no checkpoint folder at {folder_or_url}: give a folder with config.json and weights")
+            raise CheckpointError(
+                f"no checkpoint folder at {folder_or_url}: give a folder with config.json and weights"
+            )
         return folder
     fs, root = url_to_fs(str(folder_or_url))
     if isinstance(fs, fsspec.get_filesystem_class("file")):

@@ -44,7 +44,9 @@ def read_weights(folder_or_url: str | Path) -> dict[str, Tensor]:
             weights.update(_read_file(folder / shard))
         return weights
     present = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
-    raise CheckpointError(f"{folder_or_url} has no {SINGLE_NAME} (it holds {present}): give a complete checkpoint folder")
+    raise CheckpointError(
+        f"{folder_or_url} has no {SINGLE_NAME} (it holds {present}): give a complete checkpoint folder"
+    )
 
 
 def load_into(model: nn.Module, weights: Mapping[str, Tensor], *, base_prefix: str, source: str) -> LoadReport:

@@ -66,8 +66,6 @@ def _prepare_environment() -> None:
     if "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    if "RAY_ADDRESS" not in os.environ:  # Ray Data starts its actors in a way that Ray's core logs as an error
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 
 def _argument(field: FieldInfo) -> dict[str, Any]:

@@ -93,11 +93,12 @@ def share_out(spec: JobSpec, device: str, *, n_units: int) -> Hardware:
     per_node = [-(-cpus // MAX_THREADS_PER_ACTOR) for cpus in node_cpus if cpus]
     most = min(spec.max_actors or max(sum(per_node), spec.min_actors or 1), n_units)
     threads = max(1, min(MAX_THREADS_PER_ACTOR, sum(node_cpus) // most))
+    actor_cpus = sum(node_cpus) / (2 * most)  # actors that reserved every CPU would wait for tasks for ever
     return Hardware(
         min_actors=min(spec.min_actors or most, most),
         max_actors=most,
-        actor_cpus=max(1, threads // 2),  # the rest of its threads' time goes to the tasks beside it
+        actor_cpus=actor_cpus,
         actor_gpus=0,
         n_threads=threads,
-        task_cpus=0.5,
+        task_cpus=0.5 if actor_cpus != 0.5 else 0.4,
     )

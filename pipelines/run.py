@@ -86,7 +86,7 @@ def pipeline(plan: JobPlan, hardware: Hardware) -> ray.data.Dataset:
             override_num_blocks=len(plan.pending),
         )
         .map_batches(encode, fn_kwargs={"encodings": encodings}, num_cpus=hardware.task_cpus, **stage)
-        .map_batches(
+        .map_batches_internal(  # map_batches refuses whole blocks as batches where GPUs are asked for
             Predictor,
             fn_constructor_args=[plan.passes],
             fn_constructor_kwargs={

@@ -70,6 +70,9 @@ class JobSpec(BaseModel):
                 raise ValueError(
                     f"--head {name}=…: a name is letters, digits and underscores, and begins with a letter"
                 )
+        for name in self.keep_column:
+            if name.startswith("__"):
+                raise ValueError(f"--keep-column {name!r}: names that begin with two underscores are the job's own")
         columns = [*OWN_COLUMNS, *self.keep_column, *self.head]
         for name in columns:
             if columns.count(name) > 1:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -98,4 +99,4 @@ def test_byte_ranges_cover_the_file(size: int, unit_bytes: float) -> None:
     ranges = byte_ranges(size, unit_bytes)
     assert ranges[0][0] == 0
     assert ranges[-1][1] == size
-    assert all(a[1] == b[0] for a, b in zip(ranges, ranges[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(ranges))

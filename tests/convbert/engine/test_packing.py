@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -55,7 +57,7 @@ def test_runs_cover_the_rows_in_stretches_of_one_length(lengths: np.ndarray) -> 
     runs = layout(lengths, reach=1, max_length=40).runs
     assert [length for run in runs for length in [run.length] * run.n_records] == lengths.tolist()
     assert [run.first_row for run in runs] == [0, *np.cumsum([run.n_records * run.length for run in runs])[:-1]]
-    assert all(a.length != b.length for a, b in zip(runs, runs[1:], strict=False))
+    assert all(a.length != b.length for a, b in itertools.pairwise(runs))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 from collections.abc import Iterator
@@ -68,8 +69,23 @@ def sentences() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """The one Ray cluster of the test session."""
+def s3() -> Iterator[None]:
+    """An S3 server process's worth of moto on a free port, found through the environment like a real store."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    os.environ |= {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
+    os.environ |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
+    yield
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3: None) -> Iterator[None]:
+    """The one Ray cluster of the test session; its workers see the environment of this moment."""
     import ray
 
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=300 * 2**20, logging_level="ERROR")

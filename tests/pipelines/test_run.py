@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
@@ -173,6 +174,25 @@ def test_file_urls_work_like_paths(corpus: Path, checkpoint: Path, tmp_path: Pat
         {"input": [f"file://{corpus}/*.parquet"], "output": f"file://{tmp_path}/out", "model": f"file://{checkpoint}"}
     )
     assert run(spec).rows == len(table(tmp_path / "out")) > 0
+
+
+def test_corpus_model_and_output_can_lie_in_an_object_store(
+    corpus: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONVBERT_CACHE", str(tmp_path / "cache"))
+    store = fsspec.filesystem("s3")
+    store.mkdir("bucket")
+    store.put(f"{corpus}/", "bucket/corpus/", recursive=True)
+    store.put(f"{checkpoint}/", "bucket/model/", recursive=True)
+    urls = {"input": ["s3://bucket/corpus"], "output": "s3://bucket/out", "model": "s3://bucket/model", "unit_rows": 6}
+    in_store = run(JobSpec.of(urls))
+    on_disk = run(job(corpus, tmp_path / "out", checkpoint))
+    assert (in_store.rows, in_store.failed, in_store.labels) == (on_disk.rows, on_disk.failed, on_disk.labels)
+    names = [path.rsplit("/", 1)[-1] for path in store.ls("bucket/out", refresh=True)]
+    assert {"_manifest.json", "_SUCCESS"} < set(names)
+    assert len(names) == len(parts(tmp_path / "out")) + 2
+    again = run(JobSpec.of(urls))
+    assert again.lines()[0].startswith("nothing to do")
 
 
 def test_reading_and_encoding_run_beside_the_actors(

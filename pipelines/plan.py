@@ -231,8 +231,4 @@ def _generation(spec: JobSpec, previous: Manifest | None) -> int:
 
 
 def _heads(passes: list[EncoderPass]) -> list[dict[str, Any]]:
-    return [
-        {"name": head.name, "task": head.task, "labels": list(head.labels), "fingerprint": head.fingerprint}
-        for encoder_pass in passes
-        for head in encoder_pass.heads
-    ]
+    return [head.describe() for encoder_pass in passes for head in encoder_pass.heads]

@@ -73,7 +73,7 @@ class _LoadedPass:
         first = next(iter(self.heads.values()))
         self.engine = Engine(
             first.model.base_model,
-            {name: loaded.head.module(loaded.model) for name, loaded in self.heads.items()},
+            {name: loaded.plan.head.module(loaded.model) for name, loaded in self.heads.items()},
             device=device,
             dtype=dtype,
             max_batch_tokens=max_batch_tokens,
@@ -86,7 +86,8 @@ class _LoadedPass:
         results = self.engine(packed(ids, types)) if len(rows) else {}
         n_tokens[rows.to_numpy()] += ids.value_lengths().to_numpy()
         for name, loaded in self.heads.items():
-            column = loaded.head.to_arrow(results[name]) if results else pa.array([], loaded.head.schema)
+            head = loaded.plan.head
+            column = head.to_arrow(results[name]) if results else pa.array([], head.schema)
             block = block.append_column(name, _spread(column, rows, len(block)))
         return block.drop_columns([self.encoding.ids, *([self.encoding.types] if has_types else [])])
 

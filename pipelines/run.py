@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -11,11 +12,11 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
+from ray.exceptions import RayError
 
-from pipelines import models
 from pipelines.encode import encode
 from pipelines.errors import RunError
-from pipelines.manifest import SUCCESS_NAME, Manifest, versions, write_manifest
+from pipelines.manifest import Manifest, mark_success, unmark_success, versions, write_manifest
 from pipelines.plan import JobPlan, check_writable, make_plan
 from pipelines.predict import Predictor
 from pipelines.progress import Progress
@@ -23,7 +24,7 @@ from pipelines.read import Columns, read_unit
 from pipelines.report import Summary
 from pipelines.resources import Hardware, connect, share_out
 from pipelines.spec import JobSpec
-from pipelines.storage import locate, names_in
+from pipelines.storage import locate, names_in, redacted
 from pipelines.units import Unit
 from pipelines.write import Part, parts_from, write_part
 
@@ -39,35 +40,54 @@ def run(spec: JobSpec) -> Summary:
     plan = make_plan(spec)
     for url in plan.vanished:
         logger.warning("%s is no longer among the inputs; its parts stay", url)
-    if spec.dry_run or plan.is_done:
+    if spec.dry_run:
         return Summary.of(plan, parts=plan.parts, labelled=[], seconds=0.0)
     output = locate(spec.output)
-    check_writable(output)
-    if (success := output.child(SUCCESS_NAME)).fs.exists(success.path):
-        success.fs.rm_file(success.path)
-    started = time.monotonic()
-    labelled = _label(plan) if plan.pending else []
-    seconds = time.monotonic() - started
-    manifest = _manifest(plan, [*plan.parts, *labelled], seconds)
-    _check_complete(plan, manifest)
-    write_manifest(output, manifest)
-    _remove_superseded(plan, manifest)
-    return Summary.of(plan, parts=manifest.parts, labelled=labelled, seconds=seconds)
+    if plan.is_done:
+        summary = Summary.of(plan, parts=plan.parts, labelled=[], seconds=0.0)
+    else:
+        check_writable(output)
+        unmark_success(output)
+        started = time.monotonic()
+        labelled = _label(plan) if plan.pending else []
+        seconds = time.monotonic() - started
+        manifest = _manifest(plan, [*plan.parts, *labelled], seconds)
+        _check_complete(plan, manifest)
+        write_manifest(output, manifest)
+        _remove_superseded(plan, manifest)
+        summary = Summary.of(plan, parts=manifest.parts, labelled=labelled, seconds=seconds)
+    if not summary.has_failed_too_often:
+        mark_success(output)
+    return summary
 
 
 def _label(plan: JobPlan) -> list[Part]:
-    """Run the pending units through the pipeline and collect their parts' figures."""
+    """Run the pending units through the pipeline and collect their parts' figures.
+
+    Raises:
+        RunError: a stage failed; what is finished stays.
+    """
     connect()
     hardware = share_out(plan.spec, plan.device, n_units=len(plan.pending))
     _quiet_ray_data()
     logger.info("labelling %d units: %s, %s", len(plan.pending), hardware.describe(), plan.precision)
     labelled: list[Part] = []
-    with Progress(n_units=len(plan.pending)) as progress:
-        for rows in pipeline(plan, hardware).iter_batches(batch_size=None, batch_format="pyarrow"):
-            parts = parts_from(rows)
-            labelled += parts
-            progress.add(parts)
+    try:
+        with Progress(n_units=len(plan.pending)) as progress:
+            for rows in pipeline(plan, hardware).iter_batches(batch_size=None, batch_format="pyarrow"):
+                parts = parts_from(rows)
+                labelled += parts
+                progress.add(parts)
+    except RayError as error:
+        raise RunError(f"{_root_cause(error)} (finished parts stay: start the same command again)") from error
     return labelled
+
+
+def _root_cause(error: RayError) -> str:
+    """Our own error in the text that Ray hands over from a worker, or else its last line."""
+    text = str(error).strip()
+    own = re.findall(r"(?:convbert|pipelines)\.errors\.\w+: (.+)", text)
+    return redacted(own[-1] if own else text.splitlines()[-1])
 
 
 def pipeline(plan: JobPlan, hardware: Hardware) -> ray.data.Dataset:
@@ -77,7 +97,7 @@ def pipeline(plan: JobPlan, hardware: Hardware) -> ray.data.Dataset:
     context.enable_progress_bars = False  # ours counts rows and tokens
     context.print_on_execution_start = False
     encodings = [encoder_pass.encoding for encoder_pass in plan.passes]
-    heads = {plan_.name: head for plan_, head in models.heads_of(plan.passes)}
+    heads = {head.name: head.head for encoder_pass in plan.passes for head in encoder_pass.heads}
     stage: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
     return (
         ray.data.read_datasource(

@@ -44,6 +44,12 @@ def test_too_many_failures_fail_the_job_after_everything_is_out(checkpoint: Path
     assert result.returncode == 1
     assert "error: 1 of 2 records failed, more than --max-failed-fraction 0.05" in result.stderr
     assert json.loads((tmp_path / "out/_manifest.json").read_text())["rows_out"] == 2
+    assert not (tmp_path / "out/_SUCCESS").exists()
+    tolerant = classify(
+        "--input", corpus, "--output", tmp_path / "out", "--model", checkpoint, "--max-failed-fraction", 0.5
+    )
+    assert tolerant.returncode == 0
+    assert (tmp_path / "out/_SUCCESS").exists()
 
 
 def test_misuse_is_one_line(tmp_path: Path) -> None:

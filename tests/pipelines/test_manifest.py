@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import OutputError
-from pipelines.manifest import Manifest, ShardEntry, differences, read_manifest, write_manifest
+from pipelines.manifest import (
+    Manifest,
+    ShardEntry,
+    differences,
+    mark_success,
+    read_manifest,
+    unmark_success,
+    write_manifest,
+)
 from pipelines.storage import locate
 from pipelines.write import Part
 
@@ -28,7 +36,13 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert read_manifest(output) is None
     write_manifest(output, MANIFEST)
     assert read_manifest(output) == MANIFEST
-    assert (tmp_path / "_SUCCESS").exists()
+
+
+def test_the_marker_comes_and_goes(tmp_path: Path) -> None:
+    output = locate(str(tmp_path))
+    for change, there in [(unmark_success, False), (mark_success, True), (mark_success, True), (unmark_success, False)]:
+        change(output)
+        assert (tmp_path / "_SUCCESS").exists() == there
 
 
 def test_the_contract_is_kept() -> None:

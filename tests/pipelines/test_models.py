@@ -21,7 +21,7 @@ def spec(**changes: Any) -> JobSpec:
 def test_a_plan_says_what_the_checkpoint_predicts(checkpoint: Path) -> None:
     (only,) = plan_passes(spec(model=str(checkpoint)))
     (head,) = only.heads
-    assert (head.name, head.task, head.labels) == ("prediction", "text-classification", ("ham", "spam"))
+    assert (head.name, head.head.task, head.head.labels) == ("prediction", "text-classification", ["ham", "spam"])
     assert (only.encoding.max_length, only.encoding.texts) == (128, ("text",))
 
 

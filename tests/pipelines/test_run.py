@@ -139,6 +139,17 @@ def test_nights_add_change_and_lose_shards(corpus: Path, checkpoint: Path, tmp_p
     assert run(job(corpus, output, checkpoint)).new_rows == 0
 
 
+def test_kept_columns_keep_their_type_from_night_to_night(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.jsonl").write_text('{"text": "free", "n": 1}\n')
+    run(job(tmp_path / "in", tmp_path / "out", checkpoint, keep_column=["n"], max_failed_fraction=1))
+    (tmp_path / "in/b.jsonl").write_text('{"text": "free", "n": "two"}\n{"text": "mail", "n": 3}\n')
+    run(job(tmp_path / "in", tmp_path / "out", checkpoint, keep_column=["n"], max_failed_fraction=1))
+    rows = table(tmp_path / "out")
+    assert rows["n"].to_pylist() == [1, None, 3]
+    assert rows["error"].to_pylist() == [None, "n holds 'two', not int64", None]
+
+
 def test_another_job_on_the_same_output_is_refused_until_it_is_overwritten(
     corpus: Path, checkpoint: Path, tmp_path: Path
 ) -> None:

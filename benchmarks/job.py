@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import logging
 import os
 import statistics
 import tempfile
@@ -28,10 +29,10 @@ import torch
 import transformers
 from ray.data import ActorPoolStrategy, DataContext
 
-from pipelines import run as job
 from pipelines.plan import make_plan
 from pipelines.predict import Predictor
 from pipelines.resources import share_out
+from pipelines.run import pipeline
 from pipelines.spec import JobSpec
 from pipelines.write import parts_from
 
@@ -41,21 +42,6 @@ SIZES = {
     "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
     "small": {"hidden_size": 256, "num_hidden_layers": 12, "num_attention_heads": 4, "intermediate_size": 1024},
 }
-Window = tuple[float, float]  # first batch begun, last batch done
-
-
-class TimedPredictor(Predictor):
-    """Our actor, writing down when it works."""
-
-    def __init__(self, *args: Any, log: str, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._log = log
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        started = time.time()
-        result = super().__call__(block)
-        _note(self._log, started)
-        return result
 
 
 class Recipe:
@@ -69,7 +55,9 @@ class Recipe:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         started = time.time()
-        inputs = self._tokenizer(list(batch["text"]), padding=True, truncation=True, max_length=512, return_tensors="pt")
+        inputs = self._tokenizer(
+            list(batch["text"]), padding=True, truncation=True, max_length=512, return_tensors="pt"
+        )
         with torch.inference_mode():
             scores = self._model(**inputs).logits.softmax(-1)
         batch["label"] = scores.argmax(-1).numpy()
@@ -87,7 +75,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="base", help="model size, random weights (default: base)")
     options = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
-    ray.init(include_dashboard=False, logging_level="ERROR")
+    ray.init(include_dashboard=False, logging_level=logging.ERROR)
     DataContext.get_current().enable_progress_bars = False
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -126,20 +114,23 @@ def run_ours(corpus: Path, checkpoint: Path, output: Path, scratch: Path) -> dic
     log = tempfile.mkstemp(dir=scratch)[1]
     spec = JobSpec.of({"input": [str(corpus)], "output": str(output), "model": str(checkpoint)})
     plan = make_plan(spec)
-    job.Predictor = _timed(log)  # type: ignore[assignment, misc]
-    try:
-        hardware = share_out(spec, "cpu", n_units=len(plan.pending))
-        batches = job.pipeline(plan, hardware).iter_batches(batch_size=None, batch_format="pyarrow")
-        parts = [part for rows in batches for part in parts_from(rows)]
-    finally:
-        job.Predictor = Predictor  # type: ignore[misc]
+    hardware = share_out(spec, "cpu", n_units=len(plan.pending))
+    dataset = pipeline(plan, hardware, predictor=_timed(log))
+    parts = [
+        part for rows in dataset.iter_batches(batch_size=None, batch_format="pyarrow") for part in parts_from(rows)
+    ]
     return {"rows": sum(p.rows for p in parts), "tokens": sum(p.tokens for p in parts), "seconds": _window(log)}
 
 
-def _timed(log: str) -> type[TimedPredictor]:
-    class Timed(TimedPredictor):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, log=log, **kwargs)
+def _timed(log: str) -> type[Predictor]:
+    """Our actor, writing down when it works."""
+
+    class Timed(Predictor):
+        def __call__(self, block: pa.Table) -> pa.Table:
+            started = time.time()
+            result = super().__call__(block)
+            _note(log, started)
+            return result
 
     return Timed
 

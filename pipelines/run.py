@@ -90,7 +90,7 @@ def _root_cause(error: RayError) -> str:
     return redacted(own[-1] if own else text.splitlines()[-1])
 
 
-def pipeline(plan: JobPlan, hardware: Hardware) -> ray.data.Dataset:
+def pipeline(plan: JobPlan, hardware: Hardware, *, predictor: type[Predictor] = Predictor) -> ray.data.Dataset:
     """The way of the data: one unit is one block from reading to its part; one row of figures comes out."""
     context = DataContext.get_current()
     context.target_max_block_size = None  # a unit stays whole, however large its block
@@ -107,7 +107,7 @@ def pipeline(plan: JobPlan, hardware: Hardware) -> ray.data.Dataset:
         )
         .map_batches(encode, fn_kwargs={"encodings": encodings}, num_cpus=hardware.task_cpus, **stage)
         .map_batches_internal(  # map_batches refuses whole blocks as batches where GPUs are asked for
-            Predictor,
+            predictor,
             fn_constructor_args=[plan.passes],
             fn_constructor_kwargs={
                 "device": plan.device,

@@ -74,14 +74,15 @@ def set_never_split(backend: Tokenizer, words: Iterable[str]) -> None:
     """Keep these whole where white space surrounds them, as BERT's Python tokenizer in Transformers 4 does.
 
     They are looked for in the normalised text. BERT's own pre-tokeniser cannot spare a word, so its split
-    at white space and punctuation is spelled out.
+    at white space and punctuation is spelled out; it knows the punctuation of newer Unicode, too.
 
     Raises:
         TokenizerError: a word that could never be found whole, or another algorithm than BERT's.
     """
     words = sorted(words)
-    if not isinstance(backend.normalizer, normalizers.BertNormalizer) or not isinstance(backend.model, WordPiece):
-        raise TokenizerError(f"never_split ({words}) needs BERT's WordPiece: add_tokens keeps words whole here")
+    splits = (pre_tokenizers.BertPreTokenizer, pre_tokenizers.Sequence)  # BERT's, and what this function makes of it
+    if not (normalisation(backend) and isinstance(backend.pre_tokenizer, splits)):
+        raise TokenizerError(f"never_split ({words}) needs BERT's pre-tokenisation: keep words whole with add_tokens")
     for word in words:
         normalised = backend.normalizer.normalize_str(word)
         if normalised != word or word.split() != [word]:

@@ -34,8 +34,12 @@ _ADDED_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "sp
 _UNBOUNDED = 10**18  # Transformers writes 1e30 for "no limit"
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
+def read_settings(folder: Path, *, source: str | Path) -> dict[str, Any]:
     """Keyword arguments of ConvBertTokenizer that make the folder's tokenizer.
+
+    Args:
+        folder: a local folder.
+        source: where it was taken from, for errors.
 
     Raises:
         TokenizerError: no vocabulary there, or a file that cannot be read.
@@ -43,7 +47,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     files = {"tokenizer_file": folder / TOKENIZER_NAME, "vocab_file": folder / VOCAB_NAME}
     settings: dict[str, Any] = {name: path for name, path in files.items() if path.is_file()}
     if not settings:
-        raise TokenizerError(f"{folder} has neither {TOKENIZER_NAME} nor {VOCAB_NAME}: add the tokenizer's files")
+        raise TokenizerError(f"{source} has neither {TOKENIZER_NAME} nor {VOCAB_NAME}: add the tokenizer's files")
     config = _read_object(folder / CONFIG_NAME)
     if "added_tokens_decoder" not in config:
         config |= _read_object(folder / SPECIAL_NAME)

@@ -144,9 +144,10 @@ class ConvBertTokenizer(Vocabulary):
             changes: settings in place of the checkpoint's, such as ``model_max_length``.
 
         Raises:
+            CheckpointError: no such folder.
             TokenizerError: no vocabulary there, or one that cannot be read.
         """
-        return cls(**{**read_settings(local_folder(folder_or_url)), **changes})
+        return cls(**{**read_settings(local_folder(folder_or_url), source=folder_or_url), **changes})
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write tokenizer.json, tokenizer_config.json and for WordPiece vocab.txt into a local folder."""

@@ -82,7 +82,9 @@ def _legacy_token(name: str, special: set[str]) -> AddedToken:
     return AddedToken(name, special=name in special, normalized=name not in special)
 
 
-def _limit(length: float | None) -> int | None:
+def _limit(length: Any) -> int | None:
+    if length is not None and not isinstance(length, (int, float)):
+        raise TokenizerError(f"model_max_length ({length!r}) in {CONFIG_NAME} must be a number of tokens, or null")
     return None if length is None or length > _UNBOUNDED else int(length)
 
 

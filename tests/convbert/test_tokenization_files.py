@@ -242,6 +242,7 @@ def test_settings_may_be_changed_on_loading(tmp_path: Path) -> None:
         ({"added_tokens": {"foo": 99}}, "'foo' has the id 99 in the checkpoint and 5 in its vocabulary"),
         ({"added_tokens": {"new": 99}}, "'new' has the id 99 in the checkpoint and 12"),
         ({"tokenizer_config": {"never_split": ["nope"]}}, "'nope'"),
+        ({"tokenizer_config": {"model_max_length": "512"}}, r"model_max_length \('512'\)"),
     ],
 )
 def test_files_that_contradict_each_other_are_refused(tmp_path: Path, files: dict[str, Any], message: str) -> None:

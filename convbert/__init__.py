@@ -3,9 +3,10 @@
 from convbert.config import ConvBertConfig
 from convbert.errors import CheckpointError, ConfigError, ConvBertError, InputError, TokenizerError, WeightsError
 from convbert.models import ConvBertForSequenceClassification, ConvBertModel
-from convbert.tokenization import ConvBertTokenizer
+from convbert.tokenization import BatchEncoding, ConvBertTokenizer, ConvBertTokenizerFast
 
 __all__ = [
+    "BatchEncoding",
     "CheckpointError",
     "ConfigError",
     "ConvBertConfig",
@@ -13,6 +14,7 @@ __all__ = [
     "ConvBertForSequenceClassification",
     "ConvBertModel",
     "ConvBertTokenizer",
+    "ConvBertTokenizerFast",
     "InputError",
     "TokenizerError",
     "WeightsError",

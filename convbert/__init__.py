@@ -10,9 +10,10 @@ from convbert.models import (
     ConvBertForTokenClassification,
     ConvBertModel,
 )
-from convbert.tokenization import ConvBertTokenizer
+from convbert.tokenization import BatchEncoding, ConvBertTokenizer, ConvBertTokenizerFast
 
 __all__ = [
+    "BatchEncoding",
     "CheckpointError",
     "ConfigError",
     "ConvBertConfig",
@@ -24,6 +25,7 @@ __all__ = [
     "ConvBertForTokenClassification",
     "ConvBertModel",
     "ConvBertTokenizer",
+    "ConvBertTokenizerFast",
     "InputError",
     "TokenizerError",
     "WeightsError",

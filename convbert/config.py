@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from convbert.activations import ACTIVATIONS
 from convbert.errors import CheckpointError, ConfigError
@@ -17,11 +18,42 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 
 
 @dataclass(kw_only=True)
-class ConvBertConfig:
+class _Fields:
+    """What is stored of a config; ConvBertConfig documents it."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int | None = 1
+    bos_token_id: int | None = 0
+    eos_token_id: int | list[int] | None = 2
+    embedding_size: int = 768
+    head_ratio: int = 2
+    conv_kernel_size: int = 9
+    num_groups: int = 1
+    classifier_dropout: float | None = None
+    is_decoder: bool = False
+    add_cross_attention: bool = False
+    tie_word_embeddings: bool = True
+    problem_type: str | None = None
+    id2label: dict[int, str]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class ConvBertConfig(_Fields):
     """Shape, regularisation and labels of a ConvBERT; field names and defaults are Transformers'.
 
-    Widths count features, sizes count entries. Keys of a config.json that are no field here are kept
-    in ``extra`` and written back unchanged.
+    Widths count features, sizes count entries. Labels may be given as any of ``num_labels``, ``id2label``
+    and ``label2id``; two LABEL_0, LABEL_1 without any of them.
 
     Attributes:
         vocab_size: entries of the word embedding table.
@@ -43,40 +75,38 @@ class ConvBertConfig:
         conv_kernel_size: taps of the span-based dynamic convolution, odd.
         num_groups: groups of the grouped feed-forward products, paper section 4.2; 1 means dense.
         classifier_dropout: dropout of task heads; None means ``hidden_dropout_prob``.
+        is_decoder, add_cross_attention: False, or refused: this package has the encoder only.
+        tie_word_embeddings: the masked language model's output matrix is its word embedding table.
         problem_type: loss of sequence classification; None infers it from the labels.
         id2label: label names by class index; its length is the number of labels.
+        extra: keys of a config.json that are no field here, written back unchanged. They can be read as
+            attributes too: ``config.architectures``.
 
     Raises:
-        ConfigError: a value or combination that no model can have.
+        ConfigError: a value or combination that no model can have, or labels that contradict each other.
     """
 
-    vocab_size: int = 30522
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_act: str = "gelu"
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    initializer_range: float = 0.02
-    layer_norm_eps: float = 1e-12
-    pad_token_id: int | None = 1
-    bos_token_id: int | None = 0
-    eos_token_id: int | None = 2
-    embedding_size: int = 768
-    head_ratio: int = 2
-    conv_kernel_size: int = 9
-    num_groups: int = 1
-    classifier_dropout: float | None = None
-    problem_type: str | None = None
-    id2label: dict[int, str] = field(default_factory=lambda: _default_labels(2))
-    extra: dict[str, Any] = field(default_factory=dict)
+    model_type: ClassVar[str] = MODEL_TYPES[0]
 
-    def __post_init__(self) -> None:
-        self.id2label = {int(index): str(label) for index, label in self.id2label.items()}
+    def __init__(
+        self,
+        *,
+        num_labels: int | None = None,
+        id2label: Mapping[Any, Any] | None = None,
+        label2id: Mapping[Any, Any] | None = None,
+        **fields: Any,
+    ) -> None:
+        super().__init__(id2label=_labels(num_labels, id2label, label2id), **fields)
         self._validate()
+
+    if not TYPE_CHECKING:  # a type checker should still find a misspelt field
+
+        def __getattr__(self, name: str) -> Any:
+            """A key of ``extra``, asked for only where the class has no such attribute."""
+            try:
+                return self.__dict__["extra"][name]
+            except KeyError:
+                raise AttributeError(f"ConvBertConfig has no field {name!r}, and its config.json no such key") from None
 
     @property
     def num_labels(self) -> int:
@@ -104,18 +134,39 @@ class ConvBertConfig:
         return self.n_mixed_heads * self.head_width
 
     def _validate(self) -> None:
-        for name in _POSITIVE:
+        for name in _COUNTS:
+            self._require(name, _is_whole(getattr(self, name), at_least=1), "must be a whole number of at least 1")
+        for name in _NUMBERS:
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name} ({value!r}) must be a whole number of at least 1")
-        for name in _PROBABILITIES:
+            self._require(name, _is_number(value), "must be a number of at least 0")
+            setattr(self, name, float(value))  # Transformers 5 takes no whole number for some of them
+        for name in _RATES:
             value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ConfigError(f"{name} ({value!r}) must lie between 0 and 1")
-        if self.hidden_act not in ACTIVATIONS:
-            raise ConfigError(
-                f"hidden_act ({self.hidden_act!r}) is unknown: choose one of {', '.join(sorted(ACTIVATIONS))}"
-            )
+            is_rate = _is_number(value) and value <= 1
+            self._require(name, is_rate or (name, value) == ("classifier_dropout", None), "must lie between 0 and 1")
+        for name in _TOKEN_IDS:
+            value = getattr(self, name)
+            ids = value if name == "eos_token_id" and isinstance(value, list) else [value]
+            valid = all(index is None or _is_whole(index, at_least=0) for index in ids)
+            self._require(name, valid, "must be a token id (0, 1, …) or None")
+        self._validate_choices()
+        self._validate_shape()
+
+    def _validate_choices(self) -> None:
+        activations = ", ".join(sorted(ACTIVATIONS))
+        self._require("hidden_act", self.hidden_act in sorted(ACTIVATIONS), f"is unknown: choose one of {activations}")
+        problems = (None, *PROBLEM_TYPES)
+        self._require("problem_type", self.problem_type in problems, f"is unknown: choose one of {problems}")
+        self._require("tie_word_embeddings", isinstance(self.tie_word_embeddings, bool), "must be True or False")
+        for name, supported in _SUPPORTED.items():
+            value = getattr(self, name, supported)
+            same = type(value) is type(supported) and value == supported
+            self._require(name, same, f"is not supported by this package: it must be {supported!r}")
+        clashes = sorted(self.extra.keys() & _known_keys())
+        if clashes:
+            raise ConfigError(f"extra holds {clashes[0]!r}, which is a field: give it as an argument of its own")
+
+    def _validate_shape(self) -> None:
         if self.conv_kernel_size % 2 == 0:
             raise ConfigError(
                 f"conv_kernel_size ({self.conv_kernel_size}) must be odd, so that a span has a centre: "
@@ -128,51 +179,58 @@ class ConvBertConfig:
                 f"or change num_attention_heads ({self.num_attention_heads}) or head_ratio ({self.head_ratio})"
             )
         for name in ("hidden_size", "intermediate_size"):
-            if getattr(self, name) % self.num_groups:
-                raise ConfigError(f"{name} ({getattr(self, name)}) is no multiple of num_groups ({self.num_groups})")
-        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
-            raise ConfigError(f"pad_token_id ({self.pad_token_id}) lies outside the vocabulary of {self.vocab_size}")
-        if self.problem_type not in (None, *PROBLEM_TYPES):
+            remedy = f"is no multiple of num_groups ({self.num_groups}): change one of them"
+            self._require(name, getattr(self, name) % self.num_groups == 0, remedy)
+        if self.pad_token_id is not None and self.pad_token_id >= self.vocab_size:
             raise ConfigError(
-                f"problem_type ({self.problem_type!r}) is unknown: choose one of {', '.join(PROBLEM_TYPES)}"
+                f"pad_token_id ({self.pad_token_id}) lies outside the vocabulary: "
+                f"choose one below vocab_size ({self.vocab_size})"
             )
-        if sorted(self.id2label) != list(range(len(self.id2label))):
-            raise ConfigError(f"id2label must number its labels 0, 1, 2, … without holes; it has {sorted(self.id2label)}")
+        if self.problem_type == "single_label_classification" and self.num_labels == 1:
+            raise ConfigError(
+                f"problem_type ({self.problem_type!r}) needs at least two labels and has one: "
+                "add a label, or choose 'regression'"
+            )
+
+    def _require(self, name: str, holds: bool, remedy: str) -> None:
+        if not holds:
+            raise ConfigError(f"{name} ({getattr(self, name)!r}) {remedy}")
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ConvBertConfig:
+    def from_dict(cls, values: Mapping[str, Any], **changes: Any) -> ConvBertConfig:
         """The config that a parsed config.json describes.
 
-        ``num_labels`` alone, as some checkpoints have it, gives the labels LABEL_0, LABEL_1, …
+        Args:
+            values: the JSON object; ``num_labels`` alone, as some checkpoints have it, names no labels.
+            changes: fields in place of those in ``values``. Changed labels replace all labels there.
 
         Raises:
-            ConfigError: another model type, or a value that no model can have.
+            ConfigError: another model type, a value that no model can have, or a change of what is no field.
         """
-        values = dict(values)
-        model_type = values.pop("model_type", MODEL_TYPES[0])
+        unknown = sorted(changes.keys() - _known_keys())
+        if unknown:
+            raise ConfigError(f"{unknown[0]} ({changes[unknown[0]]!r}) is no field of ConvBertConfig: check its name")
+        if changes.keys() & _LABEL_KEYS:
+            values = {key: value for key, value in values.items() if key not in _LABEL_KEYS}
+        values = {**values, **changes}
+        model_type = values.pop("model_type", None) or cls.model_type
         if model_type not in MODEL_TYPES:
-            raise ConfigError(f"model_type ({model_type!r}) is no ConvBERT: this package reads {MODEL_TYPES[0]!r} only")
-        n_labels = values.pop("num_labels", None)
-        if not values.get("id2label"):
-            values.pop("id2label", None)
-            if n_labels is not None:
-                values["id2label"] = _default_labels(n_labels)
-        values.pop("label2id", None)  # follows from id2label
-        known = {f.name for f in fields(cls)} - {"extra"}
-        return cls(
-            **{key: value for key, value in values.items() if key in known},
-            extra={key: value for key, value in values.items() if key not in known},
-        )
+            raise ConfigError(f"model_type ({model_type!r}) is no ConvBERT: this package reads {cls.model_type!r} only")
+        extra = {key: values.pop(key) for key in values.keys() - _known_keys()}
+        return cls(**values, extra=extra)
 
     def to_dict(self) -> dict[str, Any]:
         """What config.json holds: every field, the labels in both directions, and the kept extra keys."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
         own["id2label"] = {str(index): label for index, label in self.id2label.items()}
-        return {**self.extra, "model_type": MODEL_TYPES[0], **own, "label2id": self.label2id}
+        return {**self.extra, "model_type": self.model_type, **own, "label2id": self.label2id}
 
     @classmethod
-    def from_pretrained(cls, folder_or_url: str | Path) -> ConvBertConfig:
+    def from_pretrained(cls, folder_or_url: str | Path, **changes: Any) -> ConvBertConfig:
         """The config of a checkpoint folder, local or at any fsspec URL.
+
+        Args:
+            changes: fields in place of the checkpoint's, such as ``num_labels``.
 
         Raises:
             CheckpointError: no readable config.json there.
@@ -189,7 +247,7 @@ class ConvBertConfig:
             raise CheckpointError(f"{CONFIG_NAME} of {folder_or_url} cannot be read: {error}") from error
         if not isinstance(values, dict):
             raise CheckpointError(f"{CONFIG_NAME} of {folder_or_url} must hold a JSON object")
-        return cls.from_dict(values)
+        return cls.from_dict(values, **changes)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json into a local folder, which is made where it is missing."""
@@ -198,7 +256,8 @@ class ConvBertConfig:
         (Path(folder) / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
 
 
-_POSITIVE = (
+_LABEL_KEYS = {"num_labels", "id2label", "label2id"}
+_COUNTS = (
     "vocab_size",
     "hidden_size",
     "num_hidden_layers",
@@ -211,8 +270,68 @@ _POSITIVE = (
     "conv_kernel_size",
     "num_groups",
 )
-_PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+_NUMBERS = ("initializer_range", "layer_norm_eps")
+_RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+_TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
+_SUPPORTED = {  # what Transformers' configs may ask for, and the one value that means an encoder like this one
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "is_encoder_decoder": False,
+    "position_embedding_type": "absolute",
+    "pruned_heads": {},
+}
 
 
-def _default_labels(n_labels: int) -> dict[int, str]:
-    return {index: f"LABEL_{index}" for index in range(n_labels)}
+def _known_keys() -> set[str]:
+    return {f.name for f in fields(ConvBertConfig)} - {"extra"} | _LABEL_KEYS
+
+
+def _is_whole(value: object, *, at_least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+
+
+def _labels(
+    num_labels: int | None, id2label: Mapping[Any, Any] | None, label2id: Mapping[Any, Any] | None
+) -> dict[int, str]:
+    """Label names by class index, from any of the three ways to give them."""
+    if id2label is not None:
+        labels = {_class_index(index, "id2label"): str(label) for index, label in id2label.items()}
+    elif label2id is not None:
+        labels = {_class_index(index, "label2id"): str(label) for label, index in label2id.items()}
+    else:
+        n_labels = 2 if num_labels is None else num_labels
+        if not _is_whole(n_labels, at_least=1):
+            raise ConfigError(f"num_labels ({n_labels!r}) must be a whole number of at least 1")
+        return {index: f"LABEL_{index}" for index in range(n_labels)}
+    if not labels or sorted(labels) != list(range(len(labels))):
+        raise ConfigError(f"id2label must number its labels 0, 1, 2, … without holes; it has {sorted(labels)}")
+    if num_labels not in (None, len(labels)):
+        raise ConfigError(
+            f"num_labels ({num_labels!r}) contradicts the {len(labels)} labels of id2label: leave one out"
+        )
+    if label2id:
+        _check_inverse(labels, label2id)
+    return dict(sorted(labels.items()))
+
+
+def _check_inverse(labels: dict[int, str], label2id: Mapping[Any, Any]) -> None:
+    inverse = {str(label): _class_index(index, "label2id") for label, index in label2id.items()}
+    wrong = [label for label, index in inverse.items() if labels.get(index) != label] or set(labels.values()) - set(
+        inverse
+    )
+    if wrong:
+        raise ConfigError(
+            f"label2id ({dict(label2id)}) contradicts id2label ({labels}) at {min(wrong)!r}: leave one of them out"
+        )
+
+
+def _class_index(value: object, name: str) -> int:
+    if isinstance(value, str) and value.isdecimal():  # JSON has no other keys
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise ConfigError(f"{name} holds the class index {value!r}: it must be a whole number")

@@ -1,11 +1,11 @@
 """What convbert raises: every error names the thing, its value and the remedy.
 
-    ConvBertError
-    ├── ConfigError        a field, or a combination of fields, that no model can have   (also a ValueError)
-    ├── CheckpointError    a folder that cannot be read as a ConvBERT checkpoint         (also an OSError)
-    │   └── WeightsError   weights that do not fit the model: of another shape or type, or tied
-    ├── TokenizerError     a vocabulary or text that cannot be tokenised                 (also a ValueError)
-    └── InputError         ids, offsets or masks that the model cannot take              (also a ValueError)
+ConvBertError
+├── ConfigError        a field, or a combination of fields, that no model can have   (also a ValueError)
+├── CheckpointError    a folder that cannot be read as a ConvBERT checkpoint         (also an OSError)
+│   └── WeightsError   weights that do not fit the model: of another shape or type, or tied
+├── TokenizerError     a vocabulary or text that cannot be tokenised                 (also a ValueError)
+└── InputError         ids, offsets or masks that the model cannot take              (also a ValueError)
 """
 
 

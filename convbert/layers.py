@@ -43,8 +43,7 @@ class Embeddings(nn.Module):
     def forward(self, words: Tensor, position_ids: Tensor, token_type_ids: Tensor) -> Tensor:
         """words (B, L, E) as embedded, ids (B, L) or (1, L) -> (B, L, E)."""
         summed = words + self.position_embeddings(position_ids) + self.token_type_embeddings(token_type_ids)
-        embedded: Tensor = self.dropout(self.LayerNorm(summed))
-        return embedded
+        return self.dropout(self.LayerNorm(summed))
 
 
 class SeparableConv1d(nn.Module):
@@ -60,8 +59,8 @@ class SeparableConv1d(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, L, H) -> (B, L, A)."""
-        convolved: Tensor = self.pointwise(self.depthwise(hidden.transpose(1, 2)))  # (B, A, L)
-        return (convolved + self.bias).transpose(1, 2)
+        channels_first = hidden.transpose(1, 2)
+        return (self.pointwise(self.depthwise(channels_first)) + self.bias).transpose(1, 2)
 
 
 class GroupedLinear(nn.Module):
@@ -74,7 +73,7 @@ class GroupedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in_width) -> (…, out_width)."""
-        groups = torch.unflatten(x, -1, (self.weight.shape[0], -1))  # (…, G, in/G)
+        groups = x.unflatten(-1, (self.weight.shape[0], -1))  # (…, G, in/G)
         return torch.einsum("...gi,gio->...go", groups, self.weight).flatten(-2) + self.bias
 
 
@@ -132,7 +131,7 @@ class MixedSelfAttention(nn.Module):
         return torch.cat([context, convolved], dim=2).flatten(2), probabilities  # (B, L, 2N, d) -> (B, L, H)
 
     def _split(self, x: Tensor) -> Tensor:
-        return torch.unflatten(x, -1, (self.n_heads, -1))  # (B, L, A) -> (B, L, N, d)
+        return x.unflatten(-1, (self.n_heads, -1))  # (B, L, A) -> (B, L, N, d)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         q, k, v = (self._split(x).transpose(1, 2) for x in (query, key, value))  # (B, N, L, d)
@@ -156,8 +155,7 @@ class ResidualOutput(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """(B, L, in_width), (B, L, H) -> (B, L, H)."""
-        output: Tensor = self.LayerNorm(self.dropout(self.dense(x)) + residual)
-        return output
+        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
 
 
 class Attention(nn.Module):
@@ -244,8 +242,7 @@ class ClassificationHead(nn.Module):
 
     def forward(self, first_token: Tensor) -> Tensor:
         """(B, H) -> (B, n_labels)."""
-        logits: Tensor = self.out_proj(self.dropout(self.activation(self.dense(self.dropout(first_token)))))
-        return logits
+        return self.out_proj(self.dropout(self.activation(self.dense(self.dropout(first_token)))))
 
 
 class GeneratorPredictions(nn.Module):
@@ -258,8 +255,7 @@ class GeneratorPredictions(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, L, H) -> (B, L, E). Always GELU, whatever ``hidden_act`` is, as in Transformers."""
-        narrowed: Tensor = self.LayerNorm(F.gelu(self.dense(hidden)))
-        return narrowed
+        return self.LayerNorm(F.gelu(self.dense(hidden)))
 
 
 SUMMARIES = ("last", "first", "mean", "cls_index")
@@ -301,5 +297,4 @@ class SequenceSummary(nn.Module):
                 vector = hidden.mean(1)
             case _:
                 vector = hidden[:, -1]
-        summary: Tensor = self.last_dropout(self.activation(self.summary(self.first_dropout(vector))))
-        return summary
+        return self.last_dropout(self.activation(self.summary(self.first_dropout(vector))))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -311,8 +311,7 @@ class ConvBertForMaskedLM(TaskModel):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(B, L, H) -> (B, L, vocab_size)."""
-        logits: Tensor = self.generator_lm_head(self.generator_predictions(hidden))
-        return logits
+        return self.generator_lm_head(self.generator_predictions(hidden))
 
     def resize_token_embeddings(self, new_num_tokens: int) -> nn.Embedding:
         """As for every model; the head's matrix and bias follow, the bias of new words is 0."""
@@ -325,7 +324,7 @@ class ConvBertForMaskedLM(TaskModel):
         return table
 
     def _tie(self) -> None:
-        if _option(self.config, "tie_word_embeddings", True):
+        if self.config.tie_word_embeddings:
             self.generator_lm_head.weight = self.convbert.embeddings.word_embeddings.weight
 
 
@@ -349,8 +348,7 @@ class ConvBertForSequenceClassification(TaskModel):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(B, L, H) -> (B, n_labels)."""
-        logits: Tensor = self.classifier(hidden[:, 0])
-        return logits
+        return self.classifier(hidden[:, 0])
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Squared error or cross entropy, by ``config.problem_type``. Scalar."""
@@ -401,8 +399,7 @@ class ConvBertForMultipleChoice(TaskModel):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(B·C, L, H) -> (B·C, 1)."""
-        logits: Tensor = self.classifier(self.sequence_summary(hidden))
-        return logits
+        return self.classifier(self.sequence_summary(hidden))
 
 
 class ConvBertForTokenClassification(TaskModel):
@@ -419,8 +416,7 @@ class ConvBertForTokenClassification(TaskModel):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(B, L, H) -> (B, L, n_labels)."""
-        logits: Tensor = self.classifier(self.dropout(hidden))
-        return logits
+        return self.classifier(self.dropout(hidden))
 
 
 class ConvBertForQuestionAnswering(PreTrainedModel):
@@ -518,12 +514,13 @@ def _encoder_layer(config: ConvBertConfig) -> layers.EncoderLayer:
 
 
 def _sequence_summary(config: ConvBertConfig) -> layers.SequenceSummary:
-    kind = _option(config, "summary_type", "last")
+    """From Transformers' summary settings, which are no fields of the config but may stand in a config.json."""
+    kind = getattr(config, "summary_type", "last")
     if kind not in layers.SUMMARIES:
         raise ConfigError(f"summary_type ({kind!r}) is unknown: choose one of {', '.join(layers.SUMMARIES)}")
     projected = None
-    if _option(config, "summary_use_proj", False):
-        projected = config.num_labels if _option(config, "summary_proj_to_labels", False) else config.hidden_size
+    if getattr(config, "summary_use_proj", False):
+        projected = config.num_labels if getattr(config, "summary_proj_to_labels", False) else config.hidden_size
         if projected != config.hidden_size:
             raise ConfigError(
                 f"summary_proj_to_labels projects to {projected} labels, but the choice's score reads hidden_size "
@@ -533,15 +530,10 @@ def _sequence_summary(config: ConvBertConfig) -> layers.SequenceSummary:
         hidden_width=config.hidden_size,
         kind=kind,
         projected_width=projected,
-        activation=_activation("summary_activation", _option(config, "summary_activation", None) or "linear"),
-        first_dropout=_option(config, "summary_first_dropout", 0.0),
-        last_dropout=_option(config, "summary_last_dropout", 0.0),
+        activation=_activation("summary_activation", getattr(config, "summary_activation", None) or "linear"),
+        first_dropout=getattr(config, "summary_first_dropout", 0.0),
+        last_dropout=getattr(config, "summary_last_dropout", 0.0),
     )
-
-
-def _option(config: ConvBertConfig, name: str, default: Any) -> Any:
-    """A setting that is no field of the config, or not yet: Transformers keeps it in the same config.json."""
-    return getattr(config, name, config.extra.get(name, default))
 
 
 def _activation(field: str, name: str) -> Activation:

@@ -18,7 +18,7 @@ from pipelines.errors import PipelineError, SpecError
 from pipelines.report import Summary
 from pipelines.spec import JobSpec, flag, read_config
 
-OK, FAILED, MISUSED = 0, 1, 2
+OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(description: str, arguments: Sequence[str] | None = None) -> int:
@@ -34,9 +34,11 @@ def main(description: str, arguments: Sequence[str] | None = None) -> int:
         return _fail(error, MISUSED)
     except (PipelineError, ConvBertError) as error:
         return _fail(error, FAILED)
+    except KeyboardInterrupt:
+        return _fail("interrupted; finished parts stay: start the same command again to go on", INTERRUPTED)
     for line in summary.lines():
         print(line)
-    return _judge(summary, spec)
+    return _judge(summary)
 
 
 def parse(description: str, arguments: Sequence[str] | None = None) -> JobSpec:
@@ -96,11 +98,11 @@ def _name_and_url(head: str) -> tuple[str, str]:
     return name, url
 
 
-def _judge(summary: Summary, spec: JobSpec) -> int:
-    if summary.failed_fraction > spec.max_failed_fraction:
+def _judge(summary: Summary) -> int:
+    if summary.has_failed_too_often:
         return _fail(
             f"{summary.failed:,} of {summary.rows:,} records failed, more than --max-failed-fraction "
-            f"{spec.max_failed_fraction}: look at the column 'error', mend the input or raise the limit",
+            f"{summary.max_failed_fraction}: look at the column 'error', mend the input or raise the limit",
             FAILED,
         )
     return OK

@@ -1,11 +1,11 @@
 """What a job raises: one line that names the thing and says what to do.
 
-    PipelineError
-    ├── SpecError       a flag or a combination of flags that no job can have
-    ├── SourceError     an input that is not there, cannot be read, or lacks a column
-    ├── OutputError     an output that cannot be written, or belongs to another job
-    ├── ModelError      a checkpoint that cannot label
-    └── RunError        a run that did not bring every record out
+PipelineError
+├── SpecError       a flag or a combination of flags that no job can have
+├── SourceError     an input that is not there, cannot be read, or lacks a column
+├── OutputError     an output that cannot be written, or belongs to another job
+├── ModelError      a checkpoint that cannot label
+└── RunError        a run that did not bring every record out
 """
 
 

@@ -108,7 +108,9 @@ def _scalar_type(column: Sequence[Any]) -> pa.DataType:
     return pa.float64() if kinds <= {int, float} else pa.string()
 
 
-def check_columns(inspections: Iterable[Inspection], *, text_columns: Sequence[str], other_columns: Sequence[str]) -> None:
+def check_columns(
+    inspections: Iterable[Inspection], *, text_columns: Sequence[str], other_columns: Sequence[str]
+) -> None:
     """See that every shard with records has the columns that the job reads, and that texts are texts.
 
     Raises:
@@ -121,7 +123,7 @@ def check_columns(inspections: Iterable[Inspection], *, text_columns: Sequence[s
         for name in [*text_columns, *other_columns]:
             if name not in schema.names:
                 raise SourceError(
-                    f"{redacted(inspection.shard.url)} has no column {name!r}: it has {', '.join(schema.names) or 'none'}"
+                    f"{redacted(inspection.shard.url)} has no column {name!r}: it has {', '.join(schema.names)}"
                 )
         for name in text_columns if inspection.shard.is_parquet else ():
             if not is_text(schema.field(name).type):
@@ -153,7 +155,9 @@ def is_text(type_: pa.DataType) -> bool:
 def kept_schema(inspections: Iterable[Inspection], names: Sequence[str]) -> pa.Schema:
     """One type for each kept column, wide enough for every shard; strings where shards disagree."""
     seen = [inspection.schema for inspection in inspections if inspection.schema is not None]
-    return pa.schema([pa.field(name, _common_type([s.field(name).type for s in seen if name in s.names])) for name in names])
+    return pa.schema(
+        [pa.field(name, _common_type([s.field(name).type for s in seen if name in s.names])) for name in names]
+    )
 
 
 def _common_type(types: Sequence[pa.DataType]) -> pa.DataType:

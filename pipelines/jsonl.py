@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 
@@ -42,9 +42,8 @@ def lines(source: Location, start: int, stop: int | None) -> Iterator[tuple[int,
             offset += len(stream.readline()) - 1
         for line in stream if stop is None or offset < stop else ():
             content = line.removeprefix(_BYTE_ORDER_MARK) if offset == 0 else line
-            if content := content.rstrip(b"\r\n"):
-                if not content.isspace():
-                    yield offset, content
+            if (content := content.rstrip(b"\r\n")) and not content.isspace():
+                yield offset, content
             offset += len(line)
             if stop is not None and offset >= stop:
                 break
@@ -85,7 +84,7 @@ def sample_lines(source: Location, n_bytes: int = SAMPLE_BYTES) -> list[bytes]:
     return [line for _, line in lines(source, 0, n_bytes)]
 
 
-def _plain(raw: IO[bytes], compression: str | None) -> io.BufferedReader:
+def _plain(raw: Any, compression: str | None) -> io.BufferedReader:
     if compression is None:
-        return io.BufferedReader(raw, _BUFFER_BYTES)  # type: ignore[type-var]
+        return io.BufferedReader(raw, _BUFFER_BYTES)
     return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), compression), _BUFFER_BYTES)

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from pipelines.errors import OutputError
-from pipelines.storage import Location, put, redacted
+from pipelines.storage import Location, names_in, put, redacted
 from pipelines.write import Part
 
 MANIFEST_NAME = "_manifest.json"
@@ -88,7 +88,9 @@ def read_manifest(output: Location) -> Manifest | None:
     try:
         values = json.loads(target.fs.cat_file(target.path))
         if values["format"] != FORMAT:
-            raise OutputError(f"{redacted(target.url)} has format {values['format']}, not {FORMAT}: use another --output")
+            raise OutputError(
+                f"{redacted(target.url)} has format {values['format']}, not {FORMAT}: use another --output"
+            )
         return Manifest(
             recipe=values["recipe"],
             heads=values["heads"],
@@ -101,14 +103,25 @@ def read_manifest(output: Location) -> Manifest | None:
         return None
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise OutputError(
-            f"{redacted(target.url)} cannot be read ({error}): use another --output, or --overwrite after moving it away"
+            f"{redacted(target.url)} cannot be read ({error}): move it away, or use another --output"
         ) from error
 
 
 def write_manifest(output: Location, manifest: Manifest) -> None:
-    """Put the manifest in one stroke, then the marker that says that all of it is there."""
+    """Put the manifest in one stroke: readers see the old state or the new one."""
     put(output.child(MANIFEST_NAME), manifest.to_json().encode("utf-8"))
-    put(output.child(SUCCESS_NAME), b"")
+
+
+def mark_success(output: Location) -> None:
+    """Say that everything is there and good, where it is not said already."""
+    if SUCCESS_NAME not in names_in(output):
+        put(output.child(SUCCESS_NAME), b"")
+
+
+def unmark_success(output: Location) -> None:
+    """Take the marker away while work goes on."""
+    if SUCCESS_NAME in names_in(output):
+        output.fs.rm_file(output.child(SUCCESS_NAME).path)
 
 
 def versions() -> dict[str, str]:

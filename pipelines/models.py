@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from convbert import ConvBertConfig, ConvBertError, ConvBertTokenizer
 from convbert.checkpoints import fingerprint, read_weights
@@ -15,8 +14,6 @@ from pipelines.heads import Head, head_for
 from pipelines.spec import JobSpec
 from pipelines.storage import redacted
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class HeadPlan:
@@ -25,15 +22,23 @@ class HeadPlan:
     Attributes:
         name: output column.
         url: checkpoint folder or URL.
-        task, labels: what it predicts.
+        head: the task, and how its logits become a column.
         fingerprint: SHA-256 over all its weights.
     """
 
     name: str
     url: str
-    task: str
-    labels: tuple[str, ...]
+    head: Head
     fingerprint: str
+
+    def describe(self) -> dict[str, Any]:
+        """The manifest's account of the head."""
+        return {
+            "name": self.name,
+            "task": self.head.task,
+            "labels": self.head.labels,
+            "fingerprint": self.fingerprint,
+        }
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,6 @@ class LoadedHead:
     """A head with its model."""
 
     plan: HeadPlan
-    head: Head
     model: PreTrainedModel
 
 
@@ -114,14 +118,4 @@ def load_head(name: str, url: str) -> LoadedHead:
             f"--head {name}: {redacted(url)} has no weights for {', '.join(report.missing[:3])}"
             f"{' …' if len(report.missing) > 3 else ''}: give a checkpoint that was trained for this task"
         )
-    plan = HeadPlan(name, url, head.task, tuple(head.labels), fingerprint(model.state_dict()))
-    return LoadedHead(plan, head, model)
-
-
-def heads_of(passes: list[EncoderPass]) -> list[tuple[HeadPlan, Head]]:
-    """Every head of a job without its weights, which is all that writing needs."""
-    return [
-        (plan, head_for(ConvBertConfig.from_pretrained(plan.url), source=redacted(plan.url)))
-        for encoder_pass in passes
-        for plan in encoder_pass.heads
-    ]
+    return LoadedHead(HeadPlan(name, url, head, fingerprint(model.state_dict())), model)

@@ -5,25 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
 
 from pipelines.errors import OutputError, SourceError
-from pipelines.inspect import check_columns, inspect, kept_schema
+from pipelines.inspect import Inspection, check_columns, inspect, kept_schema
 from pipelines.manifest import Manifest, ShardEntry, differences, read_manifest
 from pipelines.models import EncoderPass, plan_passes
 from pipelines.read import Columns
-from pipelines.resources import Hardware, choose_device, choose_precision
+from pipelines.resources import choose_device, choose_precision
 from pipelines.spec import DEFAULT_ID_COLUMN, JobSpec
 from pipelines.storage import Location, locate, names_in, put, redacted
 from pipelines.units import Shard, Unit, list_shards, units_of
 from pipelines.write import SUFFIXES, Part, part_figures, read_schema
 
-_THREADS = 32
+_THREADS = 32  # part footers: waiting for the store, hardly any work
+
+Names = dict[str, dict[str, Any]]  # files of the output folder and what the store says of each
+Finished = tuple[ShardEntry, "list[Part]"]  # a labelled shard and its parts
 
 
 @dataclass(frozen=True)
@@ -79,52 +83,27 @@ def make_plan(spec: JobSpec) -> JobPlan:
     previous = read_manifest(output)
     device = choose_device(spec.device)
     precision = choose_precision(spec.precision, device, kept=_kept_precision(spec, previous))
-    recipe = {**spec.recipe(), "heads": _heads(passes), "precision": precision, "generation": _generation(spec, previous)}
+    recipe = {
+        **spec.recipe(),
+        "heads": _heads(passes),
+        "precision": precision,
+        "generation": _generation(spec, previous),
+    }
     if previous is not None and not spec.overwrite:
         _check_same_job(previous, recipe, output)
-    return _find_work(spec, passes, device, precision, recipe, previous, shards, output)
-
-
-def _find_work(
-    spec: JobSpec,
-    passes: list[EncoderPass],
-    device: str,
-    precision: str,
-    recipe: dict[str, Any],
-    previous: Manifest | None,
-    shards: list[Shard],
-    output: Location,
-) -> JobPlan:
-    present = names_in(output)
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-    finished = _finished(previous, present)
-    new = [shard for shard in shards if shard.fingerprint(key) not in finished]
-    inspections = inspect(new, unit_rows=spec.unit_rows)
-    columns = _columns(spec, inspections, previous, output)
 
-    entries, parts, pending, resumed = [], [], [], []
-    ranges = {inspection.shard: inspection.ranges for inspection in inspections}
-    for shard in shards:
-        fingerprint = shard.fingerprint(key)
-        if fingerprint in finished:
-            entry, its_parts = finished[fingerprint]
-            entries.append(entry)
-            parts += its_parts
-            continue
-        units = units_of(shard, ranges[shard], recipe=key)
-        entries.append(ShardEntry(redacted(shard.url), fingerprint, len(units)))
-        for unit in units:
-            name = unit.name + SUFFIXES[spec.output_format]
-            if name in present:
-                resumed.append((output.child(name), int(present[name]["size"])))
-            else:
-                pending.append(unit)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        parts += pool.map(lambda place_and_size: part_figures(*place_and_size), resumed)
-    vanished = [] if spec.overwrite else _vanished(previous, entries)
-    for entry, its_parts in vanished:
-        entries.append(entry)
-        parts += its_parts
+    present = names_in(output)
+    finished = _finished(previous, present)
+    kept = [finished[print_] for shard in shards if (print_ := shard.fingerprint(key)) in finished]
+    inspections = inspect((s for s in shards if s.fingerprint(key) not in finished), unit_rows=spec.unit_rows)
+    units = {inspection.shard: units_of(inspection.shard, inspection.ranges, recipe=key) for inspection in inspections}
+    resumed, pending = _split(units.values(), present, suffix=SUFFIXES[spec.output_format])
+    made = [*(part.name for _, parts in kept for part in parts), *resumed]
+    columns = _columns(spec, inspections, output.child(made[0]) if made else None)
+    vanished = [] if spec.overwrite else _vanished(previous, shards)
+    stay = [*kept, *vanished]
+    new = [ShardEntry(redacted(shard.url), shard.fingerprint(key), len(its)) for shard, its in units.items()]
     return JobPlan(
         spec=spec,
         passes=passes,
@@ -133,11 +112,28 @@ def _find_work(
         columns=columns,
         recipe=recipe,
         previous=previous,
-        shards=entries,
-        parts=parts,
+        shards=sorted([*(entry for entry, _ in stay), *new], key=lambda entry: entry.url),
+        parts=[*(part for _, parts in stay for part in parts), *_figures(output, resumed, present)],
         pending=pending,
         vanished=[entry.url for entry, _ in vanished],
     )
+
+
+def _split(units: Iterable[list[Unit]], present: Names, *, suffix: str) -> tuple[list[str], list[Unit]]:
+    """Names of the parts that an interrupted run has left, and the units that have none yet."""
+    resumed, pending = [], []
+    for unit in chain.from_iterable(units):
+        if unit.name + suffix in present:
+            resumed.append(unit.name + suffix)
+        else:
+            pending.append(unit)
+    return resumed, pending
+
+
+def _figures(output: Location, names: list[str], present: Names) -> list[Part]:
+    """What parts tell of themselves, many at a time."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(lambda name: part_figures(output.child(name), int(present[name]["size"])), names))
 
 
 def check_writable(output: Location) -> None:
@@ -156,7 +152,7 @@ def shard_fingerprint(part_name: str) -> str:
     return part_name.rsplit("-", 2)[1]
 
 
-def _finished(previous: Manifest | None, present: dict[str, Any]) -> dict[str, tuple[ShardEntry, list[Part]]]:
+def _finished(previous: Manifest | None, present: Names) -> dict[str, Finished]:
     """Shards of the manifest all of whose parts are there, by fingerprint."""
     if previous is None:
         return {}
@@ -176,21 +172,23 @@ def _parts_by_shard(manifest: Manifest) -> dict[str, list[Part]]:
     return parts
 
 
-def _vanished(previous: Manifest | None, entries: Sequence[ShardEntry]) -> list[tuple[ShardEntry, list[Part]]]:
+def _vanished(previous: Manifest | None, shards: list[Shard]) -> list[Finished]:
+    """Labelled shards that are no longer among the inputs."""
     if previous is None:
         return []
-    urls = {entry.url for entry in entries}
+    urls = {redacted(shard.url) for shard in shards}
     parts = _parts_by_shard(previous)
     return [(shard, parts.get(shard.fingerprint, [])) for shard in previous.shards if shard.url not in urls]
 
 
-def _columns(spec: JobSpec, inspections: list[Any], previous: Manifest | None, output: Location) -> Columns:
+def _columns(spec: JobSpec, inspections: list[Inspection], made: Location | None) -> Columns:
+    """What to read from each record; kept columns keep the types that a part made earlier has."""
     texts = tuple(name for name in (spec.text_column, spec.text_pair_column) if name)
     explicit_id = [spec.id_column] if spec.id_column else []
     check_columns(inspections, text_columns=texts, other_columns=[*explicit_id, *spec.keep_column])
     kept = kept_schema(inspections, spec.keep_column)
-    if previous is not None and previous.parts and not spec.overwrite and spec.keep_column:
-        known = read_schema(output.child(previous.parts[0].name))
+    if made is not None:
+        known = read_schema(made)
         kept = pa.schema([known.field(name).remove_metadata() for name in spec.keep_column])
     return Columns(texts=texts, id=spec.id_column or DEFAULT_ID_COLUMN, kept=kept)
 
@@ -226,11 +224,4 @@ def _generation(spec: JobSpec, previous: Manifest | None) -> int:
 
 
 def _heads(passes: list[EncoderPass]) -> list[dict[str, Any]]:
-    return [
-        {"name": head.name, "task": head.task, "labels": list(head.labels), "fingerprint": head.fingerprint}
-        for encoder_pass in passes
-        for head in encoder_pass.heads
-    ]
-
-
-__all__ = ["Hardware", "JobPlan", "check_writable", "make_plan"]
+    return [head.describe() for encoder_pass in passes for head in encoder_pass.heads]

@@ -67,15 +67,13 @@ class Predictor:
 class _LoadedPass:
     """An encoder with its heads in memory."""
 
-    def __init__(
-        self, encoder_pass: EncoderPass, *, device: str, dtype: torch.dtype, max_batch_tokens: int
-    ) -> None:
+    def __init__(self, encoder_pass: EncoderPass, *, device: str, dtype: torch.dtype, max_batch_tokens: int) -> None:
         self.encoding = encoder_pass.encoding
         self.heads = {plan.name: _load(plan.name, plan.url, plan.fingerprint) for plan in encoder_pass.heads}
         first = next(iter(self.heads.values()))
         self.engine = Engine(
             first.model.base_model,
-            {name: loaded.head.module(loaded.model) for name, loaded in self.heads.items()},
+            {name: loaded.plan.head.module(loaded.model) for name, loaded in self.heads.items()},
             device=device,
             dtype=dtype,
             max_batch_tokens=max_batch_tokens,
@@ -88,7 +86,8 @@ class _LoadedPass:
         results = self.engine(packed(ids, types)) if len(rows) else {}
         n_tokens[rows.to_numpy()] += ids.value_lengths().to_numpy()
         for name, loaded in self.heads.items():
-            column = loaded.head.to_arrow(results[name]) if results else pa.array([], loaded.head.schema)
+            head = loaded.plan.head
+            column = head.to_arrow(results[name]) if results else pa.array([], head.schema)
             block = block.append_column(name, _spread(column, rows, len(block)))
         return block.drop_columns([self.encoding.ids, *([self.encoding.types] if has_types else [])])
 

@@ -60,7 +60,9 @@ def read_unit(unit: Unit, columns: Columns) -> pa.Table:
     return block.append_column(WAYBILL, sent)
 
 
-def _block(ids: list[str], texts: dict[str, list[Any]], kept: Sequence[pa.Array], reasons: Sequence[Reasons], columns: Columns) -> pa.Table:
+def _block(
+    ids: list[str], texts: dict[str, list[Any]], kept: Sequence[pa.Array], reasons: Sequence[Reasons], columns: Columns
+) -> pa.Table:
     arrays = {
         "id": pa.array(ids, pa.string()),
         **dict(zip(columns.kept.names, kept, strict=True)),
@@ -78,7 +80,7 @@ def _failed(ids: list[str], reasons: Reasons, columns: Columns) -> pa.Table:
     """Rows that are nothing but an error."""
     empty = [None] * len(ids)
     kept = [pa.nulls(len(ids), f.type) for f in columns.kept]
-    return _block(ids, {name: empty for name in columns.texts}, kept, [reasons], columns)
+    return _block(ids, dict.fromkeys(columns.texts, empty), kept, [reasons], columns)
 
 
 # --- JSON lines ---------------------------------------------------------------------------------------
@@ -91,7 +93,7 @@ def _jsonl_blocks(unit: Unit, columns: Columns) -> Iterator[pa.Table]:
     for place, record in _jsonl_records(unit):
         reason = record if isinstance(record, str) else None
         values = {} if isinstance(record, str) else record
-        ids.append(_id(values.get(columns.id), place))
+        ids.append(_id(values.get(columns.id or ""), place))
         records.append(values)
         broken.append(reason)
     if not ids:
@@ -166,7 +168,8 @@ def _parquet_block(batch: pa.RecordBatch, places: list[str], columns: Columns) -
     def values(name: str | None) -> list[Any]:
         return _as_bytes(batch.column(name)).to_pylist() if name in batch.schema.names else [None] * len(batch)
 
-    texts, reasons = {}, [[None] * len(batch)]
+    texts: dict[str, list[Any]] = {}
+    reasons: list[Reasons] = [[None] * len(batch)]
     for name in columns.texts:
         texts[name], why = checked_texts(values(name), name)
         reasons.append(why)
@@ -249,7 +252,11 @@ _MISFITS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, Ove
 
 
 def _as_json(value: Any) -> Any:
-    return value if value is None or isinstance(value, (str, bytes)) else json.dumps(value, ensure_ascii=False, default=str)
+    return (
+        value
+        if value is None or isinstance(value, (str, bytes))
+        else json.dumps(value, ensure_ascii=False, default=str)
+    )
 
 
 def _kept_value(value: Any, f: pa.Field) -> tuple[Any, str | None]:

@@ -27,6 +27,7 @@ class Summary:
         new_rows, new_tokens, seconds: what this run labelled, and its wall-clock time.
         pending: units that a dry run left to do.
         kept_units: units that were there already.
+        max_failed_fraction: share of failed records that the job takes.
     """
 
     output: str
@@ -39,6 +40,7 @@ class Summary:
     seconds: float
     pending: int
     kept_units: int
+    max_failed_fraction: float
 
     @classmethod
     def of(cls, plan: JobPlan, *, parts: Sequence[Part], labelled: Sequence[Part], seconds: float) -> Summary:
@@ -57,12 +59,13 @@ class Summary:
             seconds=seconds,
             pending=len(plan.pending) - len(labelled),
             kept_units=len(plan.parts),
+            max_failed_fraction=plan.spec.max_failed_fraction,
         )
 
     @property
-    def failed_fraction(self) -> float:
-        """Share of failed records in the whole output."""
-        return self.failed / self.rows if self.rows else 0.0
+    def has_failed_too_often(self) -> bool:
+        """More records of the whole output failed than the job takes."""
+        return self.failed > self.max_failed_fraction * self.rows
 
     def lines(self) -> list[str]:
         """The summary as it is printed at the end of a job."""

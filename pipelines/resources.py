@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 
@@ -32,14 +33,18 @@ class Hardware:
     n_threads: int | None
     task_cpus: float
 
+    def describe(self) -> str:
+        """The pool in words."""
+        size = str(self.max_actors) if self.min_actors == self.max_actors else f"{self.min_actors} to {self.max_actors}"
+        place = "a GPU each" if self.actor_gpus else f"{self.n_threads} CPU threads each"
+        return f"{size} model actor{'s' if self.max_actors > 1 else ''} with {place}"
+
 
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS names, or start one on this machine; nothing where one is joined."""
     if not ray.is_initialized():
-        address = os.environ.get("RAY_ADDRESS") or "local"
-        ray.init(address, include_dashboard=False, logging_level="WARNING") if address == "local" else ray.init(
-            address, logging_level="WARNING"
-        )
+        address = os.environ.get("RAY_ADDRESS")
+        ray.init(address or "local", logging_level=logging.WARNING, include_dashboard=None if address else False)
 
 
 def choose_device(device: str) -> str:
@@ -59,7 +64,9 @@ def choose_device(device: str) -> str:
     if torch.cuda.is_available():
         return "cuda"
     if device == "cuda":
-        raise SpecError("--device cuda: this machine has no GPU that torch can use; choose auto or cpu, or set RAY_ADDRESS")
+        raise SpecError(
+            "--device cuda: this machine has no GPU that torch can use; choose auto or cpu, or set RAY_ADDRESS"
+        )
     return "cpu"
 
 
@@ -79,16 +86,19 @@ def share_out(spec: JobSpec, device: str, *, n_units: int) -> Hardware:
     if device == "cuda":
         default = max(1, int(ray.cluster_resources().get("GPU", 1)))
         most = min(spec.max_actors or max(default, spec.min_actors or 1), n_units)
-        return Hardware(min(spec.min_actors or 1, most), most, actor_cpus=1, actor_gpus=1, n_threads=None, task_cpus=0.5)
+        return Hardware(
+            min(spec.min_actors or 1, most), most, actor_cpus=1, actor_gpus=1, n_threads=None, task_cpus=0.5
+        )
     node_cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     per_node = [-(-cpus // MAX_THREADS_PER_ACTOR) for cpus in node_cpus if cpus]
     most = min(spec.max_actors or max(sum(per_node), spec.min_actors or 1), n_units)
     threads = max(1, min(MAX_THREADS_PER_ACTOR, sum(node_cpus) // most))
+    actor_cpus = sum(node_cpus) / (2 * most)  # actors that reserved every CPU would wait for tasks for ever
     return Hardware(
         min_actors=min(spec.min_actors or most, most),
         max_actors=most,
-        actor_cpus=max(1, threads // 2),  # the rest of its threads' time goes to the tasks beside it
+        actor_cpus=actor_cpus,
         actor_gpus=0,
         n_threads=threads,
-        task_cpus=0.5,
+        task_cpus=0.5 if actor_cpus != 0.5 else 0.4,
     )

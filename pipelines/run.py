@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -11,11 +12,11 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
+from ray.exceptions import RayError
 
-from pipelines import models
 from pipelines.encode import encode
 from pipelines.errors import RunError
-from pipelines.manifest import SUCCESS_NAME, Manifest, versions, write_manifest
+from pipelines.manifest import Manifest, mark_success, unmark_success, versions, write_manifest
 from pipelines.plan import JobPlan, check_writable, make_plan
 from pipelines.predict import Predictor
 from pipelines.progress import Progress
@@ -23,7 +24,7 @@ from pipelines.read import Columns, read_unit
 from pipelines.report import Summary
 from pipelines.resources import Hardware, connect, share_out
 from pipelines.spec import JobSpec
-from pipelines.storage import locate, names_in
+from pipelines.storage import locate, names_in, redacted
 from pipelines.units import Unit
 from pipelines.write import Part, parts_from, write_part
 
@@ -39,47 +40,64 @@ def run(spec: JobSpec) -> Summary:
     plan = make_plan(spec)
     for url in plan.vanished:
         logger.warning("%s is no longer among the inputs; its parts stay", url)
-    if spec.dry_run or plan.is_done:
+    if spec.dry_run:
         return Summary.of(plan, parts=plan.parts, labelled=[], seconds=0.0)
     output = locate(spec.output)
-    check_writable(output)
-    if (success := output.child(SUCCESS_NAME)).fs.exists(success.path):
-        success.fs.rm_file(success.path)
-    started = time.monotonic()
-    labelled = _label(plan) if plan.pending else []
-    seconds = time.monotonic() - started
-    manifest = _manifest(plan, [*plan.parts, *labelled], seconds)
-    _check_complete(plan, manifest)
-    write_manifest(output, manifest)
-    _remove_superseded(plan, manifest)
-    return Summary.of(plan, parts=manifest.parts, labelled=labelled, seconds=seconds)
+    if plan.is_done:
+        summary = Summary.of(plan, parts=plan.parts, labelled=[], seconds=0.0)
+    else:
+        check_writable(output)
+        unmark_success(output)
+        started = time.monotonic()
+        labelled = _label(plan) if plan.pending else []
+        seconds = time.monotonic() - started
+        manifest = _manifest(plan, [*plan.parts, *labelled], seconds)
+        _check_complete(plan, manifest)
+        write_manifest(output, manifest)
+        _remove_superseded(plan, manifest)
+        summary = Summary.of(plan, parts=manifest.parts, labelled=labelled, seconds=seconds)
+    if not summary.has_failed_too_often:
+        mark_success(output)
+    return summary
 
 
 def _label(plan: JobPlan) -> list[Part]:
-    """Run the pending units through the pipeline and collect their parts' figures."""
+    """Run the pending units through the pipeline and collect their parts' figures.
+
+    Raises:
+        RunError: a stage failed; what is finished stays.
+    """
     connect()
     hardware = share_out(plan.spec, plan.device, n_units=len(plan.pending))
-    logger.info(
-        "labelling %d units on %d to %d %s actors in %s",
-        len(plan.pending), hardware.min_actors, hardware.max_actors, plan.device, plan.precision,
-    )  # fmt: skip
+    _quiet_ray_data()
+    logger.info("labelling %d units: %s, %s", len(plan.pending), hardware.describe(), plan.precision)
     labelled: list[Part] = []
-    with Progress(n_units=len(plan.pending)) as progress:
-        for rows in pipeline(plan, hardware).iter_batches(batch_size=None, batch_format="pyarrow"):
-            parts = parts_from(rows)
-            labelled += parts
-            progress.add(parts)
+    try:
+        with Progress(n_units=len(plan.pending)) as progress:
+            for rows in pipeline(plan, hardware).iter_batches(batch_size=None, batch_format="pyarrow"):
+                parts = parts_from(rows)
+                labelled += parts
+                progress.add(parts)
+    except RayError as error:
+        raise RunError(f"{_root_cause(error)} (finished parts stay: start the same command again)") from error
     return labelled
 
 
-def pipeline(plan: JobPlan, hardware: Hardware) -> ray.data.Dataset:
+def _root_cause(error: RayError) -> str:
+    """Our own error in the text that Ray hands over from a worker, or else its last line."""
+    text = str(error).strip()
+    own = re.findall(r"(?:convbert|pipelines)\.errors\.\w+: (.+)", text)
+    return redacted(own[-1] if own else text.splitlines()[-1])
+
+
+def pipeline(plan: JobPlan, hardware: Hardware, *, predictor: type[Predictor] = Predictor) -> ray.data.Dataset:
     """The way of the data: one unit is one block from reading to its part; one row of figures comes out."""
     context = DataContext.get_current()
     context.target_max_block_size = None  # a unit stays whole, however large its block
     context.enable_progress_bars = False  # ours counts rows and tokens
     context.print_on_execution_start = False
     encodings = [encoder_pass.encoding for encoder_pass in plan.passes]
-    heads = {plan_.name: head for plan_, head in models.heads_of(plan.passes)}
+    heads = {head.name: head.head for encoder_pass in plan.passes for head in encoder_pass.heads}
     stage: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
     return (
         ray.data.read_datasource(
@@ -88,8 +106,8 @@ def pipeline(plan: JobPlan, hardware: Hardware) -> ray.data.Dataset:
             override_num_blocks=len(plan.pending),
         )
         .map_batches(encode, fn_kwargs={"encodings": encodings}, num_cpus=hardware.task_cpus, **stage)
-        .map_batches(
-            Predictor,
+        .map_batches_internal(  # map_batches refuses whole blocks as batches where GPUs are asked for
+            predictor,
             fn_constructor_args=[plan.passes],
             fn_constructor_kwargs={
                 "device": plan.device,
@@ -113,11 +131,16 @@ def pipeline(plan: JobPlan, hardware: Hardware) -> ray.data.Dataset:
     )
 
 
+def _quiet_ray_data() -> None:
+    """Ray Data announces each execution and the missing of its own bar; our progress says what users need."""
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
 class UnitSource(Datasource):
     """Work units as a Ray datasource: one read task and one block each."""
 
     def __init__(self, units: list[Unit], columns: Columns) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._units = units
         self._columns = columns
 
@@ -176,5 +199,3 @@ def _remove_superseded(plan: JobPlan, manifest: Manifest) -> None:
     for name in names_in(output):
         if name.startswith("part-") and name not in current:
             output.fs.rm_file(output.child(name).path)
-
-

@@ -32,16 +32,22 @@ class JobSpec(BaseModel):
     head: dict[str, str] = Field({}, description="NAME=URL: a checkpoint and the column it fills; may be repeated")
     text_column: str = Field("text", description="column with the text")
     text_pair_column: str | None = Field(None, description="column with a second text for pair tasks")
-    id_column: str | None = Field(None, description="column with the record's id; without it 'id' is used where it exists")
+    id_column: str | None = Field(
+        None, description="column with the record's id; without it 'id' is used where it exists"
+    )
     keep_column: list[str] = Field([], description="input column to copy into the output; may be repeated")
     output_format: Literal["parquet", "arrow"] = Field("parquet", description="format of the parts")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes GPUs where the cluster has them")
-    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field("auto", description="auto: fp32 on a CPU, bf16 on a GPU")
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
+        "auto", description="auto: fp32 on a CPU, bf16 on a GPU"
+    )
     min_actors: int | None = Field(None, ge=1, description="fewest model actors")
     max_actors: int | None = Field(None, ge=1, description="most model actors")
     unit_rows: int = Field(5000, ge=1, description="target rows of a work unit, which becomes one part")
     max_batch_tokens: int | None = Field(None, ge=1, description="token budget of a micro-batch")
-    long_text: Literal["truncate", "window", "error"] = Field("truncate", description="what to do with texts beyond the model's length")
+    long_text: Literal["truncate", "window", "error"] = Field(
+        "truncate", description="what to do with texts beyond the model's length"
+    )
     max_failed_fraction: float = Field(0.05, ge=0, le=1, description="share of failed records that fails the job")
     dry_run: bool = Field(False, description="print what would be done, and stop")
     overwrite: bool = Field(False, description="label everything anew, whatever the output holds")
@@ -61,11 +67,18 @@ class JobSpec(BaseModel):
             raise ValueError("no model: give --model URL or --head NAME=URL")
         for name in self.head:
             if not _NAME.fullmatch(name):
-                raise ValueError(f"--head {name}=…: a name is letters, digits and underscores, and begins with a letter")
+                raise ValueError(
+                    f"--head {name}=…: a name is letters, digits and underscores, and begins with a letter"
+                )
+        for name in self.keep_column:
+            if name.startswith("__"):
+                raise ValueError(f"--keep-column {name!r}: names that begin with two underscores are the job's own")
         columns = [*OWN_COLUMNS, *self.keep_column, *self.head]
         for name in columns:
             if columns.count(name) > 1:
-                raise ValueError(f"two output columns would be called {name!r}: rename a head or drop --keep-column {name}")
+                raise ValueError(
+                    f"two output columns would be called {name!r}: rename a head or drop --keep-column {name}"
+                )
         if self.min_actors and self.max_actors and self.min_actors > self.max_actors:
             raise ValueError(f"--min-actors ({self.min_actors}) is above --max-actors ({self.max_actors})")
         if self.precision == "int8":

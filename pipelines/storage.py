@@ -8,13 +8,12 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.errors import OutputError
 
-FileSystem = fsspec.AbstractFileSystem
+FileSystem = Any  # fsspec.AbstractFileSystem, which has no types
 
 
 class Location(NamedTuple):
@@ -53,7 +52,9 @@ def put(target: Location, data: bytes) -> None:
         else:
             target.fs.pipe_file(target.path, data)
     except OSError as error:
-        raise OutputError(f"{redacted(target.url)} cannot be written ({error}): check the address, rights and space") from error
+        raise OutputError(
+            f"{redacted(target.url)} cannot be written ({error}): check the address, rights and space"
+        ) from error
 
 
 def _put_locally(path: Path, data: bytes) -> None:

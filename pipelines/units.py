@@ -97,6 +97,7 @@ def list_shards(inputs: Iterable[str]) -> list[Shard]:
 def _shards_of(url: str) -> list[Shard]:
     try:
         fs, path = locate(url)
+        fs.invalidate_cache()  # a process that runs for days sees new shards
         if any(character in path for character in "*?["):
             infos = fs.glob(path, detail=True)
         elif fs.isdir(path):

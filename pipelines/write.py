@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -18,11 +18,12 @@ from pipelines.predict import N_TOKENS
 from pipelines.read import WAYBILL
 from pipelines.storage import Location, locate, put
 
-SUFFIXES = {"parquet": ".parquet", "arrow": ".arrow"}
+Format = Literal["parquet", "arrow"]
+SUFFIXES: dict[Format, str] = {"parquet": ".parquet", "arrow": ".arrow"}
 _FIGURES = b"convbert.part"  # key of the schema metadata that carries a part's figures
 
 
-@dataclass
+@dataclass(frozen=True)
 class Part:
     """Figures of one part file.
 
@@ -44,7 +45,7 @@ class Part:
     reasons: dict[str, int] = field(default_factory=dict)
 
 
-def write_part(block: pa.Table, *, output: str, output_format: Literal["parquet", "arrow"], heads: Mapping[str, Head]) -> pa.Table:
+def write_part(block: pa.Table, *, output: str, output_format: Format, heads: Mapping[str, Head]) -> pa.Table:
     """Write a block as the part that its waybill names, and return the part's figures as one row.
 
     Raises:
@@ -65,10 +66,10 @@ def write_part(block: pa.Table, *, output: str, output_format: Literal["parquet"
         labels={name: head.counts(table[name].combine_chunks()) for name, head in heads.items()},
         reasons=_commonest(table["error"]),
     )
-    data = serialised(table.replace_schema_metadata({_FIGURES: json.dumps(asdict(part), sort_keys=True)}), output_format)
+    figures = {key: value for key, value in asdict(part).items() if key != "bytes"}
+    data = serialised(table.replace_schema_metadata({_FIGURES: json.dumps(figures, sort_keys=True)}), output_format)
     put(locate(output).child(part.name), data)
-    part.bytes = len(data)
-    return pa.table({"part": [json.dumps(asdict(part))]})
+    return pa.table({"part": [json.dumps(asdict(replace(part, bytes=len(data))))]})
 
 
 def _commonest(errors: pa.ChunkedArray, n: int = 10) -> dict[str, int]:
@@ -77,7 +78,7 @@ def _commonest(errors: pa.ChunkedArray, n: int = 10) -> dict[str, int]:
     return {entry["values"]: entry["counts"] for entry in ordered[:n]}
 
 
-def serialised(table: pa.Table, output_format: Literal["parquet", "arrow"]) -> bytes:
+def serialised(table: pa.Table, output_format: Format) -> bytes:
     """The bytes of a part file: zstd-compressed Parquet, or an Arrow IPC file."""
     sink = io.BytesIO()
     if output_format == "parquet":
@@ -99,9 +100,9 @@ def read_schema(part: Location) -> pa.Schema:
 def part_figures(part: Location, n_bytes: int) -> Part:
     """The figures that a part file carries about itself."""
     figures: dict[str, Any] = json.loads(read_schema(part).metadata[_FIGURES])
-    return Part(**{**figures, "bytes": n_bytes})
+    return Part(**figures, bytes=n_bytes)
 
 
-def parts_from(rows: pa.Table) -> Sequence[Part]:
+def parts_from(rows: pa.Table) -> list[Part]:
     """The figures in what ``write_part`` returned."""
     return [Part(**json.loads(text)) for text in rows["part"].to_pylist()]

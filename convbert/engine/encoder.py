@@ -10,7 +10,7 @@ Shapes: T tokens, G gapped rows, H hidden width, N heads, d head width, A = N·d
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from convbert import layers
 from convbert.activations import ACTIVATIONS
 from convbert.engine.packing import Layout, Packed, Run, layout
 from convbert.models import ConvBertModel
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 class _Rows(NamedTuple):
@@ -69,12 +71,11 @@ class PackedEncoder:
         return hidden
 
     def _embed(self, batch: Packed, where: Layout) -> Tensor:
-        table: nn.Embedding = self.embeddings.word_embeddings
+        words = self.embeddings.word_embeddings(self._send(batch.input_ids))  # (T, E)
         types = torch.zeros(len(batch.input_ids), dtype=torch.long, device=self.device)
         if batch.token_type_ids is not None:
             types = self._send(batch.token_type_ids)
-        embedded: Tensor = self.embeddings(table(self._send(batch.input_ids)), self._send(where.positions), types)
-        return embedded
+        return self.embeddings(words, self._send(where.positions), types)
 
     def _send(self, array: object) -> Tensor:
         return torch.as_tensor(array, dtype=torch.long).to(self.device, non_blocking=True)
@@ -83,20 +84,18 @@ class PackedEncoder:
 class _PackedLayer:
     """One block over flat rows."""
 
-    def __init__(
-        self, layer: layers.EncoderLayer, *, device: torch.device, dtype: torch.dtype, model: ConvBertModel
-    ) -> None:
+    def __init__(self, layer: Any, *, device: torch.device, dtype: torch.dtype, model: ConvBertModel) -> None:
         config = model.config
         self.n_heads, self.head_width, self.width = config.n_mixed_heads, config.head_width, config.attention_width
         mixed: layers.MixedSelfAttention = layer.attention.self
         fused = [mixed.query, mixed.key, mixed.value, mixed.conv_out_layer]
-        place = {"device": device, "dtype": dtype}
-        self.fused_weight = torch.cat([part.weight.detach() for part in fused]).to(**place)  # (4A, H)
-        self.fused_bias = torch.cat([part.bias.detach() for part in fused]).to(**place)
+        self.fused_weight = torch.cat([part.weight.detach() for part in fused]).to(device, dtype)  # (4A, H)
+        self.fused_bias = torch.cat([part.bias.detach() for part in fused]).to(device, dtype)
         separable = mixed.key_conv_attn_layer
-        self.depthwise = separable.depthwise.weight.detach()[:, 0].t().contiguous().to(**place)  # (H, 1, K) -> (K, H)
-        self.pointwise = separable.pointwise.weight.detach()[..., 0].contiguous().to(**place)  # (A, H)
-        self.pointwise_bias = separable.bias.detach()[:, 0].to(**place)  # (A,)
+        depthwise = separable.depthwise.weight.detach()[:, 0]  # (H, 1, K) -> (H, K)
+        self.depthwise = depthwise.t().contiguous().to(device, dtype)  # (K, H)
+        self.pointwise = separable.pointwise.weight.detach()[..., 0].contiguous().to(device, dtype)  # (A, H)
+        self.pointwise_bias = separable.bias.detach()[:, 0].to(device, dtype)  # (A,)
         self.kernel_layer = _placed(mixed.conv_kernel_layer, device, dtype)
         self.attention_output = _placed(layer.attention.output, device, dtype)
         self.intermediate_dense = _placed(layer.intermediate.dense, device, dtype)
@@ -158,6 +157,6 @@ def _spread(x: Tensor, rows: _Rows) -> Tensor:
     return gapped
 
 
-def _placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def _placed(module: _Module, device: torch.device, dtype: torch.dtype) -> _Module:
     """A copy of a module on the device, for inference."""
     return copy.deepcopy(module).to(device=device, dtype=dtype).eval().requires_grad_(False)

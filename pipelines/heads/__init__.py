@@ -2,45 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
-
-import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
-from torch import nn
-
 from convbert import ConvBertConfig
-from convbert.models import PreTrainedModel
 from pipelines.errors import ModelError
+from pipelines.heads.base import Head
 from pipelines.heads.sequence_classification import SequenceClassification
-
-
-class Head(Protocol):
-    """What a task brings to the pipeline."""
-
-    task: str
-    """The task's name, as Transformers' pipelines call it."""
-
-    model_class: type[PreTrainedModel]
-    """Loads the checkpoint."""
-
-    schema: pa.StructType
-    """Type of the output column."""
-
-    labels: list[str]
-    """Label names by class index."""
-
-    def __init__(self, config: ConvBertConfig) -> None: ...
-
-    def module(self, model: Any) -> nn.Module:
-        """The part of the model behind the encoder."""
-
-    def to_arrow(self, logits: NDArray[np.float32]) -> pa.StructArray:
-        """Logits, one row a record, as values of the output column."""
-
-    def counts(self, column: pa.StructArray) -> dict[str, int]:
-        """What the summary counts: records by label."""
-
 
 HEADS: dict[str, type[Head]] = {"ConvBertForSequenceClassification": SequenceClassification}
 
@@ -59,3 +24,6 @@ def head_for(config: ConvBertConfig, *, source: str) -> Head:
         f"{source} is a checkpoint for {', '.join(architectures) or 'no task'} (architectures in config.json), "
         f"not for one of {', '.join(HEADS)}: give a fine-tuned checkpoint"
     )
+
+
+__all__ = ["HEADS", "Head", "head_for"]

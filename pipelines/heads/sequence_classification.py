@@ -11,9 +11,10 @@ from torch import nn
 
 from convbert import ConvBertConfig, ConvBertForSequenceClassification
 from pipelines.errors import ModelError
+from pipelines.heads.base import Head
 
 
-class SequenceClassification:
+class SequenceClassification(Head):
     """One label a text, by softmax over the classes.
 
     Args:

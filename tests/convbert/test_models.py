@@ -288,7 +288,7 @@ class TestLanguageModel:
         assert len(list(model.parameters())) == len(model.state_dict()) - 1
 
     def test_it_can_be_untied(self) -> None:
-        model = ConvBertForMaskedLM(replace(CONFIG, extra={"tie_word_embeddings": False}))
+        model = ConvBertForMaskedLM(replace(CONFIG, tie_word_embeddings=False))
         assert model.generator_lm_head.weight is not model.convbert.embeddings.word_embeddings.weight
 
 
@@ -296,7 +296,7 @@ class TestResizing:
     @pytest.mark.parametrize("n_tokens", [30, 23, 11])
     @pytest.mark.parametrize("tied", [True, False])
     def test_known_words_keep_their_numbers(self, n_tokens: int, tied: bool) -> None:
-        model = ConvBertForMaskedLM(replace(CONFIG, extra={"tie_word_embeddings": tied})).eval()
+        model = ConvBertForMaskedLM(replace(CONFIG, tie_word_embeddings=tied)).eval()
         ids = IDS % 10
         before = model(ids)
         table = model.resize_token_embeddings(n_tokens)

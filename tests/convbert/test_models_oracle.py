@@ -97,7 +97,7 @@ def config_for(name: str, seed: int) -> ConvBertConfig:
             "summary_activation": rng.choice(("tanh", None, "relu")),
         }
     if name == "ConvBertForMaskedLM" and rng.random() < 0.2:
-        config.extra = {"tie_word_embeddings": False}
+        config.tie_word_embeddings = False
     return config
 
 

@@ -142,7 +142,7 @@ class TestTies:
         self, language_model: ConvBertForMaskedLM, config: ConvBertConfig
     ) -> None:
         weights = {**language_model.state_dict(), LM_HEAD: torch.ones(17, 7)}
-        loaded = ConvBertForMaskedLM(replace(config, extra={"tie_word_embeddings": False}))
+        loaded = ConvBertForMaskedLM(replace(config, tie_word_embeddings=False))
         assert load(loaded, weights) == ([], [])
         assert torch.equal(loaded.generator_lm_head.weight, torch.ones(17, 7))
         assert torch.equal(loaded.convbert.embeddings.word_embeddings.weight, weights[WORDS])

@@ -1,0 +1,34 @@
+# setup makes .venv with everything; the others call it when it is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test lint bench nightly clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+demo: setup
+	$(BIN)/python jobs/classify_corpus.py --config examples/spam/job.yaml
+	$(BIN)/python examples/spam/accuracy.py out/spam
+
+test: setup
+	$(BIN)/python -m pytest
+
+nightly: setup
+	$(BIN)/python -m pytest -m nightly
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python benchmarks/job.py
+
+clean:
+	rm -rf $(VENV) out build *.egg-info

@@ -1,0 +1,97 @@
+"""What a tokenizer's call returns: the model's inputs by name, and the way back from tokens to the text.
+
+Shapes: B texts or windows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections import UserDict
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Encoding
+from typing_extensions import Self
+
+from convbert.errors import TokenizerError
+
+
+class BatchEncoding(UserDict[str, Any]):
+    """Model inputs as a mapping, so that ``model(**encoding)`` works; each can be read as an attribute too.
+
+    Token, word and character indices count from 0. Where the batch holds one text its index may be left
+    out: ``char_to_token(7)`` is ``char_to_token(0, 7)``.
+
+    Args:
+        data: lists, arrays or tensors by name; input_ids and attention_mask are (B, T), or (T,) for one text.
+        encodings: the library's result of each text or window.
+    """
+
+    def __init__(self, data: dict[str, Any], encodings: list[Encoding]) -> None:
+        super().__init__(data)
+        self.encodings = encodings
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["data"][name]
+        except KeyError:
+            raise AttributeError(f"the encoding has no {name!r}: ask for it in the tokenizer's call") from None
+
+    def tokens(self, batch_index: int = 0) -> list[str]:
+        """A text's tokens, T strings."""
+        return self.encodings[batch_index].tokens
+
+    def word_ids(self, batch_index: int = 0) -> list[int | None]:
+        """Each token's word: its place among the given words, or among those that the tokenizer found.
+
+        None for special tokens; the words of a pair's second text count from 0 again.
+        """
+        return self.encodings[batch_index].word_ids
+
+    def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
+        """For each token 0 in the first text, 1 in the second text of a pair, None for special tokens."""
+        return self.encodings[batch_index].sequence_ids
+
+    def char_to_token(
+        self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
+    ) -> int | None:
+        """The token that holds a character of the text, or of its word where words were given."""
+        encoding, char = self._at(batch_or_char_index, char_index)
+        return encoding.char_to_token(char, sequence_index)
+
+    def token_to_chars(self, batch_or_token_index: int, token_index: int | None = None) -> tuple[int, int] | None:
+        """A token's characters, first and last + 1; None for a special token."""
+        encoding, token = self._at(batch_or_token_index, token_index)
+        return encoding.token_to_chars(token)
+
+    def word_to_tokens(
+        self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
+    ) -> tuple[int, int] | None:
+        """A word's tokens, first and last + 1; None where it has none."""
+        encoding, word = self._at(batch_or_word_index, word_index)
+        return encoding.word_to_tokens(word, sequence_index)
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the tensors to a device, in place."""
+        self.data = {name: value.to(device) for name, value in self.data.items()}
+        return self
+
+    def _at(self, batch_or_index: int, index: int | None) -> tuple[Encoding, int]:
+        return (self.encodings[0], batch_or_index) if index is None else (self.encodings[batch_or_index], index)
+
+
+def as_tensors(data: dict[str, list[Any]], kind: str) -> dict[str, Any]:
+    """Lists in, int64 tensors (``pt``) or arrays (``np``) out.
+
+    Raises:
+        TokenizerError: rows of different lengths, or another kind.
+    """
+    if kind not in ("pt", "np"):
+        raise TokenizerError(f"return_tensors ({kind!r}) is unknown: choose 'pt' or 'np'")
+    try:
+        arrays = {name: np.asarray(value, dtype=np.int64) for name, value in data.items()}
+    except ValueError as error:
+        raise TokenizerError(
+            f"the rows have different lengths ({error}): pass padding=True, or truncation too"
+        ) from error
+    return arrays if kind == "np" else {name: torch.from_numpy(array) for name, array in arrays.items()}

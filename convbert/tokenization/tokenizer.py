@@ -1,0 +1,408 @@
+"""Texts in, token ids out, and back: ConvBERT's tokenizer with the interface of Transformers' tokenizers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tokenizers import AddedToken, Encoding
+from tokenizers.models import WordPiece
+
+from convbert.checkpoints.location import local_folder
+from convbert.errors import TokenizerError
+from convbert.tokenization import backend as library
+from convbert.tokenization.batch_encoding import BatchEncoding, as_tensors
+from convbert.tokenization.files import (
+    CONFIG_NAME,
+    ROLES,
+    TOKENIZER_NAME,
+    VOCAB_NAME,
+    added_token_fields,
+    read_settings,
+)
+from convbert.tokenization.inputs import encode, library_inputs, paired
+from convbert.tokenization.limits import check_multiple, padding_settings, truncation_settings
+from convbert.tokenization.vocabulary import DEFAULT_TOKENS, Vocabulary
+
+DEFAULT_MAX_LENGTH = 512
+_FIELDS: dict[str, Callable[[Encoding], Any]] = {
+    "input_ids": attrgetter("ids"),
+    "token_type_ids": attrgetter("type_ids"),
+    "attention_mask": attrgetter("attention_mask"),
+    "special_tokens_mask": attrgetter("special_tokens_mask"),
+    "offset_mapping": attrgetter("offsets"),
+    "length": len,
+}
+"""Transformers' names of what the library's result of a text holds."""
+
+
+class Encoded(NamedTuple):
+    """Ids of a batch of texts, unpadded, special tokens included.
+
+    Attributes:
+        input_ids: one list of ids a text.
+        token_type_ids: as long as ``input_ids``; 1 for the tokens of a pair's second text.
+    """
+
+    input_ids: list[list[int]]
+    token_type_ids: list[list[int]]
+
+
+class ConvBertTokenizer(Vocabulary):
+    """BERT's tokenisation with ConvBERT's defaults: uncased WordPiece between [CLS] and [SEP].
+
+    Ids are line numbers of vocab.txt. Where a line stands there twice the last one counts, so that ids
+    can have holes; they survive saving and loading unchanged. A tokenizer.json may hold another algorithm.
+
+    Calls leave no trace: one tokenizer can be used by many threads, with different limits.
+
+    Args:
+        vocab_file: vocab.txt, one token a line. Needed unless ``tokenizer_file`` is given.
+        tokenizer_file: tokenizer.json of the tokenizers library; decides the algorithm where both are given.
+        do_lower_case: lower-case the text; None keeps what tokenizer.json says (True without one).
+        strip_accents: remove accents; None keeps what tokenizer.json says, and follows ``do_lower_case``
+            without one.
+        tokenize_chinese_chars: a token for each CJK ideograph; None keeps what tokenizer.json says
+            (True without one).
+        never_split: words of the vocabulary that stay whole between white space, normalised as the text is.
+        model_max_length: longest sequence in tokens, special tokens included; None sets no limit.
+        padding_side: "right" or "left".
+        truncation_side: the end that is cut, "right" or "left".
+        clean_up_tokenization_spaces: whether ``decode`` removes the spaces before punctuation and English
+            contractions that the text had none of.
+        extra_special_tokens: special tokens without a role, added where the vocabulary lacks them.
+        added_tokens: tokens beyond the vocabulary by id, as checkpoints record them.
+        special_tokens: ``unk_token``, ``sep_token``, ``pad_token``, ``cls_token``, ``mask_token``,
+            ``bos_token`` and ``eos_token``; [UNK], [SEP], [PAD], [CLS] and [MASK] where the vocabulary has them.
+
+    Raises:
+        TokenizerError: no readable vocabulary, or a named token that is not in it.
+    """
+
+    def __init__(
+        self,
+        vocab_file: str | Path | None = None,
+        tokenizer_file: str | Path | None = None,
+        *,
+        do_lower_case: bool | None = None,
+        strip_accents: bool | None = None,
+        tokenize_chinese_chars: bool | None = None,
+        never_split: Iterable[str] = (),
+        model_max_length: int | None = DEFAULT_MAX_LENGTH,
+        padding_side: str = "right",
+        truncation_side: str = "right",
+        clean_up_tokenization_spaces: bool = False,
+        extra_special_tokens: Sequence[str | AddedToken] = (),
+        added_tokens: Mapping[int, AddedToken] | None = None,
+        **special_tokens: str | AddedToken | None,
+    ) -> None:
+        unknown = sorted(special_tokens.keys() - set(ROLES))
+        if unknown:
+            raise TypeError(f"ConvBertTokenizer has no setting {unknown[0]!r}: check its name")
+        self.model_max_length = model_max_length
+        self.padding_side = padding_side
+        self.truncation_side = truncation_side
+        self.never_split = sorted(never_split)
+        if tokenizer_file is not None:
+            backend = library.from_json(tokenizer_file)
+        elif vocab_file is not None:
+            unk_token = str(special_tokens.get("unk_token") or DEFAULT_TOKENS["unk_token"])
+            backend = library.from_vocab(vocab_file, unk_token=unk_token)
+        else:
+            raise TokenizerError(f"give vocab_file ({VOCAB_NAME}) or tokenizer_file ({TOKENIZER_NAME})")
+        library.set_normalisation(
+            backend,
+            {
+                "do_lower_case": do_lower_case,
+                "strip_accents": strip_accents,
+                "tokenize_chinese_chars": tokenize_chinese_chars,
+            },
+        )
+        if self.never_split:
+            library.set_never_split(backend, self.never_split)
+        super().__init__(
+            backend,
+            added_tokens=added_tokens or {},
+            special_tokens=special_tokens,
+            extra_special_tokens=extra_special_tokens,
+            clean_up_tokenization_spaces=clean_up_tokenization_spaces,
+        )
+        library.complete_wordpiece(self._backend, cls_token=self.cls_token, sep_token=self.sep_token)
+
+    @classmethod
+    def from_pretrained(cls, folder_or_url: str | Path, **changes: Any) -> ConvBertTokenizer:
+        """The tokenizer of a checkpoint folder, local or at any fsspec URL.
+
+        tokenizer.json decides where there is one; tokenizer_config.json overrides its normalisation.
+
+        Args:
+            changes: settings in place of the checkpoint's, such as ``model_max_length``.
+
+        Raises:
+            CheckpointError: no such folder.
+            TokenizerError: no vocabulary there, or one that cannot be read.
+        """
+        return cls(**{**read_settings(local_folder(folder_or_url), source=folder_or_url), **changes})
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write tokenizer.json, tokenizer_config.json and for WordPiece vocab.txt into a local folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with self._configured() as backend:
+            (folder / TOKENIZER_NAME).write_text(backend.to_str(pretty=True), encoding="utf-8")
+            added = {index: added_token_fields(token) for index, token in backend.get_added_tokens_decoder().items()}
+        is_wordpiece = isinstance(self._backend.model, WordPiece)
+        if is_wordpiece:
+            self.save_vocabulary(folder)
+        config = {
+            "tokenizer_class": "ConvBertTokenizer" if is_wordpiece else "PreTrainedTokenizerFast",
+            **self.special_tokens,
+            **library.normalisation(self._backend),
+            "never_split": self.never_split or None,
+            "model_max_length": self.model_max_length,
+            "padding_side": self.padding_side,
+            "truncation_side": self.truncation_side,
+            "clean_up_tokenization_spaces": self.clean_up_tokenization_spaces,
+            "additional_special_tokens": self.extra_special_tokens,
+            "added_tokens_decoder": added,
+        }
+        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def save_vocabulary(self, save_directory: str | Path, filename_prefix: str | None = None) -> tuple[str, ...]:
+        """Write the vocabulary without added tokens: vocab.txt, or the files of another algorithm.
+
+        A hole in the ids is filled with a copy of the next token, whose later line counts.
+
+        Args:
+            save_directory: a local folder that exists.
+            filename_prefix: goes before each name, with a hyphen.
+
+        Returns:
+            Paths of the files.
+        """
+        if not isinstance(self._backend.model, WordPiece):
+            return tuple(self._backend.model.save(str(save_directory), filename_prefix))
+        path = Path(save_directory) / (f"{filename_prefix}-{VOCAB_NAME}" if filename_prefix else VOCAB_NAME)
+        path.write_text("".join(f"{line}\n" for line in library.vocab_lines(self._backend)), encoding="utf-8")
+        return (str(path),)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over all that decides the ids of a text."""
+        with self._configured() as backend:
+            state = backend.to_str() + self.truncation_side
+        return hashlib.sha256(state.encode("utf-8")).hexdigest()
+
+    def encode_batch(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, max_length: int | None = None
+    ) -> Encoded:
+        """Ids of many texts, or of text pairs, with special tokens and without padding: the fast way.
+
+        Args:
+            texts: first (or only) texts.
+            pairs: as many second texts.
+            max_length: longest result in tokens, special tokens included; the longer text of a pair is
+                cut first. None never cuts.
+
+        Raises:
+            TokenizerError: a text that is no valid Unicode, or a limit without room for text.
+        """
+        inputs = list(texts) if pairs is None else paired(texts, pairs)
+        truncation = truncation_settings(
+            max_length is not None,
+            padding=False,
+            max_length=max_length,
+            model_max_length=None,
+            n_special_tokens=self.num_special_tokens_to_add(pair=pairs is not None),
+            stride=0,
+            windows=False,
+            side=self.truncation_side,
+        )
+        with self._configured(truncation) as backend:
+            encodings = encode(backend.encode_batch_fast, inputs)
+        return Encoded([e.ids for e in encodings], [e.type_ids for e in encodings])
+
+    def __call__(
+        self,
+        text: Any,
+        text_pair: Any = None,
+        *,
+        add_special_tokens: bool = True,
+        padding: bool | str = False,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        stride: int = 0,
+        is_split_into_words: bool = False,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_tensors: str | None = None,
+        return_token_type_ids: bool = True,
+        return_attention_mask: bool = True,
+        return_overflowing_tokens: bool = False,
+        return_special_tokens_mask: bool = False,
+        return_offsets_mapping: bool = False,
+        return_length: bool = False,
+    ) -> BatchEncoding:
+        """Model inputs of a text or of a list of texts; B texts or windows, T tokens.
+
+        Args:
+            text: a text, a list of texts, or a list of pairs as tuples. Where ``is_split_into_words``:
+                a list of words, or a list of such lists.
+            text_pair: second text or texts, of the same form and number.
+            add_special_tokens: frame the texts with [CLS] and [SEP].
+            padding: True or "longest" to the longest of the call, "max_length" to ``max_length``, or not at all.
+            truncation: True or "longest_first" cuts the longer text of a pair, "only_first" and "only_second"
+                one of them; False or "do_not_truncate". None truncates where ``max_length`` alone is given.
+            max_length: longest result in tokens, special tokens included; None for ``model_max_length``.
+            stride: tokens that each further window shares with the one before it.
+            is_split_into_words: the texts are lists of words.
+            pad_to_multiple_of: padded lengths are rounded up to a multiple of this.
+            padding_side: "right" or "left"; None for the tokenizer's own.
+            return_tensors: "pt" or "np" for int64 tensors or arrays (B, T), also of one text; None for lists.
+            return_token_type_ids: give token_type_ids, 1 in a pair's second text.
+            return_attention_mask: give attention_mask, 0 in the padding.
+            return_overflowing_tokens: continue what truncation cuts off in further windows;
+                ``overflow_to_sample_mapping`` (B,) then tells each one's text.
+            return_special_tokens_mask: give special_tokens_mask, 1 in special tokens and padding.
+            return_offsets_mapping: give offset_mapping, each token's characters as (first, last + 1), in
+                its word where the words are given; (0, 0) for special tokens.
+            return_length: give length, tokens of each result with its padding.
+
+        Raises:
+            TokenizerError: a text that is no valid Unicode, a limit without room for text, or arguments that
+                contradict each other.
+        """
+        inputs, is_batch, is_pair = library_inputs(text, text_pair, words=is_split_into_words)
+        cut = truncation_settings(
+            truncation,
+            padding=padding,
+            max_length=max_length,
+            model_max_length=self.model_max_length,
+            n_special_tokens=self.num_special_tokens_to_add(is_pair) if add_special_tokens else 0,
+            stride=stride,
+            windows=return_overflowing_tokens,
+            side=self.truncation_side,
+        )
+        pad = padding_settings(
+            padding,
+            max_length=max_length,
+            model_max_length=self.model_max_length,
+            multiple_of=pad_to_multiple_of,
+            side=padding_side or self.padding_side,
+            pad_token=self.pad_token,
+            pad_token_id=self.pad_token_id,
+        )
+        check_multiple(cut, pad)
+
+        with self._configured(cut, pad) as backend:
+            encode_batch = partial(
+                backend.encode_batch, is_pretokenized=is_split_into_words, add_special_tokens=add_special_tokens
+            )
+            encodings = encode(encode_batch, inputs)
+        windows = [[e, *e.overflowing] if return_overflowing_tokens else [e] for e in encodings]
+        encodings = [encoding for group in windows for encoding in group]
+        wanted = {
+            "input_ids": True,
+            "token_type_ids": return_token_type_ids,
+            "attention_mask": return_attention_mask,
+            "special_tokens_mask": return_special_tokens_mask,
+            "offset_mapping": return_offsets_mapping,
+            "length": return_length,
+        }
+        data: dict[str, list[Any]] = {
+            name: list(map(_FIELDS[name], encodings)) for name, is_wanted in wanted.items() if is_wanted
+        }
+        if return_overflowing_tokens:
+            data["overflow_to_sample_mapping"] = [index for index, group in enumerate(windows) for _ in group]
+        if return_tensors is not None:
+            return BatchEncoding(as_tensors(data, return_tensors), encodings)
+        if not is_batch and not return_overflowing_tokens:  # one text: no batch axis, as in Transformers
+            data = {name: value if name == "length" else value[0] for name, value in data.items()}
+        return BatchEncoding(data, encodings)
+
+    def encode(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
+        """The ids of a call, with special tokens; options as for a call."""
+        return self(text, text_pair, **options)["input_ids"]
+
+    def tokenize(self, text: Any, pair: Any = None, *, add_special_tokens: bool = False, **options: Any) -> list[str]:
+        """The tokens of one text, or of a pair one after the other; options as for a call."""
+        return self(text, pair, add_special_tokens=add_special_tokens, **options).tokens()
+
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        """How many special tokens frame a text, or a pair."""
+        return self._backend.num_special_tokens_to_add(pair)
+
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
+    ) -> list[int]:
+        """Ids of a text, or of a pair, with their special tokens: [CLS] A [SEP], or [CLS] A [SEP] B [SEP]."""
+        frame = self._frame(token_ids_0, token_ids_1)
+        texts = (iter(token_ids_0), iter(token_ids_1 or ()))
+        return [
+            own if text is None else next(texts[text]) for own, text in zip(frame.ids, frame.sequence_ids, strict=True)
+        ]
+
+    def create_token_type_ids_from_sequences(
+        self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
+    ) -> list[int]:
+        """Token types of ``build_inputs_with_special_tokens``: 1 in the second text and the [SEP] after it."""
+        return self._frame(token_ids_0, token_ids_1).type_ids
+
+    def get_special_tokens_mask(
+        self,
+        token_ids_0: Sequence[int],
+        token_ids_1: Sequence[int] | None = None,
+        already_has_special_tokens: bool = False,
+    ) -> list[int]:
+        """1 for special tokens, 0 for others, in ``build_inputs_with_special_tokens`` of the same ids.
+
+        Args:
+            token_ids_0: ids of a text.
+            token_ids_1: ids of the second text of a pair.
+            already_has_special_tokens: ``token_ids_0`` is the whole already; special is what
+                ``all_special_ids`` holds.
+
+        Raises:
+            TokenizerError: a second text beside a whole.
+        """
+        if not already_has_special_tokens:
+            return [int(text is None) for text in self._frame(token_ids_0, token_ids_1).sequence_ids]
+        if token_ids_1 is not None:
+            raise TokenizerError("token_ids_1 cannot be given for ids that already have special tokens: leave it out")
+        special = set(self.all_special_ids)
+        return [int(index in special) for index in token_ids_0]
+
+    @property
+    def do_lower_case(self) -> bool | None:
+        """Whether the text is lower-cased; None where it is not normalised in BERT's way."""
+        return library.normalisation(self._backend).get("do_lower_case")
+
+    @property
+    def strip_accents(self) -> bool | None:
+        """Whether accents are removed; None where that follows ``do_lower_case``."""
+        return library.normalisation(self._backend).get("strip_accents")
+
+    @property
+    def tokenize_chinese_chars(self) -> bool | None:
+        """Whether each CJK ideograph is a word; None where the text is not normalised in BERT's way."""
+        return library.normalisation(self._backend).get("tokenize_chinese_chars")
+
+    def _frame(self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None) -> Encoding:
+        """Blanks in place of the ids of a text, or of a pair, between their special tokens."""
+        second = None if token_ids_1 is None else _blank(len(token_ids_1))
+        with self._configured() as backend:
+            return backend.post_process(_blank(len(token_ids_0)), second)
+
+
+ConvBertTokenizerFast = ConvBertTokenizer
+"""The same class under Transformers' other name: docs/decisions/tokenizer.md says why."""
+
+
+def _blank(length: int) -> Encoding:
+    encoding = Encoding()
+    encoding.pad(length)
+    return encoding

@@ -1,0 +1,93 @@
+"""What many tests share: tiny checkpoints made by Transformers with random weights, and one Ray cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # read when Ray is imported
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+import transformers
+
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+torch.set_num_threads(2)
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{c}" for c in LETTERS + "0123456789")]
+VOCAB += [*"0123456789", "the", "mail", "free", "offer", "##ing", "now", ".", ",", "!"]
+
+
+def tiny_config(**changes: Any) -> transformers.ConvBertConfig:
+    """A small configuration with weights large enough for outputs to differ."""
+    values = {
+        "vocab_size": len(VOCAB),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "embedding_size": 16,
+        "max_position_embeddings": 128,
+        "pad_token_id": 0,
+        "initializer_range": 0.3,
+    }
+    return transformers.ConvBertConfig(**{**values, **changes})
+
+
+def save_checkpoint(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """A sequence-classification checkpoint as Transformers saves it, with a vocab.txt."""
+    torch.manual_seed(seed)
+    transformers.ConvBertForSequenceClassification(tiny_config(**changes)).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in VOCAB), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-label checkpoint folder, written by Transformers."""
+    labels = {0: "ham", 1: "spam"}
+    return save_checkpoint(
+        tmp_path_factory.mktemp("checkpoint"), id2label=labels, label2id={v: k for k, v in labels.items()}
+    )
+
+
+@pytest.fixture
+def sentences() -> list[str]:
+    """Texts of mixed lengths, from none to more than the tiny model takes."""
+    rng = random.Random(7)
+    words = ["the", "free", "mail", "offer", "now", "offering", "zebra", "x", "12", "!", "Ünïcode", "日本"]
+    return [" ".join(rng.choices(words, k=n)) for n in (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 3, 3)]
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[None]:
+    """An S3 server process's worth of moto on a free port, found through the environment like a real store."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    os.environ |= {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
+    os.environ |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
+    yield
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3: None) -> Iterator[None]:
+    """The one Ray cluster of the test session; its workers see the environment of this moment."""
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=300 * 2**20, logging_level="ERROR")
+    yield
+    ray.shutdown()

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from convbert import InputError
+from convbert.engine.packing import Packed, layout, micro_batches
+
+lengths_of = st.lists(st.integers(1, 40), min_size=1, max_size=60).map(lambda lengths: np.array(lengths))
+
+
+@given(lengths_of, st.integers(1, 100))
+def test_micro_batches_hold_every_record_once_within_the_budget(lengths: np.ndarray, budget: int) -> None:
+    batches = list(micro_batches(lengths, budget))
+    assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
+    assert all(lengths[batch].sum() <= budget or len(batch) == 1 for batch in batches)
+
+
+def test_micro_batches_begin_with_the_longest_and_keep_the_order_of_equals() -> None:
+    assert [batch.tolist() for batch in micro_batches(np.array([2, 5, 2, 5]), 9)] == [[1], [3, 0, 2]]
+
+
+def test_no_records_give_no_batches() -> None:
+    assert list(micro_batches(np.array([], np.int64), 8)) == []
+
+
+@given(lengths_of, st.data())
+def test_take_gives_the_records_in_the_asked_order(lengths: np.ndarray, data: st.DataObject) -> None:
+    records = [np.arange(n) + 100 * i for i, n in enumerate(lengths)]
+    batch = Packed(np.concatenate(records), np.concatenate([[0], np.cumsum(lengths)]), np.concatenate(records) % 2)
+    chosen = np.array(data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1)))
+    taken = batch.take(chosen)
+    expected = np.concatenate([records[i] for i in chosen])
+    np.testing.assert_array_equal(taken.input_ids, expected)
+    np.testing.assert_array_equal(taken.token_type_ids, expected % 2)
+    np.testing.assert_array_equal(taken.lengths, lengths[chosen])
+
+
+@given(lengths_of, st.integers(0, 5))
+def test_layout_leaves_zero_rows_around_every_record(lengths: np.ndarray, reach: int) -> None:
+    rows = layout(lengths, reach=reach, max_length=40)
+    gapped = np.zeros(rows.n_gapped_rows, int)
+    gapped[rows.gapped_rows] = np.repeat(np.arange(len(lengths)) + 1, lengths)
+    expected = [0] * reach
+    for record, length in enumerate(lengths, start=1):
+        expected += [record] * length + [0] * reach
+    assert gapped.tolist() == expected
+    assert rows.positions.tolist() == [position for length in lengths for position in range(length)]
+
+
+@given(lengths_of)
+def test_runs_cover_the_rows_in_stretches_of_one_length(lengths: np.ndarray) -> None:
+    runs = layout(lengths, reach=1, max_length=40).runs
+    assert [length for run in runs for length in [run.length] * run.n_records] == lengths.tolist()
+    assert [run.first_row for run in runs] == [0, *np.cumsum([run.n_records * run.length for run in runs])[:-1]]
+    assert all(a.length != b.length for a, b in itertools.pairwise(runs))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [([3, 0], "record 1 of the batch has no tokens"), ([3, 9, 2], "record 1 .* 9 tokens, .*8"), ([], "at least one")],
+)
+def test_lengths_that_no_encoder_takes_are_named(lengths: list[int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        layout(np.array(lengths, np.int64), reach=1, max_length=8)

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from convbert import ConvBertForSequenceClassification, InputError
+from convbert.engine import Engine, Packed
+from tests.conftest import tiny_config
+
+SHAPES = [
+    {},
+    {"num_groups": 2, "embedding_size": 32},
+    {"head_ratio": 1, "conv_kernel_size": 3},
+    {"head_ratio": 8, "conv_kernel_size": 11, "hidden_act": "gelu_new"},
+    {"num_attention_heads": 8, "head_ratio": 4, "conv_kernel_size": 1, "type_vocab_size": 3},
+]
+LENGTHS = [1, 512, 3, 3, 3, 7, 100, 2, 511, 1, 50, 50]
+
+
+def packed(lengths: list[int], vocab_size: int, *, n_types: int = 0) -> Packed:
+    rng = np.random.default_rng(0)
+    types = rng.integers(0, n_types, sum(lengths)) if n_types else None
+    return Packed(rng.integers(1, vocab_size, sum(lengths)), np.concatenate([[0], np.cumsum(lengths)]), types)
+
+
+def alone(model: transformers.PreTrainedModel, batch: Packed) -> np.ndarray:
+    """Transformers' logits of each record, run alone and unpadded."""
+    rows = []
+    for start, stop in zip(batch.offsets, batch.offsets[1:], strict=False):
+        types = None if batch.token_type_ids is None else torch.tensor(batch.token_type_ids[start:stop])[None]
+        with torch.inference_mode():
+            rows.append(model(torch.tensor(batch.input_ids[start:stop])[None], token_type_ids=types).logits[0].numpy())
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
+def test_any_mixture_gives_each_record_its_own_result(changes: dict[str, object], tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    config = tiny_config(max_position_embeddings=512, num_labels=3, **changes)
+    oracle = transformers.ConvBertForSequenceClassification(config).eval()
+    oracle.save_pretrained(tmp_path)
+    model = ConvBertForSequenceClassification.from_pretrained(tmp_path)
+    batch = packed(LENGTHS, config.vocab_size, n_types=config.type_vocab_size)
+    expected = alone(oracle, batch)
+    assert expected.std() > 0.05  # or else the comparison would mean little
+    for budget in (1, 64, 10**6):
+        engine = Engine(model.base_model, {"head": model.classifier}, max_batch_tokens=budget)
+        np.testing.assert_allclose(engine(batch)["head"], expected, atol=1e-4)
+
+
+def test_padding_would_change_the_result_in_transformers(checkpoint: Path) -> None:
+    """Why the engine exists: the oracle itself depends on what follows a text."""
+    model = transformers.ConvBertForSequenceClassification.from_pretrained(checkpoint).eval()
+    ids = torch.randint(5, 60, (1, 6), generator=torch.Generator().manual_seed(0))
+    padded = torch.cat([ids, torch.zeros(1, 4, dtype=torch.long)], dim=1)
+    mask = torch.tensor([[1] * 6 + [0] * 4])
+    with torch.inference_mode():
+        assert (model(ids).logits - model(padded, attention_mask=mask).logits).abs().max() > 1e-3
+
+
+def test_the_same_records_give_the_same_bytes(checkpoint: Path) -> None:
+    model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
+    engine = Engine(model.base_model, {"head": model.classifier}, max_batch_tokens=64)
+    batch = packed([5, 17, 5, 80, 1], 60)
+    assert engine(batch)["head"].tobytes() == engine(batch)["head"].tobytes()
+
+
+def test_bf16_stays_close(checkpoint: Path) -> None:
+    model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
+    batch = packed([5, 17, 5, 80, 1], 60)
+    full = Engine(model.base_model, {"head": model.classifier})(batch)["head"]
+    half = Engine(model.base_model, {"head": model.classifier}, dtype=torch.bfloat16)(batch)["head"]
+    assert half.dtype == np.float32
+    np.testing.assert_allclose(half, full, atol=0.15)
+
+
+def test_the_engine_leaves_the_model_as_it_is(checkpoint: Path) -> None:
+    model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    Engine(model.base_model, {"head": model.classifier}, dtype=torch.bfloat16)(packed([4, 2], 60))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_bad_input_is_named(checkpoint: Path) -> None:
+    model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
+    with pytest.raises(InputError, match="max_batch_tokens"):
+        Engine(model.base_model, {}, max_batch_tokens=0)
+    engine = Engine(model.base_model, {"head": model.classifier})
+    with pytest.raises(InputError, match="129 tokens, more than max_position_embeddings"):
+        engine(packed([129], 60))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_gpu_gives_the_same(checkpoint: Path) -> None:
+    model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
+    batch = packed([5, 17, 5, 80, 1], 60)
+    expected = Engine(model.base_model, {"head": model.classifier})(batch)["head"]
+    on_gpu = Engine(model.base_model, {"head": model.classifier}, device="cuda")(batch)["head"]
+    np.testing.assert_allclose(on_gpu, expected, atol=1e-4)

@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import BPE, WordPiece
+
+from convbert import CheckpointError, ConvBertTokenizer, TokenizerError
+
+VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "foo", "##bar", "u.s.", "u", "s", ".", "Foo"]
+TEXT = "foo newtok x<e1>Foobar Sp Tok"
+IDS = [2, 5, 13, 1, 12, 11, 6, 14, 3]
+ADDED = {
+    "12": {"content": "<e1>", "normalized": False, "special": True},
+    "13": {"content": "newtok", "normalized": True, "special": False},
+    "14": {"content": "Sp Tok", "lstrip": True, "normalized": True, "special": False},
+}
+
+
+def write_vocab(folder: Path, tokens: list[str] = VOCAB) -> Path:
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
+    return folder
+
+
+def write_json(folder: Path, **files: Any) -> None:
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_a_checkpoint_of_transformers_4(tmp_path: Path) -> None:
+    """The files that the Python tokenizer of 4.46.3 writes, without the flags that are False."""
+    write_vocab(tmp_path)
+    write_json(
+        tmp_path,
+        tokenizer_config={
+            "added_tokens_decoder": ADDED,
+            "additional_special_tokens": ["<e1>"],
+            "clean_up_tokenization_spaces": True,
+            "do_basic_tokenize": True,
+            "do_lower_case": False,
+            "mask_token": "[MASK]",
+            "model_max_length": 1000000000000000019884624838656,
+            "never_split": None,
+            "strip_accents": None,
+            "tokenize_chinese_chars": True,
+            "tokenizer_class": "ConvBertTokenizer",
+        },
+        special_tokens_map={"cls_token": "ignored, as the config has added_tokens_decoder"},
+        added_tokens={"<e1>": 12, "Sp Tok": 14, "newtok": 13},
+    )
+    tokenizer = ConvBertTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.encode(TEXT) == IDS
+    assert tokenizer.extra_special_tokens == ["<e1>"]
+    assert (tokenizer.do_lower_case, tokenizer.strip_accents, tokenizer.tokenize_chinese_chars) == (False, None, True)
+    assert tokenizer.model_max_length is None
+    assert tokenizer.clean_up_tokenization_spaces is True
+
+
+def test_an_old_checkpoint(tmp_path: Path) -> None:
+    """Before added_tokens_decoder: special_tokens_map.json and added_tokens.json."""
+    write_vocab(tmp_path)
+    write_json(
+        tmp_path,
+        tokenizer_config={"do_lower_case": False, "model_max_length": 512},
+        special_tokens_map={
+            "additional_special_tokens": ["<e1>"],
+            "mask_token": {"content": "[MASK]", "lstrip": True, "rstrip": False, "normalized": False},
+            "unk_token": "[UNK]",
+        },
+        added_tokens={"newtok": 13, "<e1>": 12},
+    )
+    tokenizer = ConvBertTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.encode("foo newtok<e1>foo [MASK]") == [2, 5, 13, 12, 5, 4, 3]
+    assert tokenizer.encode("foo newtok<e1>foo [MASK]", return_offsets_mapping=True) == [2, 5, 13, 12, 5, 4, 3]
+    offsets = tokenizer("foo  [MASK]", return_offsets_mapping=True)["offset_mapping"]
+    assert offsets[2] == (3, 11)  # lstrip: the spaces before it belong to it
+    assert tokenizer.decode([12, 13], skip_special_tokens=True) == "newtok"
+
+
+@pytest.mark.parametrize("special", ["<e1>", "u"])
+def test_a_checkpoint_of_transformers_5(tmp_path: Path, special: str) -> None:
+    write_vocab(tmp_path)
+    theirs = transformers.ConvBertTokenizer(
+        vocab=str(tmp_path / "vocab.txt"), do_lower_case=False, extra_special_tokens=[special], model_max_length=77
+    )
+    theirs.add_tokens(["newtok", AddedToken("Sp Tok", lstrip=True)])
+    theirs.save_pretrained(tmp_path / "saved")
+    ours = ConvBertTokenizer.from_pretrained(tmp_path / "saved")
+    assert ours.encode(TEXT) == theirs.encode(TEXT)
+    assert ours.get_vocab() == theirs.get_vocab()
+    assert ours.extra_special_tokens == [special]
+    assert ours.model_max_length == 77
+
+
+def rich(folder: Path, **options: Any) -> ConvBertTokenizer:
+    tokenizer = ConvBertTokenizer(write_vocab(folder) / "vocab.txt", **options)
+    tokenizer.add_tokens(["newtok", AddedToken("Sp Tok", lstrip=True)])
+    tokenizer.add_special_tokens({"bos_token": "<s>", "extra_special_tokens": ["<e1>"]})
+    return tokenizer
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"do_lower_case": False, "strip_accents": True, "tokenize_chinese_chars": False, "model_max_length": None},
+    {"padding_side": "left", "truncation_side": "left", "clean_up_tokenization_spaces": True, "model_max_length": 9},
+    {"never_split": ["u.s."]},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("removed", [None, "tokenizer.json", "vocab.txt"])
+def test_what_we_write_we_read(tmp_path: Path, options: dict[str, Any], removed: str | None) -> None:
+    """Either file holds the whole vocabulary."""
+    tokenizer = rich(tmp_path, **options)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    if removed:
+        (tmp_path / "saved" / removed).unlink()
+    again = ConvBertTokenizer.from_pretrained(tmp_path / "saved")
+    assert again.fingerprint() == tokenizer.fingerprint()
+    assert again.get_vocab() == tokenizer.get_vocab()
+    state = {name: value for name, value in vars(tokenizer).items() if name not in ("_backend", "_lock")}
+    assert {name: value for name, value in vars(again).items() if name in state} == state
+    assert again.encode(TEXT + " U.S.") == tokenizer.encode(TEXT + " U.S.")
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("removed", [None, "tokenizer.json", "vocab.txt"])
+def test_what_we_write_transformers_reads(tmp_path: Path, options: dict[str, Any], removed: str | None) -> None:
+    ours = rich(tmp_path, **options)
+    ours.save_pretrained(tmp_path / "saved")
+    if removed:
+        (tmp_path / "saved" / removed).unlink()
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert isinstance(theirs, transformers.ConvBertTokenizer)
+    text = TEXT + " Café 日本 u <s> ." + ("" if removed == "tokenizer.json" else " u.s.")  # theirs forgets never_split
+    assert theirs.encode(text, truncation=True) == ours.encode(text, truncation=True)
+    assert theirs.get_vocab() == ours.get_vocab()
+    assert theirs.special_tokens_map == ours.special_tokens_map
+    assert theirs.extra_special_tokens == ours.extra_special_tokens
+    assert (theirs.padding_side, theirs.truncation_side) == (ours.padding_side, ours.truncation_side)
+    assert theirs.clean_up_tokenization_spaces == ours.clean_up_tokenization_spaces
+    assert theirs.model_max_length == (ours.model_max_length or int(1e30))
+
+
+@pytest.mark.parametrize("removed", [None, "tokenizer.json", "vocab.txt"])
+def test_ids_survive_duplicate_lines(tmp_path: Path, removed: str | None) -> None:
+    lines = [*VOCAB[:6], "foo", "##bar", "u", "foo", *VOCAB[6:], "u.s.", "last", "last"]
+    tokenizer = ConvBertTokenizer(write_vocab(tmp_path, lines) / "vocab.txt")
+    assert tokenizer.get_vocab() == {line: index for index, line in enumerate(lines)}
+    assert len(tokenizer.get_vocab()) < tokenizer.vocab_size == len(lines)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    if removed:
+        (tmp_path / "saved" / removed).unlink()
+    again = ConvBertTokenizer.from_pretrained(tmp_path / "saved")
+    assert again.get_vocab() == tokenizer.get_vocab()
+    assert again.vocab_size == tokenizer.vocab_size
+    theirs = transformers.ConvBertTokenizer.from_pretrained(tmp_path / "saved")
+    assert theirs.get_vocab() == tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize("removed", [None, "tokenizer.json", "vocab.txt"])
+def test_ids_survive_duplicate_lines_with_tokens_added(tmp_path: Path, removed: str | None) -> None:
+    tokenizer = ConvBertTokenizer(write_vocab(tmp_path, [*VOCAB[:6], *VOCAB[5:]]) / "vocab.txt")
+    tokenizer.add_tokens(["newtok"])
+    assert tokenizer.convert_tokens_to_ids("newtok") == len(VOCAB) + 1
+    tokenizer.save_pretrained(tmp_path / "saved")
+    if removed:
+        (tmp_path / "saved" / removed).unlink()
+    for again in (
+        ConvBertTokenizer.from_pretrained(tmp_path / "saved"),
+        transformers.ConvBertTokenizer.from_pretrained(tmp_path / "saved"),
+    ):
+        assert again.get_vocab() == tokenizer.get_vocab()
+        assert again.encode("foo newtok u") == tokenizer.encode("foo newtok u") == [2, 6, 13, 9, 3]
+
+
+def test_the_vocabulary_alone(tmp_path: Path) -> None:
+    tokenizer = rich(tmp_path)
+    assert tokenizer.save_vocabulary(tmp_path, "my") == (str(tmp_path / "my-vocab.txt"),)
+    assert (tmp_path / "my-vocab.txt").read_text(encoding="utf-8").splitlines() == VOCAB
+    assert tokenizer.save_vocabulary(str(tmp_path)) == (str(tmp_path / "vocab.txt"),)
+
+
+def bpe(folder: Path, **state: Any) -> Path:
+    backend = Tokenizer(BPE({"[UNK]": 0, "a": 1, "b": 2, "ab": 3, "<p>": 4}, [("a", "b")], unk_token="[UNK]"))
+    (folder / "tokenizer.json").write_text(json.dumps({**json.loads(backend.to_str()), **state}), encoding="utf-8")
+    return folder
+
+
+def test_another_algorithm(tmp_path: Path) -> None:
+    """tokenizer.json decides, not the class name; it has no frame here, and BERT's settings do not apply."""
+    write_json(bpe(tmp_path), tokenizer_config={"tokenizer_class": "ConvBertTokenizer", "pad_token": "<p>"})
+    tokenizer = ConvBertTokenizer.from_pretrained(tmp_path, do_lower_case=True)
+    assert tokenizer(["abA", ""], padding=True)["input_ids"] == [[3, 0], [4, 4]]
+    assert tokenizer.build_inputs_with_special_tokens([3], [1, 2]) == [3, 1, 2]
+    assert (tokenizer.unk_token, tokenizer.pad_token_id, tokenizer.cls_token) == ("[UNK]", 4, None)
+    assert tokenizer.do_lower_case is None
+    assert [Path(path).name for path in tokenizer.save_vocabulary(tmp_path, "my")] == ["my-vocab.json", "my-merges.txt"]
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "vocab.txt").exists()
+    assert ConvBertTokenizer.from_pretrained(tmp_path / "saved").fingerprint() == tokenizer.fingerprint()
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert theirs(["abA", ""], padding=True)["input_ids"] == [[3, 0], [4, 4]]
+    with pytest.raises(TokenizerError, match=r"never_split .* keep words whole with add_tokens"):
+        ConvBertTokenizer.from_pretrained(tmp_path, never_split=["ab"])
+
+
+def test_limits_in_a_tokenizer_file_do_not_count(tmp_path: Path) -> None:
+    truncation = {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0}
+    padding = {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None}
+    padding |= {"pad_id": 4, "pad_type_id": 0, "pad_token": "<p>"}
+    tokenizer = ConvBertTokenizer.from_pretrained(bpe(tmp_path, truncation=truncation, padding=padding))
+    assert tokenizer("aba")["input_ids"] == [3, 1]
+    plain = ConvBertTokenizer.from_pretrained(bpe(tmp_path))
+    assert plain.fingerprint() == tokenizer.fingerprint()
+
+
+def test_wordpiece_without_a_frame_gets_berts(tmp_path: Path) -> None:
+    vocab = {token: index for index, token in enumerate(VOCAB)}
+    Tokenizer(WordPiece(vocab, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
+    tokenizer = ConvBertTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.encode("foobar", "u") == [2, 5, 6, 3, 8, 3]
+    assert tokenizer.decode([5, 6]) == "foobar"
+
+
+def test_settings_may_be_changed_on_loading(tmp_path: Path) -> None:
+    rich(tmp_path).save_pretrained(tmp_path / "saved")
+    tokenizer = ConvBertTokenizer.from_pretrained(tmp_path / "saved", do_lower_case=False, model_max_length=4)
+    assert tokenizer.tokenize("Foo foo") == ["Foo", "foo"]
+    assert len(tokenizer.encode("foo foo foo", truncation=True)) == 4
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"tokenizer_config": ["list"]}, r"tokenizer_config\.json must hold a JSON object"),
+        ({"tokenizer_config": {"mask_token": "<mask>"}}, r"mask_token \('<mask>'\) is not in the vocabulary"),
+        ({"added_tokens": {"foo": 99}}, "'foo' has the id 99 in the checkpoint and 5 in its vocabulary"),
+        ({"added_tokens": {"new": 99}}, "'new' has the id 99 in the checkpoint and 12"),
+        ({"tokenizer_config": {"never_split": ["nope"]}}, "'nope'"),
+        ({"tokenizer_config": {"model_max_length": "512"}}, r"model_max_length \('512'\)"),
+    ],
+)
+def test_files_that_contradict_each_other_are_refused(tmp_path: Path, files: dict[str, Any], message: str) -> None:
+    write_json(write_vocab(tmp_path), **files)
+    with pytest.raises(TokenizerError, match=message):
+        ConvBertTokenizer.from_pretrained(tmp_path)
+
+
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint folder"):
+        ConvBertTokenizer.from_pretrained(tmp_path / "none")
+    with pytest.raises(TokenizerError, match=r"has neither tokenizer\.json nor vocab\.txt"):
+        ConvBertTokenizer.from_pretrained(tmp_path)
+    (write_vocab(tmp_path) / "tokenizer_config.json").write_text("{")
+    with pytest.raises(TokenizerError, match="cannot be read"):
+        ConvBertTokenizer.from_pretrained(tmp_path)

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.errors import SourceError
+from pipelines.inspect import Inspection, check_columns, infer_schema, inspect, kept_schema
+from pipelines.units import list_shards
+
+
+def parquet(path: Path, columns: dict[str, Any], **options: Any) -> None:
+    pq.write_table(pa.table(columns), path, **options)
+
+
+def inspected(folder: Path, unit_rows: int = 10) -> list[Inspection]:
+    return inspect(list_shards([str(folder)]), unit_rows=unit_rows)
+
+
+def test_each_kind_of_shard_is_cut_its_own_way(tmp_path: Path) -> None:
+    parquet(tmp_path / "a.parquet", {"text": ["x"] * 25}, row_group_size=5)
+    (tmp_path / "b.jsonl").write_bytes(b'{"text": "abc"}\n' * 40)
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'{"text": "abc"}\n' * 40))
+    (tmp_path / "d.jsonl").touch()
+    ranges = [inspection.ranges for inspection in inspected(tmp_path)]
+    assert ranges == [[(0, 10), (10, 20), (20, 25)], [(0, 160), (160, 320), (320, 480), (480, 640)], [(0, None)], []]
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.parquet", b"PAR1 nonsense"), ("a.jsonl.gz", b"no gzip at all")])
+def test_a_shard_that_cannot_be_read_is_named(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SourceError, match=rf"{name} cannot be read .*copy it again"):
+        inspected(tmp_path)
+
+
+def test_missing_and_unfit_columns_are_named_with_their_shard(tmp_path: Path) -> None:
+    parquet(tmp_path / "a.parquet", {"body": ["x"], "n": [1]})
+    found = inspected(tmp_path)
+    with pytest.raises(SourceError, match=r"a\.parquet has no column 'text': it has body, n"):
+        check_columns(found, text_columns=["text"], other_columns=[])
+    with pytest.raises(SourceError, match=r"no column 'year'"):
+        check_columns(found, text_columns=["body"], other_columns=["year"])
+    with pytest.raises(SourceError, match=r"column 'n' of .*a\.parquet is int64, not text"):
+        check_columns(found, text_columns=["n"], other_columns=[])
+
+
+def test_shards_without_records_need_no_columns(tmp_path: Path) -> None:
+    parquet(tmp_path / "a.parquet", {"other": pa.array([], pa.string())})
+    (tmp_path / "b.jsonl").write_bytes(b"\n\n")
+    (tmp_path / "c.jsonl").write_bytes(b"{broken\n")
+    check_columns(inspected(tmp_path), text_columns=["text"], other_columns=["id"])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array(["x"]),
+        pa.array(["x"], pa.large_string()),
+        pa.array(["x"]).dictionary_encode(),
+        pa.array([b"x"]),
+        pa.array([b"x"], pa.binary(1)),
+        pa.nulls(1),
+    ],
+    ids=lambda values: str(values.type),
+)
+def test_all_kinds_of_text_are_taken(values: pa.Array, tmp_path: Path) -> None:
+    parquet(tmp_path / "a.parquet", {"text": values})
+    check_columns(inspected(tmp_path), text_columns=["text"], other_columns=[])
+
+
+def test_json_columns_get_the_narrowest_type_that_holds_them() -> None:
+    lines = [
+        b'{"i": 1, "f": 1, "s": "x", "b": true, "m": 1, "o": {"a": 1}, "z": null, "big": 99999999999999999999}',
+        b'{"i": null, "f": 0.5, "s": null, "b": false, "m": "one", "o": [1], "z": null, "big": 1}',
+        b"{broken",
+    ]
+    names = {"i": "int64", "f": "double", "s": "string", "b": "bool", "m": "string", "o": "string", "z": "null"}
+    names["big"] = "double"
+    assert {f.name: str(f.type) for f in infer_schema(lines)} == names
+
+
+def test_kept_columns_get_one_type_for_all_shards(tmp_path: Path) -> None:
+    parquet(
+        tmp_path / "a.parquet",
+        {"text": ["x"], "n": pa.array([1], pa.int32()), "d": pa.array(["u"]).dictionary_encode()},
+    )
+    (tmp_path / "b.jsonl").write_bytes(b'{"text": "y", "n": 0.5, "d": 3, "e": null}\n')
+    kept = kept_schema(inspected(tmp_path), ["n", "d", "e"])
+    assert {f.name: str(f.type) for f in kept} == {"n": "double", "d": "string", "e": "string"}

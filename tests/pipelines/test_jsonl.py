@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import gzip
+import itertools
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.jsonl import LineError, lines, parse, sample_lines
+from pipelines.storage import locate, put
+
+
+def zstd(data: bytes) -> bytes:
+    return pa.Codec("zstd").compress(data, asbytes=True)
+
+
+def whole(path: Path) -> list[tuple[int, bytes]]:
+    return list(lines(locate(str(path)), 0, None))
+
+
+PACKERS = {".jsonl": bytes, ".jsonl.gz": gzip.compress, ".jsonl.zst": zstd}
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_lines_come_with_their_offsets_in_the_plain_stream(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(PACKERS[suffix](b'\xef\xbb\xbf{"a": 1}\r\n\n  \n{"b": 2}\n{"c"'))
+    assert whole(path) == [(0, b'{"a": 1}'), (17, b'{"b": 2}'), (26, b'{"c"')]
+
+
+@given(st.lists(st.binary(max_size=12).map(lambda line: line.replace(b"\n", b"")), max_size=30), st.data())
+def test_cuts_anywhere_give_every_line_once(content: list[bytes], data: st.DataObject) -> None:
+    body = b"\n".join(content)
+    source = locate("memory://cuts/a.jsonl")
+    put(source, body)
+    edges = sorted({0, len(body), *data.draw(st.lists(st.integers(0, len(body)), max_size=6))})
+    pieces = [piece for a, b in itertools.pairwise(edges) for piece in lines(source, a, b)]
+    assert pieces == list(lines(source, 0, None))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
+def test_a_damaged_stream_gives_its_lines_and_then_an_error(suffix: str, tmp_path: Path) -> None:
+    rng = random.Random(0)
+    body = b"".join(b'{"a": "%d"}\n' % rng.getrandbits(200) for _ in range(50_000))
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(PACKERS[suffix](body)[:-1000])
+    seen = []
+    with pytest.raises(OSError, match="Truncated"):
+        for _, line in lines(locate(str(path)), 0, None):
+            seen.append(line)
+    assert len(seen) > 1000
+    assert seen == body.splitlines()[: len(seen)]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"{broken", "no JSON: Expecting property name .* at column 2"),
+        (b'{"a": "\xff"}', "not UTF-8: byte 0xff at 7"),
+        (b"[1, 2]", "holds a list, not an object"),
+        (b'"text"', "holds a string"),
+        (b"null", "holds null"),
+        (b"true", "holds a truth value"),
+        (b"[" * 100_000, "no JSON that can be read"),
+        (b'{"a": ' + b"1" * 5000 + b"}", "no JSON that can be read"),
+    ],
+)
+def test_a_line_without_a_record_says_why(line: bytes, message: str) -> None:
+    with pytest.raises(LineError, match=message):
+        parse(line)
+
+
+def test_the_sample_is_the_beginning(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": 1}\n' * 100)
+    assert sample_lines(locate(str(path)), 30) == [b'{"a": 1}'] * 4

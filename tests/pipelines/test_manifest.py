@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import OutputError
+from pipelines.manifest import (
+    Manifest,
+    ShardEntry,
+    differences,
+    mark_success,
+    read_manifest,
+    unmark_success,
+    write_manifest,
+)
+from pipelines.storage import locate
+from pipelines.write import Part
+
+MANIFEST = Manifest(
+    recipe={"unit_rows": 5},
+    heads=[{"name": "prediction", "task": "text-classification", "labels": ["a"], "fingerprint": "f"}],
+    shards=[ShardEntry("/in/a.jsonl", "0123", 2)],
+    parts=[
+        Part("part-a-0123-00000.parquet", 3, 1, 12, 99, {"prediction": {"a": 2}}),
+        Part("part-a-0123-00001.parquet", 4, 0, 8, 70),
+    ],
+    seconds=1.5,
+    versions={"torch": "2"},
+)
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    output = locate(str(tmp_path))
+    assert read_manifest(output) is None
+    write_manifest(output, MANIFEST)
+    assert read_manifest(output) == MANIFEST
+
+
+def test_the_marker_comes_and_goes(tmp_path: Path) -> None:
+    output = locate(str(tmp_path))
+    for change, there in [(unmark_success, False), (mark_success, True), (mark_success, True), (unmark_success, False)]:
+        change(output)
+        assert (tmp_path / "_SUCCESS").exists() == there
+
+
+def test_the_contract_is_kept() -> None:
+    values = json.loads(MANIFEST.to_json())
+    totals = {"rows_in": 7, "rows_out": 7, "rows_failed": 1, "units": 2, "tokens": 20, "seconds": 1.5}
+    assert {name: values[name] for name in totals} == totals
+    assert values["parts"][0]["name"] == "part-a-0123-00000.parquet"
+    assert {"rows", "bytes"} <= values["parts"][0].keys()
+    assert values["heads"] == MANIFEST.heads
+    assert values["labels"] == {"prediction": {"a": 2}}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 99}', '{"format": 1}', '{"format": 1, "parts": 3}'])
+def test_a_manifest_that_cannot_be_read_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "_manifest.json").write_text(text)
+    with pytest.raises(OutputError, match=r"_manifest\.json .*(cannot be read|has format 99)"):
+        read_manifest(locate(str(tmp_path)))
+
+
+def test_differences_are_told_in_words() -> None:
+    assert differences({"a": 1, "b": [1]}, {"a": 2, "b": [1], "c": "x"}) == ["a was 1, now 2", 'c was null, now "x"']

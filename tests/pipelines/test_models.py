@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from pipelines.errors import ModelError
+from pipelines.models import plan_passes
+from pipelines.spec import JobSpec
+from tests.conftest import save_checkpoint, tiny_config
+
+
+def spec(**changes: Any) -> JobSpec:
+    return JobSpec.of({"input": ["in"], "output": "out", **changes})
+
+
+def test_a_plan_says_what_the_checkpoint_predicts(checkpoint: Path) -> None:
+    (only,) = plan_passes(spec(model=str(checkpoint)))
+    (head,) = only.heads
+    assert (head.name, head.head.task, head.head.labels) == ("prediction", "text-classification", ["ham", "spam"])
+    assert (only.encoding.max_length, only.encoding.texts) == (128, ("text",))
+
+
+def test_the_shorter_of_model_and_tokenizer_is_the_limit(checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": 64}')
+    assert plan_passes(spec(model=str(folder)))[0].encoding.max_length == 64
+
+
+def test_heads_on_an_identical_encoder_share_its_pass(checkpoint: Path, tmp_path: Path) -> None:
+    twin = shutil.copytree(checkpoint, tmp_path / "twin")
+    model = transformers.ConvBertForSequenceClassification.from_pretrained(twin)
+    torch.nn.init.normal_(model.classifier.out_proj.weight)
+    model.save_pretrained(twin)
+    other = save_checkpoint(tmp_path / "other", seed=5)
+    passes = plan_passes(spec(head={"a": str(checkpoint), "b": str(other), "c": str(twin)}))
+    assert [[head.name for head in p.heads] for p in passes] == [["a", "c"], ["b"]]
+    fingerprints = [head.fingerprint for p in passes for head in p.heads]
+    assert len(set(fingerprints)) == 3
+
+
+def test_a_folder_without_weights_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"--head prediction: .*copy has no model\.safetensors"):
+        plan_passes(spec(model=str(folder)))
+
+
+def test_a_head_without_its_own_weights_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    transformers.ConvBertModel(tiny_config()).save_pretrained(tmp_path)
+    shutil.copy(checkpoint / "config.json", tmp_path)
+    shutil.copy(checkpoint / "vocab.txt", tmp_path)
+    with pytest.raises(ModelError, match=r"no weights for classifier\.dense\.bias.* trained for this task"):
+        plan_passes(spec(model=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("config.json", "has no config.json"), ("vocab.txt", "neither tokenizer.json nor vocab.txt")]
+)
+def test_missing_files_are_named(name: str, message: str, checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    (folder / name).unlink()
+    with pytest.raises(ModelError, match=message):
+        plan_passes(spec(model=str(folder)))
+
+
+def test_no_folder_is_named() -> None:
+    with pytest.raises(ModelError, match="no checkpoint folder at /none"):
+        plan_passes(spec(model="/none"))
+
+
+def test_a_tokenizer_of_another_model_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    with (folder / "vocab.txt").open("a") as vocab:
+        vocab.write("extra\n")
+    with pytest.raises(ModelError, match="tokenizer and weights do not belong together"):
+        plan_passes(spec(model=str(folder)))

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipelines.encode import encode
+from pipelines.errors import ModelError
+from pipelines.models import plan_passes
+from pipelines.predict import N_TOKENS, Predictor, packed
+from pipelines.read import text_name
+from pipelines.spec import JobSpec
+from tests.conftest import save_checkpoint
+from tests.oracle import classify
+
+
+def spec(**heads: Path) -> JobSpec:
+    return JobSpec.of({"input": ["in"], "output": "out", "head": {name: str(url) for name, url in heads.items()}})
+
+
+def block(texts: list[str | None]) -> pa.Table:
+    errors = [None if text is not None else "text is null" for text in texts]
+    return pa.table(
+        {
+            "id": [str(i) for i in range(len(texts))],
+            text_name("text"): pa.array(texts, pa.large_string()),
+            "error": pa.array(errors, pa.string()),
+        }
+    )
+
+
+def predicted(texts: list[str | None], job: JobSpec) -> pa.Table:
+    passes = plan_passes(job)
+    encoded = encode(block(texts), [encoder_pass.encoding for encoder_pass in passes])
+    return Predictor(passes, max_batch_tokens=100)(encoded)
+
+
+def test_every_row_gets_what_transformers_gives_its_text_alone(checkpoint: Path, sentences: list[str]) -> None:
+    texts: list[str | None] = [*sentences[:5], None, *sentences[5:], None]
+    result = predicted(texts, spec(prediction=checkpoint))
+    answers = iter(classify(checkpoint, [text for text in texts if text is not None]))
+    for text, row in zip(texts, result["prediction"].to_pylist(), strict=True):
+        if text is None:
+            assert row is None
+            continue
+        expected = next(answers)
+        assert row["label"] == expected["label"]
+        np.testing.assert_allclose(row["scores"], expected["scores"], atol=1e-4)
+        np.testing.assert_allclose(row["score"], expected["score"], atol=1e-4)
+
+
+def test_heads_on_one_encoder_and_on_another_agree_with_each_alone(
+    checkpoint: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    other = save_checkpoint(tmp_path / "other", seed=5)
+    together = predicted(list(sentences), spec(a=checkpoint, b=other, c=checkpoint))
+    assert together["a"].to_pylist() == together["c"].to_pylist()
+    for name, url in {"a": checkpoint, "b": other}.items():
+        alone = predicted(list(sentences), spec(prediction=url))["prediction"]
+        assert together[name].to_pylist() == alone.to_pylist()
+
+
+def test_a_shared_encoder_runs_once(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from convbert.engine import PackedEncoder
+
+    calls = []
+    original = PackedEncoder.__call__
+    monkeypatch.setattr(PackedEncoder, "__call__", lambda self, batch: calls.append(1) or original(self, batch))
+    predicted(["free mail"], spec(a=checkpoint, b=checkpoint, c=checkpoint))
+    assert len(calls) == 1
+
+
+def test_tokens_are_counted_by_row(checkpoint: Path) -> None:
+    assert predicted(["free mail", None, ""], spec(prediction=checkpoint))[N_TOKENS].to_pylist() == [4, 0, 2]
+
+
+def test_a_block_of_failures_passes(checkpoint: Path) -> None:
+    result = predicted([None, None], spec(prediction=checkpoint))
+    assert result["prediction"].to_pylist() == [None, None]
+
+
+def test_weights_that_changed_since_planning_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    passes = plan_passes(spec(prediction=folder))
+    stale = [replace(p, heads=tuple(replace(head, fingerprint="0" * 64) for head in p.heads)) for p in passes]
+    with pytest.raises(ModelError, match="have changed since the job was planned"):
+        Predictor(stale)
+
+
+def test_a_sliced_list_array_packs_its_own_rows_only() -> None:
+    ids = pa.array([[9], [1, 2], [3], [4, 5, 6]], pa.list_(pa.int32()))[1:3]
+    batch = packed(ids)
+    assert batch.input_ids.tolist() == [1, 2, 3]
+    assert batch.offsets.tolist() == [0, 2, 3]

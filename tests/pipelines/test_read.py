@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.read import WAYBILL, Columns, read_unit, text_name
+from pipelines.units import Unit, list_shards
+
+
+def columns(*kept: tuple[str, pa.DataType], id: str | None = "id", texts: tuple[str, ...] = ("text",)) -> Columns:
+    return Columns(texts=texts, id=id, kept=pa.schema([pa.field(*pair) for pair in kept]))
+
+
+def unit(path: Path, start: int = 0, stop: int | None = None) -> Unit:
+    return Unit(list_shards([str(path)])[0], "part-a-0123-00000", start, stop)
+
+
+def jsonl(path: Path, *lines: bytes | dict[str, Any]) -> Path:
+    encoded = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
+    body = b"".join(line + b"\n" for line in encoded)
+    path.write_bytes(gzip.compress(body) if path.suffix == ".gz" else body)
+    return path
+
+
+def rows(block: pa.Table, *names: str) -> list[tuple[Any, ...]]:
+    return list(zip(*(block[name].to_pylist() for name in names), strict=True))
+
+
+def test_good_and_bad_lines_each_become_one_row(tmp_path: Path) -> None:
+    path = jsonl(
+        tmp_path / "a.jsonl",
+        {"id": "one", "text": "fine"},
+        b"{broken",
+        {"id": 7, "text": None},
+        {"id": "two", "text": 3},
+        {"text": "no id"},
+        {"id": ["odd"], "other": 1},
+        b'{"id": "three", "text": "\\ud83d"}',
+        b'{"id": "four", "text": "\xff"}',
+    )
+    block = read_unit(unit(path, 0, path.stat().st_size), columns())
+    ids = block["id"].to_pylist()
+    assert [ids[i] for i in (0, 2, 3, 6)] == ["one", "7", "two", "three"]
+    body = path.read_bytes()
+    assert ids[1] == f"{path}@{body.index(b'{broken')}"
+    assert ids[4] == f"{path}@{body.index(b'no id') - 10}"
+    assert ids[5] == f"{path}@{body.index(b'odd') - 9}"
+    assert block[text_name("text")].to_pylist() == ["fine", None, None, None, "no id", None, None, None]
+    assert block["error"].to_pylist() == [
+        None,
+        "the line is no JSON: Expecting property name enclosed in double quotes at column 2",
+        "text is null",
+        "text is a number, not a string",
+        None,
+        "text is missing",
+        "text holds half of a surrogate pair, which is no character",
+        "the line is not UTF-8: byte 0xff at 24",
+    ]
+
+
+def test_the_waybill_names_the_part_and_counts_the_rows(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", {"text": "x"}, {"text": "y"})
+    block = read_unit(unit(path), columns())
+    assert [json.loads(text) for text in block[WAYBILL].unique().to_pylist()] == [
+        {"part": "part-a-0123-00000", "rows": 2}
+    ]
+
+
+@pytest.mark.parametrize("body", [b"", b"\n \r\n"])
+def test_a_unit_without_records_is_one_marked_row(body: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(body)
+    block = read_unit(unit(tmp_path / "a.jsonl"), columns(("n", pa.int64())))
+    assert len(block) == 1
+    assert json.loads(block[WAYBILL][0].as_py())["rows"] == 0
+    assert block["error"].to_pylist() == ["this unit has no records"]
+
+
+def test_units_of_a_file_together_hold_every_line(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", *({"text": "x" * (i % 17)} for i in range(100)))
+    size = path.stat().st_size
+    whole = read_unit(unit(path, 0, size), columns())
+    pieces = [read_unit(unit(path, a, min(a + 111, size)), columns()) for a in range(0, size, 111)]
+    assert pa.concat_tables(pieces)["id"].to_pylist() == whole["id"].to_pylist()
+
+
+def test_a_damaged_compressed_shard_keeps_what_can_be_read(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl.gz", *({"text": f"line {i}"} for i in range(200_000)))
+    path.write_bytes(path.read_bytes()[:-2000])
+    block = read_unit(unit(path), columns())
+    assert block["error"].null_count == len(block) - 1 > 1000
+    assert block["error"][-1].as_py().startswith("the rest of the shard cannot be decompressed")
+    assert block[text_name("text")].to_pylist()[:2] == ["line 0", "line 1"]
+
+
+TEXTS = ["plain", None, "ünïcode"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array(TEXTS),
+        pa.array(TEXTS, pa.large_string()),
+        pa.array(TEXTS, pa.string_view()),
+        pa.array(TEXTS).dictionary_encode(),
+        pa.array([None if text is None else text.encode() for text in TEXTS]),
+        pa.array([None if text is None else text.encode() for text in TEXTS]).dictionary_encode(),
+    ],
+    ids=lambda values: str(values.type),
+)
+def test_every_kind_of_text_column_reads_alike(values: pa.Array, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": values}), tmp_path / "a.parquet")
+    block = read_unit(unit(tmp_path / "a.parquet", 0, 3), columns())
+    assert block[text_name("text")].to_pylist() == TEXTS
+    assert block["error"].to_pylist() == [None, "text is null", None]
+    assert block["id"].to_pylist() == [f"{tmp_path}/a.parquet#{row}" for row in range(3)]
+
+
+def test_bytes_that_are_no_utf8_fail_alone_even_in_a_string_column(tmp_path: Path) -> None:
+    lying = pa.Array.from_buffers(pa.string(), 2, pa.array([b"ok", b"a\xffb"]).buffers())
+    pq.write_table(pa.table({"text": lying, "copy": lying}), tmp_path / "a.parquet")
+    block = read_unit(unit(tmp_path / "a.parquet", 0, 2), columns(("copy", pa.string())))
+    assert block[text_name("text")].to_pylist() == ["ok", None]
+    assert block["copy"].to_pylist() == ["ok", None]
+    assert block["error"][0].as_py() is None
+    assert "text is not UTF-8: byte 0xff at 1" in block["error"][1].as_py()
+    block.validate(full=True)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 100), (3, 17), (30, 60), (29, 31), (99, 100)])
+def test_row_ranges_cross_row_groups(start: int, stop: int, tmp_path: Path) -> None:
+    table = pa.table(
+        {"id": list(range(100)), "text": [f"t{i}" for i in range(100)], "n": pa.array(range(100), pa.int8())}
+    )
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=30)
+    block = read_unit(unit(tmp_path / "a.parquet", start, stop), columns(("n", pa.int64())))
+    assert rows(block, "id", text_name("text"), "n") == [(str(i), f"t{i}", i) for i in range(start, stop)]
+    assert block.schema.field("n").type == pa.int64()
+
+
+def test_a_damaged_row_group_fails_its_rows_only(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pa.table({"text": [f"text number {i} of a hundred" for i in range(100)]})
+    pq.write_table(table, path, row_group_size=50, compression="zstd", use_dictionary=False)
+    column = pq.read_metadata(path).row_group(1).column(0)
+    data = bytearray(path.read_bytes())
+    middle = column.data_page_offset + column.total_compressed_size // 2
+    data[middle : middle + 40] = b"\0" * 40
+    path.write_bytes(data)
+    block = read_unit(unit(path, 0, 100), columns())
+    assert block["error"].to_pylist()[:50] == [None] * 50
+    assert all(error.startswith("row group 1 of the shard cannot be read") for error in block["error"].to_pylist()[50:])
+    assert block["id"].to_pylist() == [f"{path}#{row}" for row in range(100)]
+
+
+def test_kept_columns_get_their_planned_type_and_misfits_say_so(tmp_path: Path) -> None:
+    path = jsonl(
+        tmp_path / "a.jsonl",
+        {"text": "x", "n": 1, "s": {"deep": [1]}},
+        {"text": "y", "n": "one", "s": 5},
+        {"text": "z", "s": None},
+    )
+    block = read_unit(unit(path), columns(("n", pa.int64()), ("s", pa.string())))
+    assert rows(block, "n", "s") == [(1, '{"deep": [1]}'), (None, "5"), (None, None)]
+    assert block["error"].to_pylist() == [None, "n holds 'one', not int64", None]
+
+
+def test_pairs_need_both_texts(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", {"a": "x", "b": "y"}, {"a": "x"}, {"a": None, "b": 2})
+    block = read_unit(unit(path), columns(texts=("a", "b")))
+    assert block["error"].to_pylist() == [None, "b is missing", "a is null; b is a number, not a string"]

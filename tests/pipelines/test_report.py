@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pipelines.report import Summary
+
+SUMMARY = Summary(
+    output="out",
+    rows=1000,
+    failed=10,
+    labels={"spam": {"ham": 700, "spam": 290}},
+    reasons={"text is null": 10},
+    new_rows=500,
+    new_tokens=20_000,
+    seconds=2.0,
+    pending=0,
+    kept_units=5,
+    max_failed_fraction=0.01,
+)
+
+
+def test_a_run_is_told_in_rows_tokens_and_labels() -> None:
+    assert SUMMARY.lines() == [
+        "500 rows labelled in 2.0 s (250 rows/s, 10,000 tokens/s)",
+        "1,000 rows in out, 10 failed",
+        "spam: ham 700, spam 290",
+        "failed: text is null (10)",
+    ]
+
+
+def test_a_run_with_nothing_to_do_says_so() -> None:
+    assert replace(SUMMARY, seconds=0.0).lines()[0] == "nothing to do: all 1,000 rows are labelled in out"
+
+
+def test_a_dry_run_says_what_is_left() -> None:
+    assert replace(SUMMARY, pending=3).lines() == ["dry run: 3 units to label, 5 already there; nothing was written"]
+
+
+def test_the_share_of_failures_is_judged_over_the_whole_output() -> None:
+    assert not SUMMARY.has_failed_too_often
+    assert replace(SUMMARY, failed=11).has_failed_too_often
+    assert not replace(SUMMARY, rows=0, failed=0).has_failed_too_often

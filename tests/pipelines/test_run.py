@@ -1,0 +1,290 @@
+"""The whole way of the data on a real Ray cluster, against Transformers text by text."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.errors import ModelError, OutputError, PipelineError, RunError, SourceError
+from pipelines.plan import make_plan
+from pipelines.resources import Hardware
+from pipelines.run import pipeline, run
+from pipelines.spec import JobSpec
+from tests.conftest import save_checkpoint
+from tests.oracle import classify
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def job(input: Path | str, output: Path | str, model: Path | str, **changes: Any) -> JobSpec:
+    """A job with several units a shard that takes the broken records of the corpus."""
+    values = {"input": [str(input)], "output": str(output), "model": str(model), "unit_rows": 6}
+    return JobSpec.of({**values, "max_failed_fraction": 0.2, **changes})
+
+
+def make_corpus(folder: Path, sentences: list[str]) -> None:
+    """Parquet, plain JSONL with broken lines, and a compressed shard, all with the same texts."""
+    folder.mkdir()
+    ids = [f"p{i}" for i in range(len(sentences))]
+    pq.write_table(
+        pa.table({"id": ids, "text": sentences, "n": list(range(len(ids)))}), folder / "a.parquet", row_group_size=4
+    )
+    lines = [json.dumps({"id": f"j{i}", "text": text, "n": i}).encode() for i, text in enumerate(sentences)]
+    lines[3:3] = [b"{broken", b"", b'{"text": null, "n": 1}', b'{"n": 2}']
+    (folder / "b.jsonl").write_bytes(b"\r\n".join(lines))
+    (folder / "sub").mkdir()
+    zipped = "".join(json.dumps({"id": f"z{i}", "text": text}) + "\n" for i, text in enumerate(sentences))
+    (folder / "sub/c.jsonl.gz").write_bytes(gzip.compress(zipped.encode()))
+    (folder / "d.jsonl").touch()
+
+
+def parts(output: Path) -> list[Path]:
+    return sorted(output.glob("part-*"))
+
+
+def manifest(output: Path) -> dict[str, Any]:
+    return json.loads((output / "_manifest.json").read_text())
+
+
+def table(output: Path) -> pa.Table:
+    return pa.concat_tables([pq.read_table(path) for path in parts(output)])
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, sentences: list[str]) -> Path:
+    make_corpus(tmp_path / "in", sentences)
+    return tmp_path / "in"
+
+
+def test_every_record_comes_out_once_with_transformers_answer(
+    corpus: Path, checkpoint: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    summary = run(job(corpus, tmp_path / "out", checkpoint, keep_column=["text"]))
+    rows = table(tmp_path / "out").to_pylist()
+    n = len(sentences)
+    expected_ids = [*(f"p{i}" for i in range(n)), "j0", "j1", "j2", None, None, None]
+    expected_ids += [*(f"j{i}" for i in range(3, n)), *(f"z{i}" for i in range(n))]
+    assert len(rows) == len(expected_ids) == summary.rows
+    assert all(row["id"] == wanted for row, wanted in zip(rows, expected_ids, strict=True) if wanted)
+    assert [row["error"] for row in rows if row["error"]] == [
+        "the line is no JSON: Expecting property name enclosed in double quotes at column 2",
+        "text is null",
+        "text is missing",
+    ]
+    good = [row for row in rows if row["error"] is None]
+    for row, expected in zip(good, classify(checkpoint, [row["text"] for row in good]), strict=True):
+        assert row["prediction"]["label"] == expected["label"]
+        np.testing.assert_allclose(row["prediction"]["scores"], expected["scores"], atol=1e-4)
+    written = manifest(tmp_path / "out")
+    assert (written["rows_in"], written["rows_out"], written["rows_failed"]) == (len(rows), len(rows), 3)
+    assert [part["name"] for part in written["parts"]] == [path.name for path in parts(tmp_path / "out")]
+    assert [part["bytes"] for part in written["parts"]] == [path.stat().st_size for path in parts(tmp_path / "out")]
+    assert sum(written["labels"]["prediction"].values()) == len(good)
+    assert {path.name for path in (tmp_path / "out").iterdir()} - {path.name for path in parts(tmp_path / "out")} == {
+        "_manifest.json",
+        "_SUCCESS",
+    }
+
+
+def test_arrow_parts_hold_the_same_table_and_a_second_run_does_nothing(
+    corpus: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    run(job(corpus, tmp_path / "parquet", checkpoint))
+    run(job(corpus, tmp_path / "arrow", checkpoint, output_format="arrow"))
+    arrow = pa.concat_tables([pa.ipc.open_file(path).read_all() for path in parts(tmp_path / "arrow")])
+    assert arrow.equals(table(tmp_path / "parquet"))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "arrow").iterdir()}
+    again = run(job(corpus, tmp_path / "arrow", checkpoint, output_format="arrow"))
+    assert again.lines()[0].startswith(f"nothing to do: all {len(arrow)} rows are labelled")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "arrow").iterdir()} == before
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bytes(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
+    run(job(corpus, tmp_path / "out", checkpoint))
+    before = {path.name: path.read_bytes() for path in parts(tmp_path / "out")}
+    for name in ("_manifest.json", "_SUCCESS", *list(before)[1::2]):
+        (tmp_path / "out" / name).unlink()
+    summary = run(job(corpus, tmp_path / "out", checkpoint))
+    assert {path.name: path.read_bytes() for path in parts(tmp_path / "out")} == before
+    assert 0 < summary.new_rows < summary.rows == sum(part["rows"] for part in manifest(tmp_path / "out")["parts"])
+
+
+def test_nights_add_change_and_lose_shards(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    run(job(corpus, output, checkpoint))
+    first = {path.name for path in parts(output)}
+    (corpus / "e.jsonl").write_text('{"id": "new", "text": "free"}\n')
+    (corpus / "sub/c.jsonl.gz").unlink()
+    (corpus / "b.jsonl").write_text('{"id": "changed", "text": "offer", "n": 1}\n')
+    os.utime(corpus / "b.jsonl", (1, 1))
+    summary = run(job(corpus, output, checkpoint))
+    assert summary.new_rows == 2
+    ids = table(output)["id"].to_pylist()
+    assert {"new", "changed", "p0", "z0"} <= set(ids)
+    assert not {"j0", "j1"} & set(ids)
+    names = {path.name for path in parts(output)}
+    assert {name for name in first if name.startswith(("part-a-", "part-c-"))} <= names
+    assert [part["name"] for part in manifest(output)["parts"]] == sorted(names)
+    assert run(job(corpus, output, checkpoint)).new_rows == 0
+
+
+def test_kept_columns_keep_their_type_from_night_to_night(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.jsonl").write_text('{"text": "free", "n": 1}\n')
+    run(job(tmp_path / "in", tmp_path / "out", checkpoint, keep_column=["n"], max_failed_fraction=1))
+    (tmp_path / "in/b.jsonl").write_text('{"text": "free", "n": "two"}\n{"text": "mail", "n": 3}\n')
+    run(job(tmp_path / "in", tmp_path / "out", checkpoint, keep_column=["n"], max_failed_fraction=1))
+    rows = table(tmp_path / "out")
+    assert rows["n"].to_pylist() == [1, None, 3]
+    assert rows["error"].to_pylist() == [None, "n holds 'two', not int64", None]
+
+
+def test_another_job_on_the_same_output_is_refused_until_it_is_overwritten(
+    corpus: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    run(job(corpus, output, checkpoint))
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    other = save_checkpoint(tmp_path / "other", seed=9, id2label={0: "a", 1: "b"}, label2id={"a": 0, "b": 1})
+    for changed, difference in [
+        (job(corpus, output, other), "heads was"),
+        (job(corpus, output, checkpoint, unit_rows=7), "unit_rows was 6, now 7"),
+        (job(corpus, output, checkpoint, precision="bf16"), 'precision was "fp32", now "bf16"'),
+    ]:
+        with pytest.raises(OutputError, match=f"made by another job .*{difference}.*--overwrite"):
+            run(changed)
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    run(job(corpus, output, other, overwrite=True))
+    assert set(manifest(output)["labels"]["prediction"]) <= {"a", "b"}
+    assert not set(before) & {path.name for path in parts(output)}
+    assert run(job(corpus, output, other)).new_rows == 0
+    assert run(job(corpus, output, other, overwrite=True)).new_rows > 0
+
+
+def test_number_of_actors_and_cuts_change_nothing(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
+    run(job(corpus, tmp_path / "one", checkpoint, unit_rows=1000))
+    run(job(corpus, tmp_path / "two", checkpoint, unit_rows=3, max_actors=2, max_batch_tokens=40))
+    one, two = table(tmp_path / "one"), table(tmp_path / "two")
+    assert one["id"].to_pylist() == two["id"].to_pylist()
+    scores = [np.array([row["score"] for row in t["prediction"].to_pylist() if row]) for t in (one, two)]
+    np.testing.assert_allclose(*scores, atol=1e-5)
+
+
+def test_file_urls_work_like_paths(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
+    spec = JobSpec.of(
+        {"input": [f"file://{corpus}/*.parquet"], "output": f"file://{tmp_path}/out", "model": f"file://{checkpoint}"}
+    )
+    assert run(spec).rows == len(table(tmp_path / "out")) > 0
+
+
+def test_corpus_model_and_output_can_lie_in_an_object_store(
+    corpus: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONVBERT_CACHE", str(tmp_path / "cache"))
+    store = fsspec.filesystem("s3")
+    store.mkdir("bucket")
+    store.put(f"{corpus}/", "bucket/corpus/", recursive=True)
+    store.put(f"{checkpoint}/", "bucket/model/", recursive=True)
+    stored = job("s3://bucket/corpus", "s3://bucket/out", "s3://bucket/model")
+    in_store = run(stored)
+    on_disk = run(job(corpus, tmp_path / "out", checkpoint))
+    assert (in_store.rows, in_store.failed, in_store.labels) == (on_disk.rows, on_disk.failed, on_disk.labels)
+    names = [path.rsplit("/", 1)[-1] for path in store.ls("bucket/out", refresh=True)]
+    assert {"_manifest.json", "_SUCCESS"} < set(names)
+    assert len(names) == len(parts(tmp_path / "out")) + 2
+    again = run(stored)
+    assert again.lines()[0].startswith("nothing to do")
+
+
+def test_reading_and_encoding_run_beside_the_actors(
+    corpus: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray fuses neighbouring stages with equal resources: tokenising would then run inside the GPU actor."""
+    plan = make_plan(job(corpus, tmp_path / "out", checkpoint))
+    for hardware in (Hardware(1, 1, 1, 0, 2, 0.5), Hardware(1, 4, 1, 1, None, 0.5)):
+        pipeline(plan, hardware).explain()
+        physical = capsys.readouterr().out.split("Physical Plan (Optimized)")[-1]
+        assert [line.strip(" +-") for line in physical.splitlines() if "[" in line] == [
+            "TaskPoolMapOperator[MapBatches(write_part)]",
+            "ActorPoolMapOperator[MapBatches(Predictor)]",
+            "TaskPoolMapOperator[ReadUnitSource->MapBatches(encode)]",
+            "InputDataBuffer[Input]",
+        ]
+
+
+def test_a_stage_that_fails_is_one_line_and_finished_parts_stay(
+    corpus: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    run(job(corpus / "a.parquet", tmp_path / "out", model))
+    finished = {path.name: path.read_bytes() for path in parts(tmp_path / "out")}
+
+    def lose_the_model(output: object) -> None:
+        shutil.rmtree(model)
+
+    monkeypatch.setattr("pipelines.run.check_writable", lose_the_model)
+    with pytest.raises(RunError, match=r"no checkpoint folder at .*start the same command again") as raised:
+        run(job(corpus, tmp_path / "out", model))
+    assert "\n" not in str(raised.value)
+    assert {path.name: path.read_bytes() for path in parts(tmp_path / "out")} == finished
+    assert (tmp_path / "out/_manifest.json").exists()
+    assert not (tmp_path / "out/_SUCCESS").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"text_column": "body"}, SourceError, "has no column 'body'"),
+        ({"id_column": "key"}, SourceError, "has no column 'key'"),
+        ({"input": ["/none/*.parquet"]}, SourceError, "no input at /none"),
+        ({"model": "/none"}, ModelError, "no checkpoint folder at /none"),
+        ({"output": "/proc/none/out"}, OutputError, "/proc/none/out.* cannot be written"),
+    ],
+)
+def test_what_cannot_work_stops_before_work_starts(
+    changes: dict[str, Any], error: type[PipelineError], message: str, corpus: Path, checkpoint: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("pipelines.run._label", lambda plan: pytest.fail("work has started"))
+    with pytest.raises(error, match=message) as raised:
+        run(job(corpus, tmp_path / "out", checkpoint).model_copy(update={**changes, **_head(changes)}))
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+def _head(changes: dict[str, Any]) -> dict[str, Any]:
+    return {"head": {"prediction": changes["model"]}} if "model" in changes else {}
+
+
+def test_an_output_inside_the_input_is_refused(corpus: Path, checkpoint: Path) -> None:
+    shutil.copytree(corpus / "sub", corpus / "out")
+    with pytest.raises(SourceError, match="lies inside the output folder"):
+        run(job(corpus, corpus / "out", checkpoint))
+
+
+def test_an_empty_corpus_gives_an_empty_output(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.jsonl").touch()
+    (tmp_path / "in/b.jsonl").write_bytes(b"\n\n")
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "in/c.parquet")
+    summary = run(job(tmp_path / "in", tmp_path / "out", checkpoint))
+    assert (summary.rows, manifest(tmp_path / "out")["rows_in"]) == (0, 0)
+    assert (tmp_path / "out/_SUCCESS").exists()
+    assert run(job(tmp_path / "in", tmp_path / "out", checkpoint)).lines()[0].startswith("nothing to do")
+
+
+def test_a_dry_run_writes_nothing(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
+    summary = run(job(corpus, tmp_path / "out", checkpoint, dry_run=True))
+    assert summary.lines()[0].startswith("dry run: ")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.errors import SpecError
+from pipelines.spec import JobSpec, read_config
+
+
+def values(**changes: Any) -> dict[str, Any]:
+    return {"input": ["corpus"], "output": "out", "model": "checkpoint", **changes}
+
+
+def test_model_is_short_for_a_head_called_prediction() -> None:
+    assert JobSpec.of(values()).head == {"prediction": "checkpoint"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"unit_rows": 0}, r"--unit-rows \(0\)"),
+        ({"head": {"topic": "other"}}, "not both"),
+        ({"model": None}, "give --model URL or --head NAME=URL"),
+        ({"model": None, "head": {"a b": "x"}}, "--head a b=.*letters, digits"),
+        ({"keep_column": ["error"]}, "two output columns would be called 'error'"),
+        ({"keep_column": ["prediction"]}, "two output columns would be called 'prediction'"),
+        ({"keep_column": ["__unit"]}, "'__unit'.*begin with two underscores"),
+        ({"min_actors": 3, "max_actors": 2}, r"--min-actors \(3\) is above --max-actors \(2\)"),
+        ({"long_text": "maybe"}, "--long-text"),
+        ({"long_text": "window"}, "--long-text window is not available yet"),
+        ({"precision": "int8"}, "--precision int8 is not available yet"),
+        ({"colour": "red"}, "unknown setting 'colour'"),
+        ({"max_failed_fraction": 1.5}, r"--max-failed-fraction \(1.5\)"),
+        ({"output": "s3://key:secret@bucket", "unit_rows": "s3://key:secret@bucket"}, r"--unit-rows \(s3://\*\*\*@"),
+    ],
+)
+def test_what_no_job_can_have_is_named_with_its_remedy(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message) as raised:
+        JobSpec.of(values(**changes))
+    assert "\n" not in str(raised.value)
+    assert "secret" not in str(raised.value)
+
+
+def test_missing_settings_are_named_as_flags() -> None:
+    with pytest.raises(SpecError, match="--output is missing"):
+        JobSpec.of({"input": ["corpus"], "model": "checkpoint"})
+
+
+def test_yaml_has_the_same_fields(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("input: [a, b]\noutput: out\nhead: {topic: there}\nunit-rows: 7\n", encoding="utf-8")
+    spec = JobSpec.of(read_config(path))
+    assert (spec.input, spec.head, spec.unit_rows) == (["a", "b"], {"topic": "there"}, 7)
+
+
+@pytest.mark.parametrize("text", [None, "- a list", "a: [", "\xff"])
+def test_yaml_that_cannot_be_read_is_refused(text: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    if text is not None:
+        path.write_text(text, encoding="latin-1")
+    with pytest.raises(SpecError, match=r"--config .*job\.yaml"):
+        read_config(path)
+
+
+def test_the_recipe_leaves_out_what_does_not_change_a_part() -> None:
+    one = JobSpec.of(values(max_actors=2, max_batch_tokens=100, output="here"))
+    other = JobSpec.of(values(max_actors=5, max_batch_tokens=900, output="there", input=["else"]))
+    assert one.recipe() == other.recipe()
+    assert one.recipe() != JobSpec.of(values(text_column="body")).recipe()

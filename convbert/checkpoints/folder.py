@@ -49,8 +49,7 @@ def read_weights(folder_or_url: str | Path) -> dict[str, Tensor]:
     present = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
     names = ", ".join(form.single_name for form in FORMATS)
     raise CheckpointError(
-        f"{folder_or_url} has none of {names}, nor a TF1 checkpoint (it holds {present}): "
-        "give a complete checkpoint folder"
+        f"{folder_or_url} has no {names} or TF1 checkpoint (it holds {present}): give a complete checkpoint folder"
     )
 
 

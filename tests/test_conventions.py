@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -73,3 +74,10 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     local = [target for target in targets if "://" not in target and not target.startswith("mailto:")]
     assert [target for target in local if not (page.parent / target).exists()] == []
+
+
+def test_the_api_page_lists_every_public_name_as_its_docstring_does() -> None:
+    page = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    package = importlib.import_module("convbert")
+    rows = [f"| `{name}` | {inspect.getdoc(getattr(package, name)).splitlines()[0]} |" for name in package.__all__]
+    assert [row for row in rows if row not in page] == []

@@ -84,11 +84,10 @@ def choose_precision(precision: str, device: str, *, kept: str | None) -> str:
 def share_out(spec: JobSpec, device: str, *, n_units: int) -> Hardware:
     """Pool sizes and reservations on the connected cluster, never more actors than units."""
     if device == "cuda":
-        default = max(1, int(ray.cluster_resources().get("GPU", 1)))
-        most = min(spec.max_actors or max(default, spec.min_actors or 1), n_units)
-        return Hardware(
-            min(spec.min_actors or 1, most), most, actor_cpus=1, actor_gpus=1, n_threads=None, task_cpus=0.5
-        )
+        present = max(1, int(ray.cluster_resources().get("GPU", 1)))  # an autoscaling cluster may begin with none
+        most = min(spec.max_actors or max(present, spec.min_actors or 1), n_units)
+        fewest = min(spec.min_actors or present, most)
+        return Hardware(fewest, most, actor_cpus=1, actor_gpus=1, n_threads=None, task_cpus=0.5)
     node_cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     per_node = [-(-cpus // MAX_THREADS_PER_ACTOR) for cpus in node_cpus if cpus]
     most = min(spec.max_actors or max(sum(per_node), spec.min_actors or 1), n_units)

@@ -56,9 +56,10 @@ def test_cpu_threads_are_shared_out(
 def test_gpu_actors_take_one_each(cluster: Any) -> None:
     cluster({"CPU": 16, "GPU": 4})
     hardware = share_out(spec(), "cuda", n_units=100)
-    assert (hardware.min_actors, hardware.max_actors, hardware.actor_gpus) == (1, 4, 1)
+    assert (hardware.min_actors, hardware.max_actors, hardware.actor_gpus) == (4, 4, 1)
     assert hardware.task_cpus != hardware.actor_cpus
-    assert hardware.describe() == "1 to 4 model actors with a GPU each"
+    growing = share_out(spec(min_actors=1, max_actors=16), "cuda", n_units=100)
+    assert growing.describe() == "1 to 16 model actors with a GPU each"
 
 
 def test_there_are_never_more_actors_than_units(cluster: Any) -> None:

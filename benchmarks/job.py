@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="base", help="model size, random weights (default: base)")
     options = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
-    ray.init(include_dashboard=False, logging_level=logging.ERROR)
+    ray.init("local", include_dashboard=False, logging_level=logging.ERROR)
     DataContext.get_current().enable_progress_bars = False
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

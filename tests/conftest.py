@@ -88,6 +88,6 @@ def ray_cluster(s3: None) -> Iterator[None]:
     """The one Ray cluster of the test session; its workers see the environment of this moment."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=300 * 2**20, logging_level="ERROR")
+    ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=300 * 2**20, logging_level="ERROR")
     yield
     ray.shutdown()

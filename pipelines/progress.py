@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from pipelines.write import Part
@@ -33,9 +33,13 @@ class Progress:
         self._task = TaskID(0)
         if sys.stderr.isatty():
             self._bar = Bar(
-                TextColumn("labelling"), BarColumn(), MofNCompleteColumn(), TextColumn("units  {task.fields[figures]}"),
-                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True),
-            )  # fmt: skip
+                BarColumn(bar_width=14),
+                MofNCompleteColumn(),
+                TextColumn("units, {task.fields[figures]}"),
+                TimeRemainingColumn(compact=True),
+                TextColumn("left"),
+                console=Console(stderr=True),
+            )
             self._task = self._bar.add_task("labelling", total=n_units, figures="")
 
     def __enter__(self) -> Progress:
@@ -64,7 +68,7 @@ class Progress:
 
     def _figures(self) -> str:
         seconds = max(time.monotonic() - self._started, 1e-9)
+        failed = f" ({self._failed:,} failed)" if self._failed else ""
         return (
-            f"{self._rows:,} rows, {self._failed:,} failed, "
-            f"{self._rows / seconds:,.0f} rows/s, {self._tokens / seconds:,.0f} tokens/s"
+            f"{self._rows:,} rows{failed}, {self._rows / seconds:,.0f} rows/s, {self._tokens / seconds:,.0f} tokens/s"
         )

@@ -21,7 +21,7 @@ def test_logs_tell_the_figures(caplog: pytest.LogCaptureFixture, monkeypatch: py
         for n in range(3):
             shown.add([part(n)])
     (line,) = caplog.messages  # the last unit is always told, those before only now and then
-    assert line.startswith("3 of 3 units: 30 rows, 3 failed, ")
+    assert line.startswith("3 of 3 units: 30 rows (3 failed), ")
     assert "tokens/s" in line
 
 
@@ -34,5 +34,5 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
     with Progress(n_units=2) as shown:
         shown.add([part(0), part(1)])
     assert "2/2" in terminal.getvalue()
-    assert "20 rows, 2 failed" in terminal.getvalue()
+    assert "20 rows (2 failed)" in terminal.getvalue()
     assert caplog.messages == []

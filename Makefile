@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint bench nightly clean
+.PHONY: setup demo test lint bench clean
 
 setup: $(VENV)/.installed
 
@@ -18,9 +18,6 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
-
-nightly: setup
-	$(BIN)/python -m pytest -m nightly
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from pipelines.errors import OutputError
+from pipelines.errors import OutputError, SpecError
 
 FileSystem = Any  # fsspec.AbstractFileSystem, which has no types
 
@@ -33,8 +33,15 @@ class Location(NamedTuple):
 
 
 def locate(url: str) -> Location:
-    """The file system and path of a local path or fsspec URL."""
-    fs, path = url_to_fs(os.path.expanduser(url))
+    """The file system and path of a local path or fsspec URL.
+
+    Raises:
+        SpecError: a protocol that is unknown, or whose package is not installed.
+    """
+    try:
+        fs, path = url_to_fs(os.path.expanduser(url))
+    except (ImportError, ValueError) as error:
+        raise SpecError(f"{redacted(url)} cannot be opened: {error}") from error
     return Location(fs, path)
 
 

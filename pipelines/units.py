@@ -95,8 +95,8 @@ def list_shards(inputs: Iterable[str]) -> list[Shard]:
 
 
 def _shards_of(url: str) -> list[Shard]:
+    fs, path = locate(url)
     try:
-        fs, path = locate(url)
         fs.invalidate_cache()  # a process that runs for days sees new shards
         if any(character in path for character in "*?["):
             infos = fs.glob(path, detail=True)
@@ -108,7 +108,7 @@ def _shards_of(url: str) -> list[Shard]:
             infos = {path: fs.info(path)}
         else:
             infos = {}
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError) as error:
         raise SourceError(f"{redacted(url)} cannot be listed ({error}): check the address and credentials") from error
     return [
         Shard(Location(fs, name).url, int(info["size"]), change_mark(info))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.errors import OutputError
+from pipelines.errors import OutputError, SpecError
 from pipelines.storage import locate, names_in, put, redacted
 
 
@@ -13,6 +13,12 @@ def test_local_places_are_plain_absolute_paths(tmp_path: Path, monkeypatch: pyte
     assert locate("a/b").url == str(tmp_path / "a/b")
     assert locate(f"file://{tmp_path}/a").url == str(tmp_path / "a")
     assert locate("memory://x/y").child("z").url == "memory:///x/y/z"
+
+
+@pytest.mark.parametrize("url", ["nowhere://x", "oss://bucket/x"], ids=["unknown", "not installed"])
+def test_a_protocol_that_cannot_be_opened_is_named(url: str) -> None:
+    with pytest.raises(SpecError, match=f"{url} cannot be opened"):
+        locate(url)
 
 
 @pytest.mark.parametrize("base", ["local", "memory://put-test"])

@@ -46,11 +46,6 @@ def test_an_input_without_shards_is_named(name: str, tmp_path: Path) -> None:
         list_shards([str(tmp_path / name)])
 
 
-def test_an_unknown_protocol_is_named() -> None:
-    with pytest.raises(SourceError, match="nowhere://x cannot be listed"):
-        list_shards(["nowhere://x"])
-
-
 @pytest.mark.parametrize(
     ("url", "stem"),
     [

@@ -22,6 +22,7 @@ class Encoding:
     Attributes:
         name: distinguishes the passes of a job.
         tokenizer: checkpoint folder or URL.
+        fingerprint: SHA-256 over all that decides the ids of a text.
         max_length: most tokens the encoder takes, special tokens included.
         long_text: cut longer texts, or mark them as failed.
         texts: the text column, and for pairs the second one.
@@ -29,6 +30,7 @@ class Encoding:
 
     name: str
     tokenizer: str
+    fingerprint: str
     max_length: int
     long_text: Literal["truncate", "error"]
     texts: tuple[str, ...]

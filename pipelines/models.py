@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from convbert import ConvBertConfig, ConvBertError, ConvBertTokenizer
 from convbert.checkpoints import fingerprint, read_weights
@@ -23,7 +28,7 @@ class HeadPlan:
         name: output column.
         url: checkpoint folder or URL.
         head: the task, and how its logits become a column.
-        fingerprint: SHA-256 over all its weights.
+        fingerprint: SHA-256 over all its weights, and the settings that shapes do not tell.
     """
 
     name: str
@@ -47,6 +52,11 @@ class EncoderPass:
 
     encoding: Encoding
     heads: tuple[HeadPlan, ...]
+
+    def describe(self) -> list[dict[str, Any]]:
+        """The manifest's account of the heads: everything that decides what they predict."""
+        tokens = {"tokenizer": self.encoding.fingerprint, "max_length": self.encoding.max_length}
+        return [{**head.describe(), **tokens} for head in self.heads]
 
 
 @dataclass(frozen=True)
@@ -73,13 +83,14 @@ def plan_passes(spec: JobSpec) -> list[EncoderPass]:
             Encoding(
                 name=str(number),
                 tokenizer=heads[0].url,
+                fingerprint=tokenizer,
                 max_length=max_length,
                 long_text="error" if spec.long_text == "error" else "truncate",
                 texts=texts,
             ),
             tuple(heads),
         )
-        for number, ((_, _, max_length), heads) in enumerate(groups.items())
+        for number, ((_, tokenizer, max_length), heads) in enumerate(groups.items())
     ]
 
 
@@ -98,7 +109,7 @@ def _inspect(name: str, url: str) -> tuple[HeadPlan, str, str, int]:
             f"{config.vocab_size} embeddings: tokenizer and weights do not belong together"
         )
     prefix = type(loaded.model).base_prefix
-    encoder = fingerprint({key: tensor for key, tensor in weights.items() if key.startswith(prefix)})
+    encoder = _fingerprint({key: tensor for key, tensor in weights.items() if key.startswith(prefix)}, config)
     max_length = min(config.max_position_embeddings, tokenizer.model_max_length or config.max_position_embeddings)
     return loaded.plan, encoder, tokenizer.fingerprint(), max_length
 
@@ -118,4 +129,10 @@ def load_head(name: str, url: str) -> LoadedHead:
             f"--head {name}: {redacted(url)} has no weights for {', '.join(report.missing[:3])}"
             f"{' …' if len(report.missing) > 3 else ''}: give a checkpoint that was trained for this task"
         )
-    return LoadedHead(HeadPlan(name, url, head, fingerprint(model.state_dict())), model)
+    return LoadedHead(HeadPlan(name, url, head, _fingerprint(model.state_dict(), config)), model)
+
+
+def _fingerprint(weights: Mapping[str, Tensor], config: ConvBertConfig) -> str:
+    """Equal only where the same input gives the same numbers."""
+    settings = [config.hidden_act, config.layer_norm_eps]  # all others show in names and shapes
+    return hashlib.sha256(f"{fingerprint(weights)} {json.dumps(settings)}".encode()).hexdigest()

@@ -224,4 +224,4 @@ def _generation(spec: JobSpec, previous: Manifest | None) -> int:
 
 
 def _heads(passes: list[EncoderPass]) -> list[dict[str, Any]]:
-    return [head.describe() for encoder_pass in passes for head in encoder_pass.heads]
+    return [head for encoder_pass in passes for head in encoder_pass.describe()]

@@ -9,8 +9,10 @@ import pyarrow as pa
 import torch
 
 from convbert.engine import Engine, Packed
+from convbert.models import PreTrainedModel
 from pipelines.errors import ModelError
-from pipelines.models import EncoderPass, LoadedHead, load_head
+from pipelines.models import EncoderPass, HeadPlan, load_head
+from pipelines.storage import redacted
 
 N_TOKENS = "__tokens"
 DEFAULT_BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
@@ -69,11 +71,11 @@ class _LoadedPass:
 
     def __init__(self, encoder_pass: EncoderPass, *, device: str, dtype: torch.dtype, max_batch_tokens: int) -> None:
         self.encoding = encoder_pass.encoding
-        self.heads = {plan.name: _load(plan.name, plan.url, plan.fingerprint) for plan in encoder_pass.heads}
-        first = next(iter(self.heads.values()))
+        self.heads = {plan.name: plan.head for plan in encoder_pass.heads}
+        models = {plan.name: _load(plan) for plan in encoder_pass.heads}  # the engine copies what it needs of them
         self.engine = Engine(
-            first.model.base_model,
-            {name: loaded.plan.head.module(loaded.model) for name, loaded in self.heads.items()},
+            next(iter(models.values())).base_model,
+            {name: head.module(models[name]) for name, head in self.heads.items()},
             device=device,
             dtype=dtype,
             max_batch_tokens=max_batch_tokens,
@@ -85,8 +87,7 @@ class _LoadedPass:
         types = block[self.encoding.types].take(rows).combine_chunks() if has_types else None
         results = self.engine(packed(ids, types)) if len(rows) else {}
         n_tokens[rows.to_numpy()] += ids.value_lengths().to_numpy()
-        for name, loaded in self.heads.items():
-            head = loaded.plan.head
+        for name, head in self.heads.items():
             column = head.to_arrow(results[name]) if results else pa.array([], head.schema)
             block = block.append_column(name, _spread(column, rows, len(block)))
         return block.drop_columns([self.encoding.ids, *([self.encoding.types] if has_types else [])])
@@ -110,8 +111,11 @@ def _spread(values: pa.StructArray, rows: pa.Array, n_rows: int) -> pa.Array:
     return values.take(pa.array(places, mask=places < 0))
 
 
-def _load(name: str, url: str, fingerprint: str) -> LoadedHead:
-    loaded = load_head(name, url)
-    if loaded.plan.fingerprint != fingerprint:
-        raise ModelError(f"--head {name}: the weights at {url} have changed since the job was planned: start it again")
-    return loaded
+def _load(plan: HeadPlan) -> PreTrainedModel:
+    loaded = load_head(plan.name, plan.url)
+    if loaded.plan.fingerprint != plan.fingerprint:
+        raise ModelError(
+            f"--head {plan.name}: the weights at {redacted(plan.url)} have changed since the job was planned: "
+            "start it again"
+        )
+    return loaded.model

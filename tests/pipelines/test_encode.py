@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,9 @@ from pipelines.read import text_name
 def encoding(
     checkpoint: Path, *, texts: tuple[str, ...] = ("text",), long_text: Literal["truncate", "error"] = "truncate"
 ) -> Encoding:
-    return Encoding(name="0", tokenizer=str(checkpoint), max_length=12, long_text=long_text, texts=texts)
+    return Encoding(
+        name="0", tokenizer=str(checkpoint), fingerprint="", max_length=12, long_text=long_text, texts=texts
+    )
 
 
 def block(errors: list[str | None], **texts: list[str | None]) -> pa.Table:
@@ -58,7 +61,7 @@ def test_pairs_are_told_apart_by_type(checkpoint: Path) -> None:
 
 def test_each_tokenizer_gets_its_own_column(checkpoint: Path) -> None:
     first = encoding(checkpoint)
-    second = Encoding(name="1", tokenizer=str(checkpoint), max_length=3, long_text="truncate", texts=("text",))
+    second = replace(first, name="1", max_length=3)
     encoded = encode(block([None], text=["free mail offer"]), [first, second])
     assert [len(encoded[name][0].as_py()) for name in ("__ids_0", "__ids_1")] == [5, 3]
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,18 @@ def test_heads_on_an_identical_encoder_share_its_pass(checkpoint: Path, tmp_path
     assert [[head.name for head in p.heads] for p in passes] == [["a", "c"], ["b"]]
     fingerprints = [head.fingerprint for p in passes for head in p.heads]
     assert len(set(fingerprints)) == 3
+
+
+@pytest.mark.parametrize("setting", [{"hidden_act": "relu"}, {"layer_norm_eps": 1e-3}])
+def test_equal_weights_with_other_settings_are_another_encoder(
+    setting: dict[str, Any], checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **setting}))
+    passes = plan_passes(spec(head={"a": str(checkpoint), "b": str(folder)}))
+    assert [[head.name for head in p.heads] for p in passes] == [["a"], ["b"]]
+    assert passes[0].heads[0].fingerprint != passes[1].heads[0].fingerprint
 
 
 def test_a_folder_without_weights_is_named(checkpoint: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from convbert import ConvBertConfig, ConvBertError, ConvBertTokenizer
-from convbert.checkpoints import fingerprint, read_weights
+from convbert.checkpoints import fingerprint
 from convbert.models import PreTrainedModel
 from pipelines.encode import Encoding
 from pipelines.errors import ModelError
@@ -97,7 +97,6 @@ def plan_passes(spec: JobSpec) -> list[EncoderPass]:
 def _inspect(name: str, url: str) -> tuple[HeadPlan, str, str, int]:
     """The head's plan, and what must be equal to share its pass: encoder, tokenizer, length."""
     try:
-        weights = read_weights(url)
         loaded = load_head(name, url)
         tokenizer = ConvBertTokenizer.from_pretrained(url)
     except ConvBertError as error:
@@ -108,8 +107,7 @@ def _inspect(name: str, url: str) -> tuple[HeadPlan, str, str, int]:
             f"--head {name}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, but the model only "
             f"{config.vocab_size} embeddings: tokenizer and weights do not belong together"
         )
-    prefix = type(loaded.model).base_prefix
-    encoder = _fingerprint({key: tensor for key, tensor in weights.items() if key.startswith(prefix)}, config)
+    encoder = _fingerprint(loaded.model.base_model.state_dict(), config)
     max_length = min(config.max_position_embeddings, tokenizer.model_max_length or config.max_position_embeddings)
     return loaded.plan, encoder, tokenizer.fingerprint(), max_length
 

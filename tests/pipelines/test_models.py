@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from pipelines.errors import ModelError
 from pipelines.models import plan_passes
@@ -54,6 +55,16 @@ def test_equal_weights_with_other_settings_are_another_encoder(
     passes = plan_passes(spec(head={"a": str(checkpoint), "b": str(folder)}))
     assert [[head.name for head in p.heads] for p in passes] == [["a"], ["b"]]
     assert passes[0].heads[0].fingerprint != passes[1].heads[0].fingerprint
+
+
+def test_encoders_whose_names_lack_the_prefix_are_told_apart(checkpoint: Path, tmp_path: Path) -> None:
+    folders = {"a": checkpoint, "b": save_checkpoint(tmp_path / "other", seed=5)}
+    for name, folder in folders.items():
+        plain = shutil.copytree(folder, tmp_path / name)
+        weights = load_file(plain / "model.safetensors")
+        save_file({key.removeprefix("convbert."): w for key, w in weights.items()}, plain / "model.safetensors")
+    passes = plan_passes(spec(head={name: str(tmp_path / name) for name in folders}))
+    assert [[head.name for head in p.heads] for p in passes] == [["a"], ["b"]]
 
 
 def test_a_folder_without_weights_is_named(checkpoint: Path, tmp_path: Path) -> None:

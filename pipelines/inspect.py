@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +11,8 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import SourceError
 from pipelines.jsonl import LineError, compression_of, parse, sample_lines
-from pipelines.storage import redacted
+from pipelines.storage import many_at_a_time, redacted
 from pipelines.units import Range, Shard, byte_ranges, row_ranges
-
-_THREADS = 32  # footers and samples: waiting for the store, hardly any work
 
 
 @dataclass(frozen=True)
@@ -39,8 +36,7 @@ def inspect(shards: Iterable[Shard], *, unit_rows: int) -> list[Inspection]:
     Raises:
         SourceError: a shard that cannot be read, named.
     """
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(lambda shard: _inspect(shard, unit_rows), shards))
+    return many_at_a_time(lambda shard: _inspect(shard, unit_rows), shards)
 
 
 def _inspect(shard: Shard, unit_rows: int) -> Inspection:

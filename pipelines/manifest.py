@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from pipelines.errors import OutputError
-from pipelines.storage import Location, names_in, put, redacted
+from pipelines.storage import Location, exists, put, redacted
 from pipelines.write import Part
 
 MANIFEST_NAME = "_manifest.json"
@@ -114,14 +114,14 @@ def write_manifest(output: Location, manifest: Manifest) -> None:
 
 def mark_success(output: Location) -> None:
     """Say that everything is there and good, where it is not said already."""
-    if SUCCESS_NAME not in names_in(output):
-        put(output.child(SUCCESS_NAME), b"")
+    if not exists(marker := output.child(SUCCESS_NAME)):
+        put(marker, b"")
 
 
 def unmark_success(output: Location) -> None:
     """Take the marker away while work goes on."""
-    if SUCCESS_NAME in names_in(output):
-        output.fs.rm_file(output.child(SUCCESS_NAME).path)
+    if exists(marker := output.child(SUCCESS_NAME)):
+        output.fs.rm_file(marker.path)
 
 
 def versions() -> dict[str, str]:

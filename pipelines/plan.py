@@ -6,7 +6,6 @@ import hashlib
 import json
 import uuid
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -20,14 +19,11 @@ from pipelines.models import EncoderPass, plan_passes
 from pipelines.read import Columns
 from pipelines.resources import choose_device, choose_precision
 from pipelines.spec import DEFAULT_ID_COLUMN, JobSpec
-from pipelines.storage import Location, locate, names_in, put, redacted
+from pipelines.storage import Location, locate, many_at_a_time, names_in, put, redacted
 from pipelines.units import Shard, Unit, list_shards, units_of
 from pipelines.write import SUFFIXES, Part, part_figures, read_schema
 
-_THREADS = 32  # part footers: waiting for the store, hardly any work
-
 Names = dict[str, dict[str, Any]]  # files of the output folder and what the store says of each
-Finished = tuple[ShardEntry, "list[Part]"]  # a labelled shard and its parts
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,8 @@ class JobPlan:
     @property
     def heads(self) -> list[dict[str, Any]]:
         """The manifest's account of the heads."""
-        return _heads(self.passes)
+        heads: list[dict[str, Any]] = self.recipe["heads"]
+        return heads
 
     @property
     def is_done(self) -> bool:
@@ -85,7 +82,7 @@ def make_plan(spec: JobSpec) -> JobPlan:
     precision = choose_precision(spec.precision, device, kept=_kept_precision(spec, previous))
     recipe = {
         **spec.recipe(),
-        "heads": _heads(passes),
+        "heads": [head for encoder_pass in passes for head in encoder_pass.describe()],
         "precision": precision,
         "generation": _generation(spec, previous),
     }
@@ -94,16 +91,20 @@ def make_plan(spec: JobSpec) -> JobPlan:
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
     present = names_in(output)
-    finished = _finished(previous, present)
-    kept = [finished[print_] for shard in shards if (print_ := shard.fingerprint(key)) in finished]
-    inspections = inspect((s for s in shards if s.fingerprint(key) not in finished), unit_rows=spec.unit_rows)
+    labelled = [] if previous is None else _labelled(previous)
+    finished = {entry.fingerprint: (entry, parts) for entry, parts in labelled if _is_whole(entry, parts, present)}
+    fingerprints = {shard: shard.fingerprint(key) for shard in shards}
+    kept = [finished[mark] for mark in fingerprints.values() if mark in finished]
+    new = [shard for shard, mark in fingerprints.items() if mark not in finished]
+    inspections = inspect(new, unit_rows=spec.unit_rows)
     units = {inspection.shard: units_of(inspection.shard, inspection.ranges, recipe=key) for inspection in inspections}
     resumed, pending = _split(units.values(), present, suffix=SUFFIXES[spec.output_format])
     made = [*(part.name for _, parts in kept for part in parts), *resumed]
     columns = _columns(spec, inspections, output.child(made[0]) if made else None)
-    vanished = [] if spec.overwrite else _vanished(previous, shards)
+    urls = {redacted(shard.url) for shard in shards}
+    vanished = [] if spec.overwrite else [(entry, parts) for entry, parts in labelled if entry.url not in urls]
     stay = [*kept, *vanished]
-    new = [ShardEntry(redacted(shard.url), shard.fingerprint(key), len(its)) for shard, its in units.items()]
+    entries = [ShardEntry(redacted(shard.url), fingerprints[shard], len(its)) for shard, its in units.items()]
     return JobPlan(
         spec=spec,
         passes=passes,
@@ -112,7 +113,7 @@ def make_plan(spec: JobSpec) -> JobPlan:
         columns=columns,
         recipe=recipe,
         previous=previous,
-        shards=sorted([*(entry for entry, _ in stay), *new], key=lambda entry: entry.url),
+        shards=sorted([*(entry for entry, _ in stay), *entries], key=lambda entry: entry.url),
         parts=[*(part for _, parts in stay for part in parts), *_figures(output, resumed, present)],
         pending=pending,
         vanished=[entry.url for entry, _ in vanished],
@@ -132,8 +133,7 @@ def _split(units: Iterable[list[Unit]], present: Names, *, suffix: str) -> tuple
 
 def _figures(output: Location, names: list[str], present: Names) -> list[Part]:
     """What parts tell of themselves, many at a time."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(lambda name: part_figures(output.child(name), int(present[name]["size"])), names))
+    return many_at_a_time(lambda name: part_figures(output.child(name), int(present[name]["size"])), names)
 
 
 def check_writable(output: Location) -> None:
@@ -152,33 +152,17 @@ def shard_fingerprint(part_name: str) -> str:
     return part_name.rsplit("-", 2)[1]
 
 
-def _finished(previous: Manifest | None, present: Names) -> dict[str, Finished]:
-    """Shards of the manifest all of whose parts are there, by fingerprint."""
-    if previous is None:
-        return {}
-    parts = _parts_by_shard(previous)
-    return {
-        shard.fingerprint: (shard, parts.get(shard.fingerprint, []))
-        for shard in previous.shards
-        if len(parts.get(shard.fingerprint, [])) == shard.units
-        and all(part.name in present for part in parts.get(shard.fingerprint, []))
-    }
-
-
-def _parts_by_shard(manifest: Manifest) -> dict[str, list[Part]]:
+def _labelled(manifest: Manifest) -> list[tuple[ShardEntry, list[Part]]]:
+    """Every labelled shard with its parts."""
     parts: dict[str, list[Part]] = {}
     for part in manifest.parts:
         parts.setdefault(shard_fingerprint(part.name), []).append(part)
-    return parts
+    return [(entry, parts.get(entry.fingerprint, [])) for entry in manifest.shards]
 
 
-def _vanished(previous: Manifest | None, shards: list[Shard]) -> list[Finished]:
-    """Labelled shards that are no longer among the inputs."""
-    if previous is None:
-        return []
-    urls = {redacted(shard.url) for shard in shards}
-    parts = _parts_by_shard(previous)
-    return [(shard, parts.get(shard.fingerprint, [])) for shard in previous.shards if shard.url not in urls]
+def _is_whole(entry: ShardEntry, parts: list[Part], present: Names) -> bool:
+    """All parts of the shard are there."""
+    return len(parts) == entry.units and all(part.name in present for part in parts)
 
 
 def _columns(spec: JobSpec, inspections: list[Inspection], made: Location | None) -> Columns:
@@ -221,7 +205,3 @@ def _generation(spec: JobSpec, previous: Manifest | None) -> int:
     if previous is None:
         return 0
     return int(previous.recipe.get("generation", 0)) + (1 if spec.overwrite else 0)
-
-
-def _heads(passes: list[EncoderPass]) -> list[dict[str, Any]]:
-    return [head for encoder_pass in passes for head in encoder_pass.describe()]

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 
 import ray
+import torch
 
 from pipelines.errors import SpecError
 from pipelines.spec import JobSpec
@@ -59,8 +60,6 @@ def choose_device(device: str) -> str:
     if joins:
         connect()
         return "cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
-    import torch
-
     if torch.cuda.is_available():
         return "cuda"
     if device == "cuda":
@@ -71,11 +70,7 @@ def choose_device(device: str) -> str:
 
 
 def choose_precision(precision: str, device: str, *, kept: str | None) -> str:
-    """What ``auto`` means: what the output was begun with, else fp32 on a CPU and bf16 on a GPU.
-
-    Raises:
-        SpecError: a precision that the device cannot compute in.
-    """
+    """What ``auto`` means: what the output was begun with, else fp32 on a CPU and bf16 on a GPU."""
     if precision == "auto":
         return kept or ("bf16" if device == "cuda" else "fp32")
     return precision

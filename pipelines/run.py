@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from pipelines.read import Columns, read_unit
 from pipelines.report import Summary
 from pipelines.resources import Hardware, connect, share_out
 from pipelines.spec import JobSpec
-from pipelines.storage import locate, names_in, redacted
+from pipelines.storage import Location, locate, names_in, redacted
 from pipelines.units import Unit
 from pipelines.write import Part, parts_from, write_part
 
@@ -40,25 +40,28 @@ def run(spec: JobSpec) -> Summary:
     plan = make_plan(spec)
     for url in plan.vanished:
         logger.warning("%s is no longer among the inputs; its parts stay", url)
-    if spec.dry_run:
-        return Summary.of(plan, parts=plan.parts, labelled=[], seconds=0.0)
-    output = locate(spec.output)
-    if plan.is_done:
+    if spec.dry_run or plan.is_done:
         summary = Summary.of(plan, parts=plan.parts, labelled=[], seconds=0.0)
     else:
-        check_writable(output)
-        unmark_success(output)
-        started = time.monotonic()
-        labelled = _label(plan) if plan.pending else []
-        seconds = time.monotonic() - started
-        manifest = _manifest(plan, [*plan.parts, *labelled], seconds)
-        _check_complete(plan, manifest)
-        write_manifest(output, manifest)
-        _remove_superseded(plan, manifest)
-        summary = Summary.of(plan, parts=manifest.parts, labelled=labelled, seconds=seconds)
-    if not summary.has_failed_too_often:
-        mark_success(output)
+        summary = _carry_out(plan, locate(spec.output))
+    if not (spec.dry_run or summary.has_failed_too_often):
+        mark_success(locate(spec.output))
     return summary
+
+
+def _carry_out(plan: JobPlan, output: Location) -> Summary:
+    """Label the pending units, check that everything is there, and let the manifest say so."""
+    check_writable(output)
+    unmark_success(output)
+    started = time.monotonic()
+    labelled = _label(plan) if plan.pending else []
+    seconds = time.monotonic() - started
+    manifest = _manifest(plan, [*plan.parts, *labelled], seconds)
+    present = names_in(output)
+    _check_complete(plan, manifest, present)
+    write_manifest(output, manifest)
+    _remove_superseded(output, manifest, present)
+    return Summary.of(plan, parts=manifest.parts, labelled=labelled, seconds=seconds)
 
 
 def _label(plan: JobPlan) -> list[Part]:
@@ -172,7 +175,7 @@ def _manifest(plan: JobPlan, parts: list[Part], seconds: float) -> Manifest:
     )
 
 
-def _check_complete(plan: JobPlan, manifest: Manifest) -> None:
+def _check_complete(plan: JobPlan, manifest: Manifest, present: Iterable[str]) -> None:
     """Every unit has one part, with as many rows as its shard says, and the part lies in the output.
 
     Raises:
@@ -186,16 +189,13 @@ def _check_complete(plan: JobPlan, manifest: Manifest) -> None:
     for unit in plan.pending:
         if unit.shard.is_parquet and unit.stop is not None and rows[unit.name] != unit.stop - unit.start:
             raise RunError(f"{unit.name} has {rows[unit.name]} rows of {unit.stop - unit.start}: start the job again")
-    present = names_in(locate(plan.spec.output))
-    missing = [name for name in names if name not in present]
+    missing = sorted(set(names) - set(present))
     if missing:
         raise RunError(f"{len(missing)} parts are missing, such as {missing[0]}: start the job again")
 
 
-def _remove_superseded(plan: JobPlan, manifest: Manifest) -> None:
+def _remove_superseded(output: Location, manifest: Manifest, present: Iterable[str]) -> None:
     """Remove parts that the new manifest does not know: of changed shards, of what was overwritten."""
-    output = locate(plan.spec.output)
-    current = {part.name for part in manifest.parts}
-    for name in names_in(output):
-        if name.startswith("part-") and name not in current:
+    for name in set(present) - {part.name for part in manifest.parts}:
+        if name.startswith("part-"):
             output.fs.rm_file(output.child(name).path)

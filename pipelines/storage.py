@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.errors import OutputError, SpecError
+
+_THREADS = 32
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
 FileSystem = Any  # fsspec.AbstractFileSystem, which has no types
 
@@ -88,6 +94,18 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def exists(place: Location) -> bool:
+    """Whether there is a file, asked of the store itself."""
+    place.fs.invalidate_cache()
+    return bool(place.fs.exists(place.path))
+
+
+def many_at_a_time(function: Callable[[_In], _Out], items: Iterable[_In]) -> list[_Out]:
+    """Results in the order of the items; for small reads, which wait for the store and hardly work."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(function, items))
 
 
 def names_in(folder: Location) -> dict[str, dict[str, Any]]:

@@ -56,8 +56,8 @@ def write_part(block: pa.Table, *, output: str, output_format: Format, heads: Ma
     waybill = json.loads(waybills[0])
     if len(waybills) != 1 or len(block) != max(1, waybill["rows"]):
         raise RunError(f"unit {waybills} arrived with {len(block)} rows: units must stay whole on their way")
-    table = block.drop_columns([WAYBILL, N_TOKENS]).slice(0, waybill["rows"])
-    table = table.append_column("error", table["error"]).remove_column(table.column_names.index("error"))
+    columns = [name for name in block.column_names if name not in (WAYBILL, N_TOKENS, "error")]
+    table = block.select([*columns, "error"]).slice(0, waybill["rows"])
     part = Part(
         name=waybill["part"] + SUFFIXES[output_format],
         rows=len(table),

@@ -46,15 +46,6 @@ PROBLEMS = (
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny products gain nothing from threads, and lose much where other work runs beside the tests."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
-
-
 def tiny_config(seed: int) -> ConvBertConfig:
     """A config with odd sizes, from the seed alone."""
     rng = random.Random(seed)

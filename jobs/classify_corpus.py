@@ -1,4 +1,4 @@
-"""Label every text of a corpus with a sequence classifier.
+"""Label every text of a corpus, or pair of texts, with sequence classifiers.
 
 ray job submit -- python jobs/classify_corpus.py --input corpus/ --output labelled/ --model checkpoint/
 """
@@ -8,4 +8,6 @@ import sys
 from jobs.command_line import main
 
 if __name__ == "__main__":
-    sys.exit(main("Label every text of a corpus with a sequence classifier."))
+    sys.exit(
+        main("Label every text of a corpus, or pair of texts, with sequence classifiers.", task="text-classification")
+    )

@@ -21,11 +21,17 @@ from pipelines.spec import JobSpec, flag, read_config
 OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 
 
-def main(description: str, arguments: Sequence[str] | None = None) -> int:
-    """Run one job from its command line; errors are one line on standard error."""
+def main(description: str, *, task: str, arguments: Sequence[str] | None = None) -> int:
+    """Run one job from its command line; errors are one line on standard error.
+
+    Args:
+        description: what the job does.
+        task: what at least one of its heads must be for.
+        arguments: the command line; None takes the process's own.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     try:
-        spec = parse(description, arguments)
+        spec = parse(description, task=task, arguments=arguments)
         _prepare_environment()
         from pipelines.run import run  # imports Ray, which reads its environment then and never again
 
@@ -41,7 +47,7 @@ def main(description: str, arguments: Sequence[str] | None = None) -> int:
     return _judge(summary)
 
 
-def parse(description: str, arguments: Sequence[str] | None = None) -> JobSpec:
+def parse(description: str, *, task: str, arguments: Sequence[str] | None = None) -> JobSpec:
     """The job that flags describe, over what ``--config`` sets.
 
     Raises:
@@ -50,12 +56,13 @@ def parse(description: str, arguments: Sequence[str] | None = None) -> JobSpec:
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--config", metavar="YAML", help="file with the same settings; flags override it")
     for name, field in JobSpec.model_fields.items():
-        parser.add_argument(flag(name), **_argument(field))
+        if name != "task":
+            parser.add_argument(flag(name), **_argument(field))
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     config = given.pop("config", None)
     if "head" in given:
         given["head"] = dict(_name_and_url(head) for head in given["head"])
-    return JobSpec.of({**(read_config(config) if config else {}), **given})
+    return JobSpec.of({**(read_config(config) if config else {}), **given, "task": task})
 
 
 def _prepare_environment() -> None:

@@ -1,88 +1,221 @@
-"""Text columns in, token ids out: the CPU stage, one column of ids for each tokenizer in the job."""
+"""Texts in, token sequences out: the CPU stage, once for each encoder pass of the job."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from itertools import chain
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from convbert import ConvBertTokenizer
+from convbert.engine import Packed
 from pipelines.read import text_name
+from pipelines.sequences import Sequences, add_sequences
+
+Kind = Literal["text", "pair", "question", "choices"]
+LongText = Literal["truncate", "window", "error"]
+Reasons = list["str | None"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a head reads of a record.
+
+    Attributes:
+        kind: a text; a pair of texts; a question and its context, which alone is cut; or a prompt and a list
+            of choices, each pair of which is a sequence, padded to the record's longest.
+        columns: one column, or two.
+    """
+
+    kind: Kind
+    columns: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How texts become the input of one encoder pass.
+    """How records become the input of one encoder pass.
 
     Attributes:
         name: distinguishes the passes of a job.
         tokenizer: checkpoint folder or URL.
         fingerprint: SHA-256 over all that decides the ids of a text.
-        max_length: most tokens the encoder takes, special tokens included.
-        long_text: cut longer texts, or mark them as failed.
-        texts: the text column, and for pairs the second one.
+        inputs: what is read.
+        max_length: longest sequence in tokens, special tokens included.
+        long_text: cut longer texts, label them in windows, or mark them as failed.
+        stride: tokens that neighbouring windows share.
+        needs_spans: keep the last text, and where each of its tokens stands in it.
+        needs_mask: mark records without a [MASK] as failed.
     """
 
     name: str
     tokenizer: str
     fingerprint: str
+    inputs: Inputs
     max_length: int
-    long_text: Literal["truncate", "error"]
-    texts: tuple[str, ...]
-
-    @property
-    def ids(self) -> str:
-        """Column of the token ids, list<int32>; null where the record has failed."""
-        return f"__ids_{self.name}"
-
-    @property
-    def types(self) -> str:
-        """Column of the token types, list<int8>, for pairs."""
-        return f"__types_{self.name}"
+    long_text: LongText = "truncate"
+    stride: int = 0
+    needs_spans: bool = False
+    needs_mask: bool = False
 
 
 def encode(block: pa.Table, encodings: Sequence[Encoding]) -> pa.Table:
-    """Token ids in place of texts; rows that have failed are passed on as they are."""
+    """Token sequences in place of texts; rows that have failed are passed on as they are."""
     for encoding in encodings:
         block = _encode(block, encoding)
-    return block.drop_columns(sorted({text_name(name) for encoding in encodings for name in encoding.texts}))
+    read = {name for encoding in encodings for name in encoding.inputs.columns}
+    kept = {encoding.inputs.columns[-1] for encoding in encodings if encoding.needs_spans}
+    return block.drop_columns(sorted(text_name(name) for name in read - kept))
 
 
 def _encode(block: pa.Table, encoding: Encoding) -> pa.Table:
     rows = np.flatnonzero(block["error"].is_null().to_numpy())
-    texts = [block[text_name(name)].take(pa.array(rows)).to_pylist() for name in encoding.texts]
-    limit = encoding.max_length if encoding.long_text == "truncate" else None
-    encoded = _tokenizer(encoding.tokenizer).encode_batch(*texts, max_length=limit)
-    block = block.append_column(encoding.ids, _scattered(encoded.input_ids, rows, len(block), pa.int32()))
-    if len(encoding.texts) == 2:
-        block = block.append_column(encoding.types, _scattered(encoded.token_type_ids, rows, len(block), pa.int8()))
-    return block if limit is not None else _long_marked(block, encoding)
+    values = [block[text_name(name)].take(pa.array(rows)).to_pylist() for name in encoding.inputs.columns]
+    tokenizer = _tokenizer(encoding.tokenizer)
+    refused = _refusals(tokenizer, encoding, values)
+    fit = [row for row, reason in enumerate(refused) if reason is None]
+    sequences = _ENCODERS[encoding.inputs.kind](
+        tokenizer, encoding, *([column[row] for row in fit] for column in values)
+    )
+    for row, reason in zip(fit, _misfits(tokenizer, encoding, sequences), strict=True):
+        refused[row] = reason
+    block = add_sequences(block, encoding.name, sequences, rows[fit])
+    errors = np.array(block["error"].to_pylist(), object)
+    errors[rows] = refused
+    return block.set_column(block.schema.get_field_index("error"), "error", pa.array(errors, pa.string()))
 
 
-def _scattered(lists: list[list[int]], rows: np.ndarray, n_rows: int, type_: pa.DataType) -> pa.Array:
-    """Lists at these rows, null elsewhere."""
-    column: list[list[int] | None] = [None] * n_rows
-    for row, ids in zip(rows, lists, strict=True):
-        column[row] = ids
-    return pa.array(column, pa.list_(type_))
+# --- each kind of record ------------------------------------------------------------------------------
 
 
-def _long_marked(block: pa.Table, encoding: Encoding) -> pa.Table:
-    lengths = pc.list_value_length(block[encoding.ids]).combine_chunks()
-    is_long = pc.fill_null(pc.greater(lengths, encoding.max_length), False)
-    reasons = [
-        f"the text has {length} tokens, more than the model's {encoding.max_length}" if long else None
-        for length, long in zip(lengths.to_pylist(), is_long.to_pylist(), strict=True)
-    ]
-    error = pc.coalesce(block["error"], pa.array(reasons, pa.string()))
-    ids = pc.if_else(is_long, pa.scalar(None, block[encoding.ids].type), block[encoding.ids])
-    block = block.set_column(block.schema.get_field_index("error"), "error", error)
-    return block.set_column(block.schema.get_field_index(encoding.ids), encoding.ids, ids)
+def _texts(tokenizer: ConvBertTokenizer, encoding: Encoding, *texts: list[str]) -> Sequences:
+    """A text, or a pair of texts: one sequence, or several windows."""
+    in_windows = encoding.long_text == "window"
+    encoded = tokenizer.encode_batch(
+        *texts,
+        max_length=None if encoding.long_text == "error" else encoding.max_length,
+        truncation="only_second" if _cuts_second(encoding) else "longest_first",
+        stride=encoding.stride if in_windows else None,
+        spans=encoding.needs_spans or in_windows,
+    )
+    packed = _packed(encoded.input_ids, encoded.token_type_ids if len(texts) == 2 else None)
+    records = _offsets(encoded.n_windows)
+    spans = None if encoded.spans is None else np.concatenate([*encoded.spans, np.empty((0, 3), np.int32)])
+    if in_windows and spans is not None:
+        packed = packed._replace(counted=_counted(packed, records, spans[:, 2] >= 0, encoding.stride))
+    return Sequences(records, packed, spans if encoding.needs_spans else None)
+
+
+def _counted(packed: Packed, records: NDArray[np.int64], is_text: NDArray[np.bool_], stride: int) -> NDArray[np.int64]:
+    """(S, 2) the tokens that each window does not leave to its neighbours: what two share is halved."""
+    starts = np.asarray(packed.offsets)[:-1]
+    places = np.append(np.flatnonzero(is_text), 0)
+    n_before = np.searchsorted(places[:-1], packed.offsets)
+    first, last = places[n_before[:-1]] - starts, places[n_before[1:] - 1] + 1 - starts  # of the text in each window
+    begins, ends = np.zeros(len(starts), np.bool_), np.zeros(len(starts), np.bool_)
+    begins[records[:-1]] = ends[records[1:] - 1] = True
+    return np.stack(
+        [np.where(begins, 0, first + stride - stride // 2), np.where(ends, packed.lengths, last - stride // 2)], axis=1
+    )
+
+
+def _choices(
+    tokenizer: ConvBertTokenizer, encoding: Encoding, prompts: list[str], choices: list[list[str]]
+) -> Sequences:
+    """A sequence for each choice, padded to its record's longest: docs/decisions/0008-multiple-choice.md."""
+    n_choices = [len(texts) for texts in choices]
+    encoded = tokenizer.encode_batch(
+        [prompt for prompt, n in zip(prompts, n_choices, strict=True) for _ in range(n)],
+        [text for texts in choices for text in texts],
+        max_length=None if encoding.long_text == "error" else encoding.max_length,
+    )
+    records = _offsets(n_choices)
+    attended = np.array([len(ids) for ids in encoded.input_ids], np.int64)
+    longest = np.repeat(_longest(attended, records), n_choices)
+    assert tokenizer.pad_token_id is not None  # the head has seen to it
+    padding = [[tokenizer.pad_token_id] * n for n in longest - attended]
+    packed = _packed(
+        [ids + pads for ids, pads in zip(encoded.input_ids, padding, strict=True)],
+        [types + [0] * len(pads) for types, pads in zip(encoded.token_type_ids, padding, strict=True)],
+    )
+    return Sequences(records, packed._replace(attended=attended))
+
+
+_ENCODERS: dict[Kind, Callable[..., Sequences]] = {
+    "text": _texts,
+    "pair": _texts,
+    "question": _texts,
+    "choices": _choices,
+}
+
+
+def _cuts_second(encoding: Encoding) -> bool:
+    """The second text of a pair is cut, and the first stands in every window."""
+    return encoding.inputs.kind == "question" or (encoding.inputs.kind == "pair" and encoding.long_text == "window")
+
+
+def _packed(ids: list[list[int]], types: list[list[int]] | None) -> Packed:
+    def flat(lists: list[list[int]], dtype: type[np.integer]) -> NDArray[np.integer]:
+        return np.fromiter(chain.from_iterable(lists), dtype)
+
+    return Packed(flat(ids, np.int32), _offsets(list(map(len, ids))), None if types is None else flat(types, np.int8))
+
+
+def _offsets(counts: Sequence[int]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+# --- records that cannot be labelled ------------------------------------------------------------------
+
+
+def _refusals(tokenizer: ConvBertTokenizer, encoding: Encoding, values: list[list[Any]]) -> Reasons:
+    """Before tokenising: why each record cannot be encoded, None where it can."""
+    reasons: Reasons = [None] * len(values[0])
+    if encoding.inputs.kind == "question":
+        for name, texts in zip(encoding.inputs.columns, values, strict=True):
+            reasons = _first_of(reasons, [None if text.strip() else f"{name} is empty" for text in texts])
+    if _cuts_second(encoding) and encoding.long_text != "error":
+        first, second = encoding.inputs.columns
+        room = encoding.max_length - tokenizer.num_special_tokens_to_add(pair=True) - encoding.stride - 1
+        lengths = [
+            len(ids) - tokenizer.num_special_tokens_to_add() for ids in tokenizer.encode_batch(values[0]).input_ids
+        ]
+        crowded = f"{first} has {{}} tokens, which leaves {second} no room: the model takes {encoding.max_length}"
+        reasons = _first_of(reasons, [crowded.format(n) if n > room else None for n in lengths])
+    return reasons
+
+
+def _misfits(tokenizer: ConvBertTokenizer, encoding: Encoding, sequences: Sequences) -> Reasons:
+    """After tokenising: why each record cannot be labelled, None where it can."""
+    lengths = _longest(sequences.packed.lengths, sequences.records)
+    reasons: Reasons = [None if n else "the text has no tokens" for n in lengths]
+    if encoding.long_text == "error":
+        long = f"the text has {{}} tokens, more than the model's {encoding.max_length}"
+        reasons = _first_of(reasons, [long.format(n) if n > encoding.max_length else None for n in lengths])
+    if encoding.inputs.kind == "question" and sequences.spans is not None:
+        n_words = _sums(sequences.spans[:, 2] >= 0, sequences.tokens)
+        reasons = _first_of(reasons, [None if n else f"{encoding.inputs.columns[-1]} has no tokens" for n in n_words])
+    if encoding.needs_mask:
+        n_masks = _sums(sequences.packed.input_ids == tokenizer.mask_token_id, sequences.tokens)
+        reasons = _first_of(reasons, [None if n else f"the text has no {tokenizer.mask_token}" for n in n_masks])
+    return reasons
+
+
+def _first_of(reasons: Reasons, others: Reasons) -> Reasons:
+    return [one or other for one, other in zip(reasons, others, strict=True)]
+
+
+def _longest(lengths: NDArray[np.int64], records: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The longest of each record's sequences, of which it has at least one."""
+    return np.maximum.reduceat(lengths, records[:-1]) if len(records) > 1 else lengths
+
+
+def _sums(values: NDArray[Any], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.diff(np.concatenate([[0], np.cumsum(values)])[offsets])
 
 
 @lru_cache(maxsize=8)

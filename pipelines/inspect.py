@@ -105,7 +105,11 @@ def _scalar_type(column: Sequence[Any]) -> pa.DataType:
 
 
 def check_columns(
-    inspections: Iterable[Inspection], *, text_columns: Sequence[str], other_columns: Sequence[str]
+    inspections: Iterable[Inspection],
+    *,
+    text_columns: Sequence[str],
+    list_columns: Sequence[str] = (),
+    other_columns: Sequence[str],
 ) -> None:
     """See that every shard with records has the columns that the job reads, and that texts are texts.
 
@@ -116,7 +120,7 @@ def check_columns(
         schema = inspection.schema
         if schema is None or not inspection.ranges:
             continue
-        for name in [*text_columns, *other_columns]:
+        for name in [*text_columns, *list_columns, *other_columns]:
             if name not in schema.names:
                 raise SourceError(
                     f"{redacted(inspection.shard.url)} has no column {name!r}: it has {', '.join(schema.names)}"
@@ -125,8 +129,20 @@ def check_columns(
             if not is_text(schema.field(name).type):
                 raise SourceError(
                     f"column {name!r} of {redacted(inspection.shard.url)} is {schema.field(name).type}, not text: "
-                    "name the column with the text in --text-column"
+                    "name the column with the text (--help lists the flags for columns)"
                 )
+        for name in list_columns if inspection.shard.is_parquet else ():
+            if not is_list_of_text(schema.field(name).type):
+                raise SourceError(
+                    f"column {name!r} of {redacted(inspection.shard.url)} is {schema.field(name).type}, not a list of "
+                    "strings: name the column with the choices in --choices-column"
+                )
+
+
+def is_list_of_text(type_: pa.DataType) -> bool:
+    """Lists of texts, or nothing but nulls."""
+    checks = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return pa.types.is_null(type_) or (any(check(type_) for check in checks) and is_text(type_.value_type))
 
 
 def is_text(type_: pa.DataType) -> bool:

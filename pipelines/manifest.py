@@ -35,7 +35,8 @@ class Manifest:
 
     Attributes:
         recipe: everything that decides what stands in a part, apart from the shard.
-        heads: name, task, labels and weight fingerprint of each head.
+        heads: name, task, labels, weight fingerprint and settings of each head.
+        passes: names of the heads that share each encoder pass.
         shards: the labelled shards.
         parts: the part files that belong to this state.
         seconds: wall-clock time spent labelling, over all runs.
@@ -43,6 +44,7 @@ class Manifest:
 
     recipe: dict[str, Any]
     heads: list[dict[str, Any]]
+    passes: list[list[str]]
     shards: list[ShardEntry]
     parts: list[Part]
     seconds: float
@@ -70,6 +72,7 @@ class Manifest:
             "seconds": round(self.seconds, 3),
             "labels": total_labels(self.parts),
             "heads": self.heads,
+            "passes": self.passes,
             "recipe": self.recipe,
             "versions": self.versions,
             "shards": [asdict(shard) for shard in self.shards],
@@ -94,6 +97,7 @@ def read_manifest(output: Location) -> Manifest | None:
         return Manifest(
             recipe=values["recipe"],
             heads=values["heads"],
+            passes=values["passes"],
             shards=[ShardEntry(**shard) for shard in values["shards"]],
             parts=[Part(**part) for part in values["parts"]],
             seconds=values["seconds"],
@@ -140,8 +144,17 @@ def total_labels(parts: Iterable[Part]) -> dict[str, dict[str, int]]:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What changed between two recipes, in words."""
+    old, new = _settings(before), _settings(now)
     return [
-        f"{key} was {json.dumps(before.get(key))}, now {json.dumps(now.get(key))}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
+        f"{key} was {json.dumps(old.get(key), ensure_ascii=False)}, now {json.dumps(new.get(key), ensure_ascii=False)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
     ]
+
+
+def _settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's settings, each of a head under a name of its own."""
+    settings = {key: value for key, value in recipe.items() if key != "heads"}
+    for head in recipe.get("heads", ()):
+        settings.update({f"head {head['name']} {key}": value for key, value in head.items() if key != "name"})
+    return settings

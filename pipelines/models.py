@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
-
-from torch import Tensor
 
 from convbert import ConvBertConfig, ConvBertError, ConvBertTokenizer
 from convbert.checkpoints import fingerprint
@@ -18,6 +16,16 @@ from pipelines.errors import ModelError
 from pipelines.heads import Head, head_for
 from pipelines.spec import JobSpec
 from pipelines.storage import redacted
+
+JOBS = {
+    "text-classification": "classify_corpus.py",
+    "token-classification": "tag_corpus.py",
+    "question-answering": "answer_corpus.py",
+    "multiple-choice": "choose_corpus.py",
+    "fill-mask": "fill_masks.py",
+    "feature-extraction": "embed_corpus.py",
+}
+"""The script in jobs/ for each task."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +37,14 @@ class HeadPlan:
         url: checkpoint folder or URL.
         head: the task, and how its logits become a column.
         fingerprint: SHA-256 over all its weights, and the settings that shapes do not tell.
+        settings: the job's settings that change the column.
     """
 
     name: str
     url: str
     head: Head
     fingerprint: str
+    settings: Mapping[str, Any]
 
     def describe(self) -> dict[str, Any]:
         """The manifest's account of the head."""
@@ -43,6 +53,7 @@ class HeadPlan:
             "task": self.head.task,
             "labels": self.head.labels,
             "fingerprint": self.fingerprint,
+            **self.settings,
         }
 
 
@@ -55,82 +66,124 @@ class EncoderPass:
 
     def describe(self) -> list[dict[str, Any]]:
         """The manifest's account of the heads: everything that decides what they predict."""
-        tokens = {"tokenizer": self.encoding.fingerprint, "max_length": self.encoding.max_length}
+        encoding = self.encoding
+        tokens = {
+            "columns": list(encoding.inputs.columns),
+            "long_text": encoding.long_text,
+            "max_length": encoding.max_length,
+            "stride": encoding.stride,
+            "tokenizer": encoding.fingerprint,
+        }
         return [{**head.describe(), **tokens} for head in self.heads]
 
 
-@dataclass(frozen=True)
-class LoadedHead:
-    """A head with its model."""
-
-    plan: HeadPlan
-    model: PreTrainedModel
+def describe_sharing(passes: Sequence[EncoderPass]) -> str:
+    """Which heads share a pass, in words: for people who read the plan."""
+    groups = [", ".join(f"{head.name} ({head.head.task})" for head in encoder_pass.heads) for encoder_pass in passes]
+    if len(groups) == 1:
+        return f"one encoder pass: {groups[0]}"
+    return f"{len(groups)} encoder passes: " + "; ".join(f"{n}. {group}" for n, group in enumerate(groups, start=1))
 
 
 def plan_passes(spec: JobSpec) -> list[EncoderPass]:
-    """Check every head's checkpoint, and put those together whose encoder and tokenizer are identical.
+    """Check every head's checkpoint, and put those together whose encoder and input are identical.
 
     Raises:
-        ModelError: a checkpoint that cannot be read or cannot label.
+        ModelError: a checkpoint that cannot be read or cannot label, or none for the job's task.
     """
-    groups: dict[tuple[str, str, int], list[HeadPlan]] = {}
-    texts = (spec.text_column, *([spec.text_pair_column] if spec.text_pair_column else []))
+    groups: dict[tuple[str, Encoding], list[HeadPlan]] = {}
     for name, url in spec.head.items():
-        plan, encoder, tokenizer, max_length = _inspect(name, url)
-        groups.setdefault((encoder, tokenizer, max_length), []).append(plan)
+        plan, encoder, encoding = _inspect(name, url, spec)
+        groups.setdefault((encoder, encoding), []).append(plan)
+    tasks = {plan.name: plan.head.task for heads in groups.values() for plan in heads}
+    if spec.task and spec.task not in tasks.values():
+        found = ", ".join(f"--head {name} is for {task}" for name, task in tasks.items())
+        jobs = " or ".join(sorted({JOBS[task] for task in tasks.values()}))
+        raise ModelError(f"this job is for {spec.task}, but {found}: start {jobs}, or give another checkpoint")
     return [
         EncoderPass(
-            Encoding(
+            replace(
+                encoding,
                 name=str(number),
                 tokenizer=heads[0].url,
-                fingerprint=tokenizer,
-                max_length=max_length,
-                long_text="error" if spec.long_text == "error" else "truncate",
-                texts=texts,
+                needs_spans=any(plan.head.needs_spans for plan in heads),
+                needs_mask=any(plan.head.needs_mask for plan in heads),
             ),
             tuple(heads),
         )
-        for number, ((_, tokenizer, max_length), heads) in enumerate(groups.items())
+        for number, ((_, encoding), heads) in enumerate(groups.items())
     ]
 
 
-def _inspect(name: str, url: str) -> tuple[HeadPlan, str, str, int]:
-    """The head's plan, and what must be equal to share its pass: encoder, tokenizer, length."""
+def _inspect(name: str, url: str, spec: JobSpec) -> tuple[HeadPlan, str, Encoding]:
+    """The head's plan, and what must be equal to share its pass: encoder and encoding."""
     try:
-        loaded = load_head(name, url)
+        config = ConvBertConfig.from_pretrained(url)
         tokenizer = ConvBertTokenizer.from_pretrained(url)
+        head = head_for(config, tokenizer, spec, source=redacted(url))
+        model = load_model(head, name, url, config)
+        encoding = _encoding(head, config, tokenizer, spec)
     except ConvBertError as error:
         raise ModelError(f"--head {name}: {redacted(str(error))}") from error
-    config: ConvBertConfig = loaded.model.config
+    except ModelError as error:
+        raise ModelError(f"--head {name}: {error}") from error
+    settings = {field: getattr(spec, field) for field in head.settings}
+    plan = HeadPlan(name, url, head, weights_fingerprint(model), settings)
+    return plan, weights_fingerprint(model.base_model), encoding
+
+
+def _encoding(head: Head, config: ConvBertConfig, tokenizer: ConvBertTokenizer, spec: JobSpec) -> Encoding:
+    """How a head's input is made; its name, and what other heads need of it, are yet to come.
+
+    Raises:
+        ModelError: tokenizer and weights do not belong together, or lengths that cannot work.
+    """
     if tokenizer.vocab_size > config.vocab_size:
         raise ModelError(
-            f"--head {name}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, but the model only "
-            f"{config.vocab_size} embeddings: tokenizer and weights do not belong together"
+            f"the tokenizer has ids up to {tokenizer.vocab_size - 1}, but the model only {config.vocab_size} "
+            "embeddings: tokenizer and weights do not belong together"
         )
-    encoder = _fingerprint(loaded.model.base_model.state_dict(), config)
-    max_length = min(config.max_position_embeddings, tokenizer.model_max_length or config.max_position_embeddings)
-    return loaded.plan, encoder, tokenizer.fingerprint(), max_length
+    longest = min(config.max_position_embeddings, tokenizer.model_max_length or config.max_position_embeddings)
+    if spec.max_length is not None and spec.max_length > longest:
+        raise ModelError(f"--max-length ({spec.max_length}) is above the model's {longest} tokens: lower it")
+    max_length = spec.max_length or min(longest, head.default_max_length or longest)
+    long_text = spec.long_text or head.long_text
+    stride = 0
+    if long_text == "window":
+        stride = min(128, max_length // 2) if spec.stride is None else spec.stride
+        room = max_length - tokenizer.num_special_tokens_to_add(pair=len(head.inputs.columns) == 2)
+        if stride >= room:
+            raise ModelError(
+                f"--stride ({stride}) leaves no room: a window of {max_length} tokens has {room} for the text"
+            )
+    return Encoding(
+        name="",
+        tokenizer="",
+        fingerprint=tokenizer.fingerprint(),
+        inputs=head.inputs,
+        max_length=max_length,
+        long_text=long_text,
+        stride=stride,
+    )
 
 
-def load_head(name: str, url: str) -> LoadedHead:
+def load_model(head: Head, name: str, url: str, config: ConvBertConfig | None = None) -> PreTrainedModel:
     """A head's model with all its weights.
 
     Raises:
-        ModelError: no task, or weights that are missing: a random head labels nothing.
+        ModelError: weights are missing: a random head labels nothing.
         ConvBertError: a checkpoint that cannot be read.
     """
-    config = ConvBertConfig.from_pretrained(url)
-    head = head_for(config, source=redacted(url))
     model, report = head.model_class.load(url, config=config)
     if report.missing:
         raise ModelError(
-            f"--head {name}: {redacted(url)} has no weights for {', '.join(report.missing[:3])}"
+            f"{redacted(url)} has no weights for {', '.join(report.missing[:3])}"
             f"{' …' if len(report.missing) > 3 else ''}: give a checkpoint that was trained for this task"
         )
-    return LoadedHead(HeadPlan(name, url, head, _fingerprint(model.state_dict(), config)), model)
+    return model
 
 
-def _fingerprint(weights: Mapping[str, Tensor], config: ConvBertConfig) -> str:
+def weights_fingerprint(model: PreTrainedModel) -> str:
     """Equal only where the same input gives the same numbers."""
-    settings = [config.hidden_act, config.layer_norm_eps]  # all others show in names and shapes
-    return hashlib.sha256(f"{fingerprint(weights)} {json.dumps(settings)}".encode()).hexdigest()
+    settings = [model.config.hidden_act, model.config.layer_norm_eps]  # all others show in names and shapes
+    return hashlib.sha256(f"{fingerprint(model.state_dict())} {json.dumps(settings)}".encode()).hexdigest()

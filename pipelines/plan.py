@@ -100,7 +100,7 @@ def make_plan(spec: JobSpec) -> JobPlan:
     units = {inspection.shard: units_of(inspection.shard, inspection.ranges, recipe=key) for inspection in inspections}
     resumed, pending = _split(units.values(), present, suffix=SUFFIXES[spec.output_format])
     made = [*(part.name for _, parts in kept for part in parts), *resumed]
-    columns = _columns(spec, inspections, output.child(made[0]) if made else None)
+    columns = _columns(spec, passes, inspections, output.child(made[0]) if made else None)
     urls = {redacted(shard.url) for shard in shards}
     vanished = [] if spec.overwrite else [(entry, parts) for entry, parts in labelled if entry.url not in urls]
     stay = [*kept, *vanished]
@@ -165,16 +165,18 @@ def _is_whole(entry: ShardEntry, parts: list[Part], present: Names) -> bool:
     return len(parts) == entry.units and all(part.name in present for part in parts)
 
 
-def _columns(spec: JobSpec, inspections: list[Inspection], made: Location | None) -> Columns:
+def _columns(spec: JobSpec, passes: list[EncoderPass], inspections: list[Inspection], made: Location | None) -> Columns:
     """What to read from each record; kept columns keep the types that a part made earlier has."""
-    texts = tuple(name for name in (spec.text_column, spec.text_pair_column) if name)
+    read = [encoder_pass.encoding.inputs for encoder_pass in passes]
+    lists = tuple(dict.fromkeys(inputs.columns[1] for inputs in read if inputs.kind == "choices"))
+    texts = tuple(dict.fromkeys(name for inputs in read for name in inputs.columns if name not in lists))
     explicit_id = [spec.id_column] if spec.id_column else []
-    check_columns(inspections, text_columns=texts, other_columns=[*explicit_id, *spec.keep_column])
+    check_columns(inspections, text_columns=texts, list_columns=lists, other_columns=[*explicit_id, *spec.keep_column])
     kept = kept_schema(inspections, spec.keep_column)
     if made is not None:
         known = read_schema(made)
         kept = pa.schema([known.field(name).remove_metadata() for name in spec.keep_column])
-    return Columns(texts=texts, id=spec.id_column or DEFAULT_ID_COLUMN, kept=kept)
+    return Columns(texts=texts, lists=lists, id=spec.id_column or DEFAULT_ID_COLUMN, kept=kept)
 
 
 def _check_apart(shards: list[Shard], output: Location) -> None:

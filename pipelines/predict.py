@@ -1,4 +1,4 @@
-"""An encoded block in, one struct column a head out: the actor of the job, and the core of the service."""
+"""An encoded block in, what the model gives for it out: the actor of the job, and the core of the service."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from convbert.engine import Engine, Packed
+from convbert.engine import Engine
 from convbert.models import PreTrainedModel
 from pipelines.errors import ModelError
-from pipelines.models import EncoderPass, HeadPlan, load_head
+from pipelines.models import EncoderPass, HeadPlan, load_model, weights_fingerprint
+from pipelines.sequences import list_column, sequences_of
 from pipelines.storage import redacted
 
 N_TOKENS = "__tokens"
+RESULT = "__result_"  # and the head's name: list of fixed-size lists of float32
 DEFAULT_BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -55,13 +57,13 @@ class Predictor:
         ]
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Predictions in place of token ids, rows in their order; failed rows get null.
+        """The block with what the model gave to each head, which pipelines.decode makes a column of.
 
-        ``__tokens`` counts what was computed for each row.
+        ``__tokens`` counts what was encoded of each row.
         """
         rows = pa.array(np.flatnonzero(block["error"].is_null().to_numpy()))
         n_tokens = np.zeros(len(block), np.int32)
-        for loaded in self._passes:
+        for loaded in self._passes if len(rows) else ():
             block = loaded(block, rows, n_tokens)
         return block.append_column(N_TOKENS, pa.array(n_tokens))
 
@@ -71,51 +73,31 @@ class _LoadedPass:
 
     def __init__(self, encoder_pass: EncoderPass, *, device: str, dtype: torch.dtype, max_batch_tokens: int) -> None:
         self.encoding = encoder_pass.encoding
-        self.heads = {plan.name: plan.head for plan in encoder_pass.heads}
         models = {plan.name: _load(plan) for plan in encoder_pass.heads}  # the engine copies what it needs of them
         self.engine = Engine(
             next(iter(models.values())).base_model,
-            {name: head.module(models[name]) for name, head in self.heads.items()},
+            {plan.name: plan.head.on_encoder(models[plan.name]) for plan in encoder_pass.heads},
             device=device,
             dtype=dtype,
             max_batch_tokens=max_batch_tokens,
         )
 
     def __call__(self, block: pa.Table, rows: pa.Array, n_tokens: np.ndarray) -> pa.Table:
-        ids = block[self.encoding.ids].take(rows).combine_chunks()
-        has_types = self.encoding.types in block.column_names
-        types = block[self.encoding.types].take(rows).combine_chunks() if has_types else None
-        results = self.engine(packed(ids, types)) if len(rows) else {}
-        n_tokens[rows.to_numpy()] += ids.value_lengths().to_numpy()
-        for name, head in self.heads.items():
-            column = head.to_arrow(results[name]) if results else pa.array([], head.schema)
-            block = block.append_column(name, _spread(column, rows, len(block)))
-        return block.drop_columns([self.encoding.ids, *([self.encoding.types] if has_types else [])])
-
-
-def packed(ids: pa.ListArray, types: pa.ListArray | None = None) -> Packed:
-    """An Arrow list array is a packed batch already: its values and offsets, not copied."""
-    offsets = ids.offsets.to_numpy()
-    first, last = offsets[0], offsets[-1]
-    return Packed(
-        ids.values.to_numpy()[first:last],
-        offsets - first,
-        None if types is None else types.values.to_numpy()[types.offsets[0].as_py() : types.offsets[-1].as_py()],
-    )
-
-
-def _spread(values: pa.StructArray, rows: pa.Array, n_rows: int) -> pa.Array:
-    """Values at these rows, null elsewhere."""
-    places = np.full(n_rows, -1)
-    places[rows.to_numpy()] = np.arange(len(values))
-    return values.take(pa.array(places, mask=places < 0))
+        sequences = sequences_of(block, self.encoding.name, rows)
+        n_tokens[rows.to_numpy()] += np.diff(sequences.tokens).astype(np.int32)
+        for name, result in self.engine(sequences.packed).items():
+            width = result.values.shape[-1]
+            values = pa.FixedSizeListArray.from_arrays(pa.array(result.values.ravel()), width)
+            counts = np.diff(result.offsets[sequences.records])
+            block = block.append_column(RESULT + name, list_column(values, counts, rows, len(block)))
+        return block
 
 
 def _load(plan: HeadPlan) -> PreTrainedModel:
-    loaded = load_head(plan.name, plan.url)
-    if loaded.plan.fingerprint != plan.fingerprint:
+    model = load_model(plan.head, plan.name, plan.url)
+    if weights_fingerprint(model) != plan.fingerprint:
         raise ModelError(
             f"--head {plan.name}: the weights at {redacted(plan.url)} have changed since the job was planned: "
             "start it again"
         )
-    return loaded.model
+    return model

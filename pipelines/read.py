@@ -1,15 +1,15 @@
 """A unit in, one Arrow block out; a record that cannot be read becomes a row with an error.
 
-The block: ``id``, the kept columns, one string column a text that the heads read, ``error`` (null where
+The block: ``id``, the kept columns, one column a text or list of texts that the heads read, ``error`` (null where
 all is well), and the waybill that says which part the rows become.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,6 +32,7 @@ class Columns:
 
     Attributes:
         texts: columns that hold text.
+        lists: columns that hold a list of texts.
         id: column of the record's id, or None.
         kept: columns to copy, with their types.
     """
@@ -39,15 +40,21 @@ class Columns:
     texts: tuple[str, ...]
     id: str | None
     kept: pa.Schema
+    lists: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
         """Every column that is read, each once."""
-        return list(dict.fromkeys([*self.texts, *([self.id] if self.id else []), *self.kept.names]))
+        return list(dict.fromkeys([*self.texts, *self.lists, *([self.id] if self.id else []), *self.kept.names]))
+
+    def checks(self) -> Iterator[tuple[str, Callable[[Sequence[Any], str], tuple[list[Any], Reasons]]]]:
+        """Every column that a head reads, and what makes its values out of what the shard holds."""
+        yield from ((name, checked_texts) for name in self.texts)
+        yield from ((name, checked_lists) for name in self.lists)
 
 
 def text_name(column: str) -> str:
-    """What a text column is called in the block."""
+    """What a column with texts is called in the block."""
     return f"__text_{column}"
 
 
@@ -66,7 +73,12 @@ def _block(
     arrays = {
         "id": pa.array(ids, pa.string()),
         **dict(zip(columns.kept.names, kept, strict=True)),
-        **{text_name(name): pa.array(values, pa.large_string()) for name, values in texts.items()},
+        **{
+            text_name(name): pa.array(
+                values, pa.large_list(pa.large_string()) if name in columns.lists else pa.large_string()
+            )
+            for name, values in texts.items()
+        },
         "error": pa.array([_joined(row) for row in zip(*reasons, strict=True)], pa.string()),
     }
     return pa.table(arrays)
@@ -80,7 +92,7 @@ def _failed(ids: list[str], reasons: Reasons, columns: Columns) -> pa.Table:
     """Rows that are nothing but an error."""
     empty = [None] * len(ids)
     kept = [pa.nulls(len(ids), f.type) for f in columns.kept]
-    return _block(ids, dict.fromkeys(columns.texts, empty), kept, [reasons], columns)
+    return _block(ids, dict.fromkeys([*columns.texts, *columns.lists], empty), kept, [reasons], columns)
 
 
 # --- JSON lines ---------------------------------------------------------------------------------------
@@ -99,8 +111,8 @@ def _jsonl_blocks(unit: Unit, columns: Columns) -> Iterator[pa.Table]:
     if not ids:
         return
     texts, reasons = {}, [broken]
-    for name in columns.texts:
-        texts[name], why = checked_texts([record.get(name, _MISSING) for record in records], name)
+    for name, checked in columns.checks():
+        texts[name], why = checked([record.get(name, _MISSING) for record in records], name)
         reasons.append([None if first else second for first, second in zip(broken, why, strict=True)])
     kept = []
     for f in columns.kept:
@@ -170,8 +182,8 @@ def _parquet_block(batch: pa.RecordBatch, places: list[str], columns: Columns) -
 
     texts: dict[str, list[Any]] = {}
     reasons: list[Reasons] = [[None] * len(batch)]
-    for name in columns.texts:
-        texts[name], why = checked_texts(values(name), name)
+    for name, checked in columns.checks():
+        texts[name], why = checked(values(name), name)
         reasons.append(why)
     kept = []
     for f in columns.kept:
@@ -189,8 +201,19 @@ def _as_bytes(column: pa.Array) -> pa.Array:
     """Dictionaries decoded, and strings as the bytes they are: nobody has checked that they are UTF-8."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    is_string = any(is_(column.type) for is_ in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
-    return column.cast(pa.large_binary()) if is_string else column
+    if _is_string(column.type):
+        return column.cast(pa.large_binary())
+    if _is_list(column.type) and _is_string(column.type.value_type):
+        return column.cast(pa.large_list(pa.large_binary()))
+    return column
+
+
+def _is_string(type_: pa.DataType) -> bool:
+    return any(is_(type_) for is_ in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+
+
+def _is_list(type_: pa.DataType) -> bool:
+    return any(is_(type_) for is_ in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
 
 
 # --- values -------------------------------------------------------------------------------------------
@@ -202,6 +225,24 @@ def checked_texts(values: Sequence[Any], name: str) -> tuple[list[str | None], R
     """Texts, and for each value that is none the reason why."""
     pairs = [_checked_text(value, name) for value in values]
     return [text for text, _ in pairs], [reason for _, reason in pairs]
+
+
+def checked_lists(values: Sequence[Any], name: str) -> tuple[list[list[str] | None], Reasons]:
+    """Lists of texts, at least one in each, and for each value that is none the reason why."""
+    pairs = [_checked_list(value, name) for value in values]
+    return [texts for texts, _ in pairs], [reason for _, reason in pairs]
+
+
+def _checked_list(value: Any, name: str) -> tuple[list[str] | None, str | None]:
+    if value is _MISSING:
+        return None, f"{name} is missing"
+    if not isinstance(value, list):
+        return None, f"{name} is null" if value is None else f"{name} is {json_kind(value)}, not a list of strings"
+    if not value:
+        return None, f"{name} is empty"
+    texts, reasons = checked_texts(value, name)
+    reason = next((f"item {place} of {reason}" for place, reason in enumerate(reasons) if reason), None)
+    return (None, reason) if reason else (cast("list[str]", texts), None)
 
 
 def _checked_text(value: Any, name: str) -> tuple[str | None, str | None]:

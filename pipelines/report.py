@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipelines.manifest import total_labels
+from pipelines.models import describe_sharing
 from pipelines.storage import redacted
 from pipelines.write import Part
 
@@ -28,6 +29,7 @@ class Summary:
         pending: units that a dry run left to do.
         kept_units: units that were there already.
         max_failed_fraction: share of failed records that the job takes.
+        sharing: which heads share an encoder pass.
     """
 
     output: str
@@ -41,6 +43,7 @@ class Summary:
     pending: int
     kept_units: int
     max_failed_fraction: float
+    sharing: str
 
     @classmethod
     def of(cls, plan: JobPlan, *, parts: Sequence[Part], labelled: Sequence[Part], seconds: float) -> Summary:
@@ -60,6 +63,7 @@ class Summary:
             pending=len(plan.pending) - len(labelled),
             kept_units=len(plan.parts),
             max_failed_fraction=plan.spec.max_failed_fraction,
+            sharing=describe_sharing(plan.passes),
         )
 
     @property
@@ -70,7 +74,10 @@ class Summary:
     def lines(self) -> list[str]:
         """The summary as it is printed at the end of a job."""
         if self.pending:
-            return [f"dry run: {self.pending} units to label, {self.kept_units} already there; nothing was written"]
+            return [
+                self.sharing,
+                f"dry run: {self.pending} units to label, {self.kept_units} already there; nothing was written",
+            ]
         if not self.seconds:
             lines = [f"nothing to do: all {self.rows:,} rows are labelled in {self.output}"]
         else:
@@ -80,6 +87,7 @@ class Summary:
                 f"{self.rows:,} rows in {self.output}, {self.failed:,} failed",
             ]
         for head, counts in self.labels.items():
-            lines.append(f"{head}: " + ", ".join(f"{label} {count:,}" for label, count in counts.items()))
+            if counts:
+                lines.append(f"{head}: " + ", ".join(f"{label} {count:,}" for label, count in counts.items()))
         lines += [f"failed: {reason} ({count:,})" for reason, count in self.reasons.items()]
         return lines

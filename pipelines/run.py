@@ -1,4 +1,4 @@
-"""A JobSpec in, a labelled corpus out: plan → read → encode → predict → write → manifest."""
+"""A JobSpec in, a labelled corpus out: plan → read → encode → predict → decode → write → manifest."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 from ray.exceptions import RayError
 
+from pipelines.decode import decode
 from pipelines.encode import encode
 from pipelines.errors import RunError
 from pipelines.manifest import Manifest, mark_success, unmark_success, versions, write_manifest
+from pipelines.models import describe_sharing
 from pipelines.plan import JobPlan, check_writable, make_plan
 from pipelines.predict import Predictor
 from pipelines.progress import Progress
@@ -73,6 +75,7 @@ def _label(plan: JobPlan) -> list[Part]:
     connect()
     hardware = share_out(plan.spec, plan.device, n_units=len(plan.pending))
     _quiet_ray_data()
+    logger.info("%s", describe_sharing(plan.passes))
     logger.info("labelling %d units: %s, %s", len(plan.pending), hardware.describe(), plan.precision)
     labelled: list[Part] = []
     try:
@@ -125,6 +128,7 @@ def pipeline(plan: JobPlan, hardware: Hardware, *, predictor: type[Predictor] = 
             num_gpus=hardware.actor_gpus,
             **stage,
         )
+        .map_batches(decode, fn_kwargs={"passes": plan.passes}, num_cpus=hardware.task_cpus, **stage)
         .map_batches(
             write_part,
             fn_kwargs={"output": plan.spec.output, "output_format": plan.spec.output_format, "heads": heads},
@@ -168,6 +172,7 @@ def _manifest(plan: JobPlan, parts: list[Part], seconds: float) -> Manifest:
     return Manifest(
         recipe=plan.recipe,
         heads=plan.heads,
+        passes=[[head.name for head in encoder_pass.heads] for encoder_pass in plan.passes],
         shards=plan.shards,
         parts=sorted(parts, key=lambda part: part.name),
         seconds=before + seconds,

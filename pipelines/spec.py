@@ -20,18 +20,24 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 class JobSpec(BaseModel):
     """One labelling job. Field names are the YAML keys and, with dashes, the flags.
 
+    ``task`` is no flag: each script in jobs/ sets its own, and one of the heads must have it.
+
     Raises:
         SpecError: through ``JobSpec.of``, a value or combination that no job can have.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    task: str | None = Field(None, description="task that the job is for, as its script says")
     input: list[str] = Field(min_length=1, description="file, folder or glob, local or any fsspec URL; may be repeated")
     output: str = Field(min_length=1, description="folder for the labelled parts, local or any fsspec URL")
     model: str | None = Field(None, description="checkpoint folder or URL; short for --head prediction=URL")
     head: dict[str, str] = Field({}, description="NAME=URL: a checkpoint and the column it fills; may be repeated")
     text_column: str = Field("text", description="column with the text")
-    text_pair_column: str | None = Field(None, description="column with a second text for pair tasks")
+    text_pair_column: str | None = Field(None, description="column with a second text for classifiers of pairs")
+    question_column: str = Field("question", description="column with the question")
+    context_column: str = Field("context", description="column with the text that may hold the answer")
+    choices_column: str = Field("choices", description="column with a list of texts that continue --text-column")
     id_column: str | None = Field(
         None, description="column with the record's id; without it 'id' is used where it exists"
     )
@@ -45,9 +51,34 @@ class JobSpec(BaseModel):
     max_actors: int | None = Field(None, ge=1, description="most model actors")
     unit_rows: int = Field(5000, ge=1, description="target rows of a work unit, which becomes one part")
     max_batch_tokens: int | None = Field(None, ge=1, description="token budget of a micro-batch")
-    long_text: Literal["truncate", "window", "error"] = Field(
-        "truncate", description="what to do with texts beyond the model's length"
+    long_text: Literal["truncate", "window", "error"] | None = Field(
+        None, description="texts beyond the model's length (default: truncate; window for question answering)"
     )
+    max_length: int | None = Field(
+        None, ge=1, description="longest sequence in tokens (default: the model's; at most 384 for question answering)"
+    )
+    stride: int | None = Field(
+        None, ge=0, description="tokens that neighbouring windows share (default: 128, at most half of the length)"
+    )
+    window_pooling: Literal["mean", "max"] = Field("mean", description="how a classifier joins its windows' logits")
+    top_k: int | None = Field(
+        None,
+        ge=1,
+        description="how many labels, answers or words for a [MASK] (default: all labels, 1 answer, 5 words)",
+    )
+    threshold: float = Field(0.5, ge=0, le=1, description="least score of the labels of a multi-label classifier")
+    aggregation: Literal["none", "simple", "first", "average", "max", "words", "tokens"] = Field(
+        "simple", description="how tokens become entities; words and tokens label each word or token instead"
+    )
+    ignore_label: list[str] = Field(["O"], description="label that makes no entity (default: O); may be repeated")
+    max_answer_tokens: int = Field(15, ge=1, description="longest answer to a question")
+    allow_no_answer: bool = Field(False, description="an empty answer where the model holds that for the likeliest")
+    pseudo_log_likelihood: bool = Field(
+        False, description="score texts instead of filling their masks: one run of the model for each token"
+    )
+    pooling: Literal["mean", "cls", "max"] = Field("mean", description="how tokens become an embedding")
+    normalize: bool = Field(False, description="embeddings of length 1")
+    embedding_type: Literal["float32", "float16"] = Field("float32", description="type of the embeddings' numbers")
     max_failed_fraction: float = Field(0.05, ge=0, le=1, description="share of failed records that fails the job")
     dry_run: bool = Field(False, description="print what would be done, and stop")
     overwrite: bool = Field(False, description="label everything anew, whatever the output holds")
@@ -83,8 +114,6 @@ class JobSpec(BaseModel):
             raise ValueError(f"--min-actors ({self.min_actors}) is above --max-actors ({self.max_actors})")
         if self.precision == "int8":
             raise ValueError("--precision int8 is not available yet: use fp32, bf16 or fp16")
-        if self.long_text == "window":
-            raise ValueError("--long-text window is not available yet: use truncate or error")
         return self
 
     @classmethod
@@ -100,14 +129,11 @@ class JobSpec(BaseModel):
             raise SpecError(_one_line(error)) from error
 
     def recipe(self) -> dict[str, Any]:
-        """The settings that decide what stands in a part, apart from its shard and the models."""
+        """The settings that decide what stands in a part, apart from its shard and the heads."""
         return {
             "id_column": self.id_column,
             "keep_column": list(self.keep_column),
-            "long_text": self.long_text,
             "output_format": self.output_format,
-            "text_column": self.text_column,
-            "text_pair_column": self.text_pair_column,
             "unit_rows": self.unit_rows,
         }
 

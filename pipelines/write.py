@@ -63,7 +63,7 @@ def write_part(block: pa.Table, *, output: str, output_format: Format, heads: Ma
         rows=len(table),
         failed=len(table) - table["error"].null_count,
         tokens=pc.sum(block[N_TOKENS]).as_py() or 0,
-        labels={name: head.counts(table[name].combine_chunks()) for name, head in heads.items()},
+        labels={name: head.counts(table[name].combine_chunks().drop_null()) for name, head in heads.items()},
         reasons=_commonest(table["error"]),
     )
     figures = {key: value for key, value in asdict(part).items() if key != "bytes"}

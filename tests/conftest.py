@@ -43,21 +43,26 @@ def tiny_config(**changes: Any) -> transformers.ConvBertConfig:
     return transformers.ConvBertConfig(**{**values, **changes})
 
 
-def save_checkpoint(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
-    """A sequence-classification checkpoint as Transformers saves it, with a vocab.txt."""
+def save_checkpoint(
+    folder: Path, *, architecture: str = "ConvBertForSequenceClassification", seed: int = 0, **changes: Any
+) -> Path:
+    """A checkpoint as Transformers saves it, with a vocab.txt."""
     torch.manual_seed(seed)
-    transformers.ConvBertForSequenceClassification(tiny_config(**changes)).save_pretrained(folder)
+    getattr(transformers, architecture)(tiny_config(**changes)).save_pretrained(folder)
     (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in VOCAB), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": 128}', encoding="utf-8")
     return folder
+
+
+def with_labels(*names: str) -> dict[str, Any]:
+    """The configuration's two mappings of these labels."""
+    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-label checkpoint folder, written by Transformers."""
-    labels = {0: "ham", 1: "spam"}
-    return save_checkpoint(
-        tmp_path_factory.mktemp("checkpoint"), id2label=labels, label2id={v: k for k, v in labels.items()}
-    )
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint"), **with_labels("ham", "spam"))
 
 
 @pytest.fixture

@@ -4,7 +4,30 @@ Every result equals what the model gives for that record alone, unpadded, whatev
 """
 
 from convbert.engine.encoder import PackedEncoder
+from convbert.engine.heads import (
+    EachToken,
+    FirstToken,
+    Head,
+    Pooled,
+    PseudoLikelihood,
+    Rows,
+    TokensWithId,
+    WholeRecord,
+)
 from convbert.engine.packing import Packed, micro_batches
-from convbert.engine.run import Engine, RecordHead, first_token
+from convbert.engine.run import Engine
 
-__all__ = ["Engine", "Packed", "PackedEncoder", "RecordHead", "first_token", "micro_batches"]
+__all__ = [
+    "EachToken",
+    "Engine",
+    "FirstToken",
+    "Head",
+    "Packed",
+    "PackedEncoder",
+    "Pooled",
+    "PseudoLikelihood",
+    "Rows",
+    "TokensWithId",
+    "WholeRecord",
+    "micro_batches",
+]

@@ -44,10 +44,8 @@ class PackedEncoder:
     def __init__(self, model: ConvBertModel, *, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.config = model.config
         self.device = device
-        self.embeddings = _placed(model.embeddings, device, dtype)
-        self.project = (
-            _placed(model.embeddings_project, device, dtype) if hasattr(model, "embeddings_project") else None
-        )
+        self.embeddings = placed(model.embeddings, device, dtype)
+        self.project = placed(model.embeddings_project, device, dtype) if hasattr(model, "embeddings_project") else None
         self.layers = [_PackedLayer(layer, device=device, dtype=dtype, model=model) for layer in model.encoder.layer]
 
     @torch.inference_mode()
@@ -61,6 +59,7 @@ class PackedEncoder:
             batch.lengths,
             reach=self.config.conv_kernel_size // 2,
             max_length=self.config.max_position_embeddings,
+            attended=batch.attended,
         )
         hidden = self._embed(batch, where)  # (T, E)
         if self.project is not None:
@@ -96,11 +95,11 @@ class _PackedLayer:
         self.depthwise = depthwise.t().contiguous().to(device, dtype)  # (K, H)
         self.pointwise = separable.pointwise.weight.detach()[..., 0].contiguous().to(device, dtype)  # (A, H)
         self.pointwise_bias = separable.bias.detach()[:, 0].to(device, dtype)  # (A,)
-        self.kernel_layer = _placed(mixed.conv_kernel_layer, device, dtype)
-        self.attention_output = _placed(layer.attention.output, device, dtype)
-        self.intermediate_dense = _placed(layer.intermediate.dense, device, dtype)
+        self.kernel_layer = placed(mixed.conv_kernel_layer, device, dtype)
+        self.attention_output = placed(layer.attention.output, device, dtype)
+        self.intermediate_dense = placed(layer.intermediate.dense, device, dtype)
         self.activation = ACTIVATIONS[config.hidden_act]
-        self.output = _placed(layer.output, device, dtype)
+        self.output = placed(layer.output, device, dtype)
 
     def __call__(self, hidden: Tensor, rows: _Rows) -> Tensor:
         """(T, H) -> (T, H)."""
@@ -120,6 +119,7 @@ class _PackedLayer:
             rows = slice(run.first_row, run.first_row + run.n_records * run.length)
             heads = fused[rows].view(run.n_records, run.length, 4, self.n_heads, self.head_width)
             q, k, v = (heads[:, :, part].transpose(1, 2) for part in range(3))  # (R, N, L, d)
+            k, v = k[:, :, : run.n_attended], v[:, :, : run.n_attended]
             attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)  # (R, L, N, d)
             out[rows].view(run.n_records, run.length, self.n_heads, self.head_width).copy_(attended)
 
@@ -157,6 +157,6 @@ def _spread(x: Tensor, rows: _Rows) -> Tensor:
     return gapped
 
 
-def _placed(module: _Module, device: torch.device, dtype: torch.dtype) -> _Module:
+def placed(module: _Module, device: torch.device, dtype: torch.dtype) -> _Module:
     """A copy of a module on the device, for inference."""
     return copy.deepcopy(module).to(device=device, dtype=dtype).eval().requires_grad_(False)

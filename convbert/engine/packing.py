@@ -24,11 +24,17 @@ class Packed(NamedTuple):
         input_ids: (T,) integers, record after record.
         offsets: (R + 1,) integers: record r is ``input_ids[offsets[r]:offsets[r + 1]]``.
         token_type_ids: (T,) integers, or None where all are 0.
+        attended: (R,) how many of a record's first tokens are attended to, or None for all of them. The
+            others are computed, and seen by the convolutions, as Transformers does with padding.
+        counted: (R, 2) first and last + 1 of the tokens that count as the record's own, or None for all:
+            windows of one text overlap, and each token counts in one of them.
     """
 
     input_ids: NDArray[np.integer]
     offsets: NDArray[np.integer]
     token_type_ids: NDArray[np.integer] | None = None
+    attended: NDArray[np.integer] | None = None
+    counted: NDArray[np.integer] | None = None
 
     @property
     def lengths(self) -> Indices:
@@ -37,11 +43,28 @@ class Packed(NamedTuple):
 
     def take(self, records: Indices) -> Packed:
         """The batch of the given records, in the given order, its offsets starting at 0."""
-        lengths = self.lengths[records]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        tokens = np.arange(offsets[-1]) + np.repeat(np.asarray(self.offsets)[records] - offsets[:-1], lengths)
-        types = None if self.token_type_ids is None else self.token_type_ids[tokens]
-        return Packed(self.input_ids[tokens], offsets, types)
+        tokens, offsets = gather(np.asarray(self.offsets)[records], self.lengths[records])
+        return Packed(
+            self.input_ids[tokens],
+            offsets,
+            None if self.token_type_ids is None else self.token_type_ids[tokens],
+            None if self.attended is None else self.attended[records],
+            None if self.counted is None else self.counted[records],
+        )
+
+
+def gather(starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> tuple[Indices, Indices]:
+    """Where rows lie that are wanted in stretches: all of them one after the other, and each stretch's offset there.
+
+    Args:
+        starts: (R,) first row of each stretch.
+        lengths: (R,) its rows.
+
+    Returns:
+        (N,) rows, and (R + 1,) offsets.
+    """
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths), offsets
 
 
 def micro_batches(lengths: Indices, max_batch_tokens: int) -> Iterator[Indices]:
@@ -66,11 +89,15 @@ def micro_batches(lengths: Indices, max_batch_tokens: int) -> Iterator[Indices]:
 
 
 class Run(NamedTuple):
-    """Neighbouring records of one length: their rows are a view of shape (n_records, length, …)."""
+    """Neighbouring records of one length: their rows are a view of shape (n_records, length, …).
+
+    The first ``n_attended`` tokens of each are attended to.
+    """
 
     first_row: int
     n_records: int
     length: int
+    n_attended: int
 
 
 class Layout(NamedTuple):
@@ -90,25 +117,28 @@ class Layout(NamedTuple):
     runs: list[Run]
 
 
-def layout(lengths: Indices, *, reach: int, max_length: int) -> Layout:
+def layout(lengths: Indices, *, reach: int, max_length: int, attended: NDArray[np.integer] | None = None) -> Layout:
     """Lay out the records of one micro-batch.
 
     Raises:
         InputError: a record without tokens, or with more than ``max_length``.
     """
     _check_lengths(lengths, max_length)
+    attended = lengths if attended is None else attended
     starts = np.cumsum(lengths) - lengths
     n_tokens = int(lengths.sum())
     records = np.repeat(np.arange(len(lengths)), lengths)
     tokens = np.arange(n_tokens)
-    edges = np.flatnonzero(np.diff(lengths)) + 1  # where the length changes
+    edges = np.flatnonzero(np.diff(lengths) | np.diff(attended)) + 1  # where a run ends
     firsts = np.concatenate([[0], edges])
     counts = np.diff(np.concatenate([firsts, [len(lengths)]]))
     return Layout(
         positions=tokens - starts[records],
         gapped_rows=tokens + reach * (records + 1),
         n_gapped_rows=n_tokens + reach * (len(lengths) + 1),
-        runs=[Run(int(starts[f]), int(n), int(lengths[f])) for f, n in zip(firsts, counts, strict=True)],
+        runs=[
+            Run(int(starts[f]), int(n), int(lengths[f]), int(attended[f])) for f, n in zip(firsts, counts, strict=True)
+        ],
     )
 
 

@@ -1,32 +1,18 @@
-"""Packed records in, every head's result for each record out, in the records' order."""
+"""Packed records in, every head's rows for each record out, in the records' order."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from convbert.engine.encoder import PackedEncoder
-from convbert.engine.packing import Indices, Packed, micro_batches
+from convbert.engine.encoder import PackedEncoder, placed
+from convbert.engine.heads import Head, PseudoLikelihood, Rows
+from convbert.engine.packing import Indices, Packed, gather, micro_batches
 from convbert.errors import InputError
 from convbert.models import ConvBertModel
-
-RecordHead = Callable[[Tensor, Tensor], Tensor]
-"""Hidden states (T, H) and record offsets (R + 1,) of a micro-batch in, one row a record (R, …) out."""
-
-
-def first_token(head: nn.Module) -> RecordHead:
-    """A head on each record's first token: the module takes (R, H)."""
-
-    def apply(hidden: Tensor, offsets: Tensor) -> Tensor:
-        result: Tensor = head(hidden[offsets[:-1]])
-        return result
-
-    return apply
 
 
 class Engine:
@@ -34,7 +20,7 @@ class Engine:
 
     Args:
         encoder: the shared encoder.
-        heads: a module a head, applied to each record's first token.
+        heads: what stands on it, by name.
         device: where to compute.
         dtype: type to compute in; results are float32.
         max_batch_tokens: token budget of a micro-batch. It trades memory for speed and does not change results.
@@ -46,7 +32,7 @@ class Engine:
     def __init__(
         self,
         encoder: ConvBertModel,
-        heads: Mapping[str, nn.Module],
+        heads: Mapping[str, Head | PseudoLikelihood],
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -57,36 +43,42 @@ class Engine:
         self.device = torch.device(device)
         self.max_batch_tokens = max_batch_tokens
         self.encoder = PackedEncoder(encoder, device=self.device, dtype=dtype)
-        self.heads = {
-            name: first_token(copy.deepcopy(head).to(device=self.device, dtype=dtype).eval())
-            for name, head in heads.items()
-        }
+        there = {name: placed(head, self.device, dtype) for name, head in heads.items()}
+        self.heads = {name: head for name, head in there.items() if isinstance(head, Head)}
+        self.scorers = {name: head for name, head in there.items() if isinstance(head, PseudoLikelihood)}
 
     @torch.inference_mode()
-    def __call__(self, records: Packed) -> dict[str, NDArray[np.float32]]:
-        """Each head's results, float32 with one row a record, in the records' order.
+    def __call__(self, records: Packed) -> dict[str, Rows]:
+        """Each head's rows, float32, in the records' order.
 
         Raises:
-            InputError: a record without tokens or longer than ``max_position_embeddings``.
+            InputError: no records, one without tokens, or one longer than ``max_position_embeddings``.
         """
-        lengths = records.lengths
-        batches = list(micro_batches(lengths, self.max_batch_tokens))
-        parts: dict[str, list[Tensor]] = {name: [] for name in self.heads}
-        for batch in batches:
-            packed = records.take(batch)
-            hidden = self.encoder(packed)
-            offsets = torch.as_tensor(packed.offsets, device=self.device)
+        if len(records.lengths) == 0:
+            raise InputError("there are no records to run: give at least one")
+        results = {name: head(self.encoder, records, self.max_batch_tokens) for name, head in self.scorers.items()}
+        if self.heads:
+            results.update(self._one_pass(records))
+        return results
+
+    def _one_pass(self, records: Packed) -> dict[str, Rows]:
+        """The encoder once over everything, and every head on what it gives."""
+        batches = list(micro_batches(records.lengths, self.max_batch_tokens))
+        values: dict[str, list[Tensor]] = {name: [] for name in self.heads}
+        counts: dict[str, list[Indices]] = {name: [] for name in self.heads}
+        for numbers in batches:
+            batch = records.take(numbers)
+            hidden = self.encoder(batch)
             for name, head in self.heads.items():
-                parts[name].append(head(hidden, offsets).float())
-        order = np.concatenate(batches) if batches else np.empty(0, np.int64)
-        return {name: _unsorted(rows, order) for name, rows in parts.items()}
+                values[name].append(head(hidden, batch).float())
+                counts[name].append(head.n_rows(batch))
+        order = np.concatenate(batches)
+        return {name: _in_order(torch.cat(values[name]), np.concatenate(counts[name]), order) for name in self.heads}
 
 
-def _unsorted(parts: list[Tensor], order: Indices) -> NDArray[np.float32]:
-    """Rows of all micro-batches back into the records' order."""
-    if not parts:
-        return np.empty((0,), np.float32)
-    rows = torch.cat(parts).cpu().numpy()
-    result = np.empty_like(rows)
-    result[order] = rows
-    return result
+def _in_order(values: Tensor, counts: Indices, order: Indices) -> Rows:
+    """Rows as the micro-batches gave them back into the records' order."""
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    rows, offsets = gather((np.cumsum(counts) - counts)[back], counts[back])
+    return Rows(values.cpu().numpy()[rows], offsets)

@@ -10,6 +10,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import AddedToken, Encoding
 from tokenizers.models import WordPiece
 
@@ -42,15 +44,21 @@ _FIELDS: dict[str, Callable[[Encoding], Any]] = {
 
 
 class Encoded(NamedTuple):
-    """Ids of a batch of texts, unpadded, special tokens included.
+    """Ids of a batch of texts, unpadded, special tokens included: a sequence a text, or several windows.
 
     Attributes:
-        input_ids: one list of ids a text.
+        input_ids: one list of ids a sequence.
         token_type_ids: as long as ``input_ids``; 1 for the tokens of a pair's second text.
+        n_windows: how many sequences each text became.
+        spans: (T, 3) for each sequence, where they were asked for: each token's first and last + 1 character
+            in its text, and the number of its word in the last text of a pair; -1 for special tokens and
+            for tokens of the first text.
     """
 
     input_ids: list[list[int]]
     token_type_ids: list[list[int]]
+    n_windows: list[int]
+    spans: list[NDArray[np.int32]] | None = None
 
 
 class ConvBertTokenizer(Vocabulary):
@@ -198,33 +206,50 @@ class ConvBertTokenizer(Vocabulary):
         return hashlib.sha256(state.encode("utf-8")).hexdigest()
 
     def encode_batch(
-        self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, max_length: int | None = None
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        *,
+        max_length: int | None = None,
+        truncation: str = "longest_first",
+        stride: int | None = None,
+        spans: bool = False,
     ) -> Encoded:
         """Ids of many texts, or of text pairs, with special tokens and without padding: the fast way.
 
         Args:
             texts: first (or only) texts.
             pairs: as many second texts.
-            max_length: longest result in tokens, special tokens included; the longer text of a pair is
-                cut first. None never cuts.
+            max_length: longest sequence in tokens, special tokens included; None never cuts.
+            truncation: "longest_first" cuts the longer text of a pair, "only_first" and "only_second" one of them.
+            stride: continue what is cut off in further windows, each sharing this many tokens with the one
+                before; None drops it.
+            spans: tell each token's place in its text.
 
         Raises:
             TokenizerError: a text that is no valid Unicode, or a limit without room for text.
         """
         inputs = list(texts) if pairs is None else paired(texts, pairs)
-        truncation = truncation_settings(
-            max_length is not None,
+        cut = truncation_settings(
+            False if max_length is None else truncation,
             padding=False,
             max_length=max_length,
             model_max_length=None,
             n_special_tokens=self.num_special_tokens_to_add(pair=pairs is not None),
-            stride=0,
-            windows=False,
-            side=self.truncation_side,
+            stride=stride or 0,
+            windows=stride is not None,
+            side=self.truncation_side if stride is None else "right",
         )
-        with self._configured(truncation) as backend:
-            encodings = encode(backend.encode_batch_fast, inputs)
-        return Encoded([e.ids for e in encodings], [e.type_ids for e in encodings])
+        with self._configured(cut) as backend:
+            encodings = encode(backend.encode_batch if spans else backend.encode_batch_fast, inputs)
+        windows = [[e] if stride is None else [e, *e.overflowing] for e in encodings]
+        sequences = [sequence for group in windows for sequence in group]
+        return Encoded(
+            [e.ids for e in sequences],
+            [e.type_ids for e in sequences],
+            [len(group) for group in windows],
+            [_spans(e, last=int(pairs is not None)) for e in sequences] if spans else None,
+        )
 
     def __call__(
         self,
@@ -400,6 +425,15 @@ class ConvBertTokenizer(Vocabulary):
 
 ConvBertTokenizerFast = ConvBertTokenizer
 """The same class under Transformers' other name: docs/decisions/0004-one-tokenizer-class.md says why."""
+
+
+def _spans(encoding: Encoding, *, last: int) -> NDArray[np.int32]:
+    """Each token's characters, and its word in the text with that number."""
+    words = [
+        -1 if word is None or text != last else word
+        for word, text in zip(encoding.word_ids, encoding.sequence_ids, strict=True)
+    ]
+    return np.column_stack([np.array(encoding.offsets, np.int32).reshape(-1, 2), np.array(words, np.int32)])
 
 
 def _blank(length: int) -> Encoding:

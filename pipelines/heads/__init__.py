@@ -1,29 +1,51 @@
-"""A head is one file: which class of model it runs, and how its logits become an Arrow column."""
+"""A head is one file: what it reads, which class of model it runs, and how logits become an Arrow column."""
 
 from __future__ import annotations
 
-from convbert import ConvBertConfig
+from convbert import ConvBertConfig, ConvBertTokenizer
 from pipelines.errors import ModelError
-from pipelines.heads.base import Head
+from pipelines.heads.base import Head, Results
+from pipelines.heads.embedding import Embedding
+from pipelines.heads.masked_lm import FillMask, PseudoLogLikelihood
+from pipelines.heads.multiple_choice import MultipleChoice
+from pipelines.heads.question_answering import QuestionAnswering
 from pipelines.heads.sequence_classification import SequenceClassification
+from pipelines.heads.token_classification import TokenClassification
+from pipelines.spec import JobSpec
 
-HEADS: dict[str, type[Head]] = {"ConvBertForSequenceClassification": SequenceClassification}
+HEADS: dict[str, type[Head]] = {
+    "ConvBertForSequenceClassification": SequenceClassification,
+    "ConvBertForTokenClassification": TokenClassification,
+    "ConvBertForQuestionAnswering": QuestionAnswering,
+    "ConvBertForMultipleChoice": MultipleChoice,
+    "ConvBertForMaskedLM": FillMask,
+    "ConvBertModel": Embedding,
+}
+"""What a checkpoint's ``architectures`` ask for, where the job does not say otherwise."""
 
 
-def head_for(config: ConvBertConfig, *, source: str) -> Head:
-    """The head that a checkpoint's ``architectures`` asks for.
+def head_for(config: ConvBertConfig, tokenizer: ConvBertTokenizer, spec: JobSpec, *, source: str) -> Head:
+    """The head that a checkpoint's ``architectures`` ask for.
+
+    A job for embeddings takes the encoder of any checkpoint, one for pseudo-log-likelihoods any masked
+    language model.
 
     Raises:
         ModelError: it names none, or one that cannot be run.
     """
+    if spec.task == Embedding.task:
+        return Embedding(config, tokenizer, spec)
     architectures = config.extra.get("architectures") or []
     for name in architectures:
         if name in HEADS:
-            return HEADS[name](config)
+            head = HEADS[name]
+            if head is FillMask and spec.pseudo_log_likelihood:
+                head = PseudoLogLikelihood
+            return head(config, tokenizer, spec)
     raise ModelError(
         f"{source} is a checkpoint for {', '.join(architectures) or 'no task'} (architectures in config.json), "
         f"not for one of {', '.join(HEADS)}: give a fine-tuned checkpoint"
     )
 
 
-__all__ = ["HEADS", "Head", "head_for"]
+__all__ = ["HEADS", "Head", "Results", "head_for"]

@@ -1,46 +1,115 @@
-"""What a task brings to the pipeline: its model class, its output column, and the way from logits to it."""
+"""What a task brings to the pipeline: what it reads, its part of the model, its output column and the way to it."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
-from torch import nn
 
-from convbert import ConvBertConfig
+from convbert import ConvBertConfig, ConvBertTokenizer, engine
 from convbert.models import PreTrainedModel
+from pipelines.encode import Inputs, LongText
+from pipelines.sequences import Sequences
+from pipelines.spec import JobSpec
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the model gave for R records, and what it was given.
+
+    Attributes:
+        values: (N, W) rows of the head's part of the model.
+        offsets: (R + 1,): record r has the rows ``offsets[r]`` to ``offsets[r + 1]``.
+        sequences: of the same records.
+        texts: the text that ``sequences.spans`` speak of; None where no head of the pass asks for it.
+    """
+
+    values: NDArray[np.float32]
+    offsets: NDArray[np.int64]
+    sequences: Sequences
+    texts: Sequence[str] | None = None
+
+    def of_windows(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """For one row a sequence: where each record's rows begin, and each row's share in its record's mean."""
+        weights = self.sequences.n_counted.astype(np.float64)
+        starts = self.offsets[:-1]
+        return starts, weights / np.repeat(np.add.reduceat(weights, starts), np.diff(self.offsets))
 
 
 class Head(ABC):
     """One task's way from a checkpoint to an output column.
 
+    Args:
+        config: of the checkpoint.
+        tokenizer: of the checkpoint.
+        spec: of the job, for the settings that the head takes.
+
     Attributes:
         task: the task's name, as Transformers' pipelines call it.
         model_class: loads the checkpoint.
+        settings: names of the JobSpec fields that change the output column.
+        long_text: what happens to long texts where the job does not say.
+        needs_spans, needs_mask: what encoding must provide and check (pipelines.encode.Encoding).
+        inputs: what it reads of each record.
+        labels: label names by class index; empty where the task has none.
         schema: type of the output column.
-        labels: label names by class index.
     """
 
     task: ClassVar[str]
     model_class: ClassVar[type[PreTrainedModel]]
-    schema: ClassVar[pa.StructType]
+    settings: ClassVar[tuple[str, ...]] = ()
+    long_text: ClassVar[LongText] = "truncate"
+    default_max_length: ClassVar[int | None] = None
+    needs_spans: ClassVar[bool] = False
+    needs_mask: bool = False
+    inputs: Inputs
     labels: list[str]
+    schema: pa.StructType
 
     @abstractmethod
-    def __init__(self, config: ConvBertConfig) -> None:
-        """Take what the task needs from a checkpoint's config."""
+    def __init__(self, config: ConvBertConfig, tokenizer: ConvBertTokenizer, spec: JobSpec) -> None:
+        """Take what the task needs.
+
+        Raises:
+            ModelError: the checkpoint cannot do it.
+        """
 
     @abstractmethod
-    def module(self, model: Any) -> nn.Module:
-        """The part of the model behind the encoder, applied to each record's first token."""
+    def on_encoder(self, model: Any) -> engine.Head | engine.PseudoLikelihood:
+        """The part of the model behind the encoder."""
 
     @abstractmethod
-    def to_arrow(self, logits: NDArray[np.float32]) -> pa.StructArray:
-        """Logits, one row a record, as values of the output column."""
+    def to_arrow(self, results: Results) -> pa.StructArray:
+        """What the model gave for at least one record, as R values of the output column."""
 
     @abstractmethod
     def counts(self, column: pa.StructArray) -> dict[str, int]:
-        """What the summary counts: records by label."""
+        """What the summary counts of the records that did not fail, such as records by label."""
+
+
+def labels_of(config: ConvBertConfig) -> list[str]:
+    """Label names by class index."""
+    return [config.id2label[index] for index in range(config.num_labels)]
+
+
+def text_inputs(spec: JobSpec) -> Inputs:
+    """A text, or where the job names a second column a pair."""
+    if spec.text_pair_column:
+        return Inputs("pair", (spec.text_column, spec.text_pair_column))
+    return Inputs("text", (spec.text_column,))
+
+
+def count_values(values: pa.Array) -> dict[str, int]:
+    """How often each value occurs; null does not count."""
+    return {str(entry["values"]): entry["counts"] for entry in pc.value_counts(values.drop_null()).to_pylist()}
+
+
+def lists_of(values: pa.Array, offsets: NDArray[np.int64]) -> pa.ListArray:
+    """Values as lists, the r-th from ``offsets[r]`` to ``offsets[r + 1]``."""
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)

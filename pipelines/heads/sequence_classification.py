@@ -1,66 +1,98 @@
-"""Sequence classification: a text's logits in, {label, score, scores} out."""
+"""Sequence classification: a text's or a pair's logits in, its label, score and scores out."""
 
 from __future__ import annotations
 
-from collections import Counter
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from torch import nn
 
-from convbert import ConvBertConfig, ConvBertForSequenceClassification
-from pipelines.errors import ModelError
-from pipelines.heads.base import Head
+from convbert import ConvBertConfig, ConvBertForSequenceClassification, ConvBertTokenizer, engine
+from pipelines.heads.base import Head, Results, count_values, labels_of, lists_of, text_inputs
+from pipelines.spec import JobSpec
 
 
 class SequenceClassification(Head):
-    """One label a text, by softmax over the classes.
+    """One label a text by softmax, several by sigmoid, or numbers: as ``problem_type`` says, or else softmax.
 
-    Args:
-        config: labels and problem type of the checkpoint.
-
-    Raises:
-        ModelError: a regression or multi-label checkpoint.
+    A checkpoint with one label and no problem type is scored by sigmoid, as in Transformers' pipeline.
     """
 
     task = "text-classification"
     model_class = ConvBertForSequenceClassification
-    schema = pa.struct(
-        [
-            pa.field("label", pa.string()),  # the likeliest class
-            pa.field("score", pa.float32()),  # its probability
-            pa.field("scores", pa.list_(pa.float32())),  # every class's probability, by class index
+    settings = ("top_k", "threshold", "window_pooling")
+
+    def __init__(self, config: ConvBertConfig, tokenizer: ConvBertTokenizer, spec: JobSpec) -> None:
+        self.inputs = text_inputs(spec)
+        self.labels = labels_of(config)
+        self.is_multi_label = config.problem_type == "multi_label_classification"
+        self.is_regression = config.problem_type == "regression"
+        self.window_pooling = spec.window_pooling
+        self.threshold = spec.threshold
+        self.top_k = spec.top_k and min(spec.top_k, len(self.labels))
+        fields = [
+            pa.field("label", pa.string()),  # the label with the highest score
+            pa.field("score", pa.float32()),  # its probability; the number itself for regression
         ]
-    )
+        if self.is_multi_label:
+            fields.append(pa.field("labels", pa.list_(pa.string())))  # every label whose score reaches --threshold
+        if self.top_k:
+            top = pa.struct([pa.field("label", pa.string()), pa.field("score", pa.float32())])
+            fields.append(pa.field("top", pa.list_(top)))  # the --top-k highest scores, in place of all
+        else:
+            fields.append(pa.field("scores", pa.list_(pa.float32())))  # every label's score, by class index
+        self.schema = pa.struct(fields)
 
-    def __init__(self, config: ConvBertConfig) -> None:
-        if config.num_labels < 2 or config.problem_type not in (None, "single_label_classification"):
-            raise ModelError(
-                f"a checkpoint with {config.num_labels} labels and problem_type {config.problem_type!r} is not "
-                "available yet: give one with single_label_classification"
-            )
-        self.labels = [config.id2label[index] for index in range(config.num_labels)]
+    def on_encoder(self, model: ConvBertForSequenceClassification) -> engine.Head:
+        """The classifier on the first token: a row of logits a sequence."""
+        return engine.FirstToken(model.classifier)
 
-    def module(self, model: ConvBertForSequenceClassification) -> nn.Module:
-        """The classifier on the first token."""
-        return model.classifier
-
-    def to_arrow(self, logits: NDArray[np.float32]) -> pa.StructArray:
-        """(R, n_labels) -> R structs."""
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        scores = powers / powers.sum(axis=1, keepdims=True)
+    def to_arrow(self, results: Results) -> pa.StructArray:
+        """Logits of each window -> R structs."""
+        scores = self._scores(self._joined(results))
         best = scores.argmax(axis=1)
-        offsets = np.arange(0, scores.size + 1, scores.shape[1], dtype=np.int32)
-        return pa.StructArray.from_arrays(
-            [
-                pa.array(self.labels).take(pa.array(best)),
-                pa.array(scores[np.arange(len(best)), best]),
-                pa.ListArray.from_arrays(offsets, pa.array(scores.ravel())),
-            ],
-            fields=list(self.schema),
-        )
+        names = pa.array(self.labels)
+        columns: dict[str, Any] = {
+            "label": names.take(pa.array(best)),
+            "score": pa.array(scores[np.arange(len(best)), best]),
+        }
+        if self.is_multi_label:
+            is_present = scores >= self.threshold
+            present = names.take(pa.array(is_present.nonzero()[1]))
+            columns["labels"] = lists_of(present, np.concatenate([[0], np.cumsum(is_present.sum(1))]))
+        if self.top_k:
+            order = np.argsort(-scores, axis=1, kind="stable")[:, : self.top_k]
+            top = [names.take(pa.array(order.ravel())), pa.array(np.take_along_axis(scores, order, 1).ravel())]
+            columns["top"] = _rows(pa.StructArray.from_arrays(top, names=["label", "score"]), len(best))
+        else:
+            columns["scores"] = _rows(pa.array(scores.ravel()), len(best))
+        return pa.StructArray.from_arrays(list(columns.values()), fields=list(self.schema))
+
+    def _joined(self, results: Results) -> NDArray[np.float32]:
+        """(S, n_labels) logits of the windows -> (R, n_labels) of the texts; a window weighs what tokens it adds."""
+        starts, shares = results.of_windows()
+        if self.window_pooling == "max":
+            return np.maximum.reduceat(results.values, starts, axis=0)
+        if len(starts) == len(results.values):
+            return results.values
+        return np.add.reduceat(results.values * shares[:, None], starts, axis=0).astype(np.float32)
+
+    def _scores(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self.is_regression:
+            return logits
+        if self.is_multi_label or len(self.labels) == 1:
+            return np.exp(-np.logaddexp(0, -logits))
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)
 
     def counts(self, column: pa.StructArray) -> dict[str, int]:
-        """Records by label."""
-        return dict(Counter(label for label in column.field("label").to_pylist() if label is not None))
+        """Records by label, by each of their labels, or nothing for numbers."""
+        if self.is_regression:
+            return {}
+        return count_values(column.field("labels").flatten() if self.is_multi_label else column.field("label"))
+
+
+def _rows(values: pa.Array, n_rows: int) -> pa.ListArray:
+    """Equally many values a row."""
+    return lists_of(values, np.linspace(0, len(values), n_rows + 1).astype(np.int64))

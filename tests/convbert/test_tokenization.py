@@ -148,10 +148,10 @@ def test_copies_work(tokenizer: ConvBertTokenizer, twin: Any) -> None:
 
 
 def test_unpadded_batches(tokenizer: ConvBertTokenizer) -> None:
-    assert tokenizer.encode_batch(["foobar", ""]) == ([[2, 5, 6, 3], [2, 3]], [[0] * 4, [0] * 2])
+    assert tokenizer.encode_batch(["foobar", ""])[:2] == ([[2, 5, 6, 3], [2, 3]], [[0] * 4, [0] * 2])
     pairs = tokenizer.encode_batch(["foo foo foo", "u"], ["s", "foobar"], max_length=5)
-    assert pairs == ([[2, 5, 3, 10, 3], [2, 9, 3, 5, 3]], [[0, 0, 0, 1, 1], [0, 0, 0, 1, 1]])
-    assert tokenizer.encode_batch([]) == ([], [])
+    assert pairs[:2] == ([[2, 5, 3, 10, 3], [2, 9, 3, 5, 3]], [[0, 0, 0, 1, 1], [0, 0, 0, 1, 1]])
+    assert tokenizer.encode_batch([]) == ([], [], [], None)
 
 
 def test_the_same_alone_and_in_a_batch(tokenizer: ConvBertTokenizer) -> None:

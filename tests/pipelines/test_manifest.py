@@ -21,6 +21,7 @@ from pipelines.write import Part
 MANIFEST = Manifest(
     recipe={"unit_rows": 5},
     heads=[{"name": "prediction", "task": "text-classification", "labels": ["a"], "fingerprint": "f"}],
+    passes=[["prediction"]],
     shards=[ShardEntry("/in/a.jsonl", "0123", 2)],
     parts=[
         Part("part-a-0123-00000.parquet", 3, 1, 12, 99, {"prediction": {"a": 2}}),
@@ -64,3 +65,5 @@ def test_a_manifest_that_cannot_be_read_is_named(text: str, tmp_path: Path) -> N
 
 def test_differences_are_told_in_words() -> None:
     assert differences({"a": 1, "b": [1]}, {"a": 2, "b": [1], "c": "x"}) == ["a was 1, now 2", 'c was null, now "x"']
+    before, now = ({"heads": [{"name": "x", "task": "t", "threshold": value}]} for value in (0.5, 0.7))
+    assert differences(before, now) == ["head x threshold was 0.5, now 0.7"]

@@ -10,6 +10,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from pipelines.encode import Inputs
 from pipelines.errors import ModelError
 from pipelines.models import plan_passes
 from pipelines.spec import JobSpec
@@ -24,7 +25,7 @@ def test_a_plan_says_what_the_checkpoint_predicts(checkpoint: Path) -> None:
     (only,) = plan_passes(spec(model=str(checkpoint)))
     (head,) = only.heads
     assert (head.name, head.head.task, head.head.labels) == ("prediction", "text-classification", ["ham", "spam"])
-    assert (only.encoding.max_length, only.encoding.texts) == (128, ("text",))
+    assert (only.encoding.max_length, only.encoding.inputs) == (128, Inputs("text", ("text",)))
 
 
 def test_the_shorter_of_model_and_tokenizer_is_the_limit(checkpoint: Path, tmp_path: Path) -> None:

@@ -8,35 +8,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.encode import encode
 from pipelines.errors import ModelError
 from pipelines.models import plan_passes
-from pipelines.predict import N_TOKENS, Predictor, packed
-from pipelines.read import text_name
+from pipelines.predict import N_TOKENS, Predictor
 from pipelines.spec import JobSpec
 from tests.conftest import save_checkpoint
 from tests.oracle import classify
+from tests.pipelines.labelling import job, label
 
 
 def spec(**heads: Path) -> JobSpec:
-    return JobSpec.of({"input": ["in"], "output": "out", "head": {name: str(url) for name, url in heads.items()}})
+    return job(head={name: str(url) for name, url in heads.items()})
 
 
-def block(texts: list[str | None]) -> pa.Table:
-    errors = [None if text is not None else "text is null" for text in texts]
-    return pa.table(
-        {
-            "id": [str(i) for i in range(len(texts))],
-            text_name("text"): pa.array(texts, pa.large_string()),
-            "error": pa.array(errors, pa.string()),
-        }
-    )
-
-
-def predicted(texts: list[str | None], job: JobSpec) -> pa.Table:
-    passes = plan_passes(job)
-    encoded = encode(block(texts), [encoder_pass.encoding for encoder_pass in passes])
-    return Predictor(passes, max_batch_tokens=100)(encoded)
+def predicted(texts: list[str | None], spec: JobSpec) -> pa.Table:
+    return label(spec, text=texts)
 
 
 def test_every_row_gets_what_transformers_gives_its_text_alone(checkpoint: Path, sentences: list[str]) -> None:
@@ -89,10 +75,3 @@ def test_weights_that_changed_since_planning_are_refused(checkpoint: Path, tmp_p
     stale = [replace(p, heads=tuple(replace(head, fingerprint="0" * 64) for head in p.heads)) for p in passes]
     with pytest.raises(ModelError, match="have changed since the job was planned"):
         Predictor(stale)
-
-
-def test_a_sliced_list_array_packs_its_own_rows_only() -> None:
-    ids = pa.array([[9], [1, 2], [3], [4, 5, 6]], pa.list_(pa.int32()))[1:3]
-    batch = packed(ids)
-    assert batch.input_ids.tolist() == [1, 2, 3]
-    assert batch.offsets.tolist() == [0, 2, 3]

@@ -16,6 +16,7 @@ SUMMARY = Summary(
     pending=0,
     kept_units=5,
     max_failed_fraction=0.01,
+    sharing="one encoder pass: spam (text-classification)",
 )
 
 
@@ -33,7 +34,10 @@ def test_a_run_with_nothing_to_do_says_so() -> None:
 
 
 def test_a_dry_run_says_what_is_left() -> None:
-    assert replace(SUMMARY, pending=3).lines() == ["dry run: 3 units to label, 5 already there; nothing was written"]
+    assert replace(SUMMARY, pending=3).lines() == [
+        "one encoder pass: spam (text-classification)",
+        "dry run: 3 units to label, 5 already there; nothing was written",
+    ]
 
 
 def test_the_share_of_failures_is_judged_over_the_whole_output() -> None:

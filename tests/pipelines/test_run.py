@@ -162,7 +162,7 @@ def test_another_job_on_the_same_output_is_refused_until_it_is_overwritten(
     before = {path.name: path.read_bytes() for path in output.iterdir()}
     other = save_checkpoint(tmp_path / "other", seed=9, id2label={0: "a", 1: "b"}, label2id={"a": 0, "b": 1})
     for changed, difference in [
-        (job(corpus, output, other), "heads was"),
+        (job(corpus, output, other), "head prediction fingerprint was"),
         (job(corpus, output, checkpoint, unit_rows=7), "unit_rows was 6, now 7"),
         (job(corpus, output, checkpoint, precision="bf16"), 'precision was "fp32", now "bf16"'),
     ]:
@@ -220,7 +220,7 @@ def test_reading_and_encoding_run_beside_the_actors(
         pipeline(plan, hardware).explain()
         physical = capsys.readouterr().out.split("Physical Plan (Optimized)")[-1]
         assert [line.strip(" +-") for line in physical.splitlines() if "[" in line] == [
-            "TaskPoolMapOperator[MapBatches(write_part)]",
+            "TaskPoolMapOperator[MapBatches(decode)->MapBatches(write_part)]",
             "ActorPoolMapOperator[MapBatches(Predictor)]",
             "TaskPoolMapOperator[ReadUnitSource->MapBatches(encode)]",
             "InputDataBuffer[Input]",
@@ -290,5 +290,6 @@ def test_an_empty_corpus_gives_an_empty_output(checkpoint: Path, tmp_path: Path)
 
 def test_a_dry_run_writes_nothing(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
     summary = run(job(corpus, tmp_path / "out", checkpoint, dry_run=True))
-    assert summary.lines()[0].startswith("dry run: ")
+    assert summary.lines()[0] == "one encoder pass: prediction (text-classification)"
+    assert summary.lines()[1].startswith("dry run: ")
     assert not (tmp_path / "out").exists()

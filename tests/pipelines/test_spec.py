@@ -29,7 +29,6 @@ def test_model_is_short_for_a_head_called_prediction() -> None:
         ({"keep_column": ["__unit"]}, "'__unit'.*begin with two underscores"),
         ({"min_actors": 3, "max_actors": 2}, r"--min-actors \(3\) is above --max-actors \(2\)"),
         ({"long_text": "maybe"}, "--long-text"),
-        ({"long_text": "window"}, "--long-text window is not available yet"),
         ({"precision": "int8"}, "--precision int8 is not available yet"),
         ({"colour": "red"}, "unknown setting 'colour'"),
         ({"max_failed_fraction": 1.5}, r"--max-failed-fraction \(1.5\)"),
@@ -68,4 +67,4 @@ def test_the_recipe_leaves_out_what_does_not_change_a_part() -> None:
     one = JobSpec.of(values(max_actors=2, max_batch_tokens=100, output="here"))
     other = JobSpec.of(values(max_actors=5, max_batch_tokens=900, output="there", input=["else"]))
     assert one.recipe() == other.recipe()
-    assert one.recipe() != JobSpec.of(values(text_column="body")).recipe()
+    assert one.recipe() != JobSpec.of(values(keep_column=["body"])).recipe()

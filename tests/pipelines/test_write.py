@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
@@ -17,13 +16,21 @@ from pipelines.predict import N_TOKENS
 from pipelines.read import WAYBILL
 from pipelines.storage import locate
 from pipelines.write import Format, Part, part_figures, parts_from, write_part
+from tests.pipelines.labelling import job
 
-HEAD = SequenceClassification(ConvBertConfig(id2label={0: "ham", 1: "spam"}))
+HEAD = SequenceClassification(
+    ConvBertConfig(id2label={0: "ham", 1: "spam"}),
+    object(),  # type: ignore[arg-type]  # this head asks no tokenizer
+    job(model="m"),
+)
 
 
 def block(n_rows: int = 3, *, planned: int | None = None) -> pa.Table:
     waybill = json.dumps({"part": "part-a-0123-00000", "rows": n_rows if planned is None else planned})
-    labels = HEAD.to_arrow(np.eye(2, dtype=np.float32)[np.arange(n_rows) % 2])
+    names = ["ham", "spam"]
+    labels = pa.array(
+        [{"label": names[i % 2], "score": 1, "scores": [1 - i % 2, i % 2]} for i in range(n_rows)], HEAD.schema
+    )
     rows = pa.array([None if row == 1 else row for row in range(n_rows)])
     return pa.table(
         {

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from convbert import ConvBertForSequenceClassification, InputError
-from convbert.engine import Engine, Packed
+from convbert.engine import Engine, FirstToken, Packed
 from tests.conftest import tiny_config
 
 SHAPES = [
@@ -48,8 +48,8 @@ def test_any_mixture_gives_each_record_its_own_result(changes: dict[str, object]
     expected = alone(oracle, batch)
     assert expected.std() > 0.05  # or else the comparison would mean little
     for budget in (1, 64, 10**6):
-        engine = Engine(model.base_model, {"head": model.classifier}, max_batch_tokens=budget)
-        np.testing.assert_allclose(engine(batch)["head"], expected, atol=1e-4)
+        engine = Engine(model.base_model, {"head": FirstToken(model.classifier)}, max_batch_tokens=budget)
+        np.testing.assert_allclose(engine(batch)["head"].values, expected, atol=1e-4)
 
 
 def test_padding_would_change_the_result_in_transformers(checkpoint: Path) -> None:
@@ -64,16 +64,16 @@ def test_padding_would_change_the_result_in_transformers(checkpoint: Path) -> No
 
 def test_the_same_records_give_the_same_bytes(checkpoint: Path) -> None:
     model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
-    engine = Engine(model.base_model, {"head": model.classifier}, max_batch_tokens=64)
+    engine = Engine(model.base_model, {"head": FirstToken(model.classifier)}, max_batch_tokens=64)
     batch = packed([5, 17, 5, 80, 1], 60)
-    assert engine(batch)["head"].tobytes() == engine(batch)["head"].tobytes()
+    assert engine(batch)["head"].values.tobytes() == engine(batch)["head"].values.tobytes()
 
 
 def test_bf16_stays_close(checkpoint: Path) -> None:
     model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
     batch = packed([5, 17, 5, 80, 1], 60)
-    full = Engine(model.base_model, {"head": model.classifier})(batch)["head"]
-    half = Engine(model.base_model, {"head": model.classifier}, dtype=torch.bfloat16)(batch)["head"]
+    full = Engine(model.base_model, {"head": FirstToken(model.classifier)})(batch)["head"].values
+    half = Engine(model.base_model, {"head": FirstToken(model.classifier)}, dtype=torch.bfloat16)(batch)["head"].values
     assert half.dtype == np.float32
     np.testing.assert_allclose(half, full, atol=0.15)
 
@@ -81,7 +81,7 @@ def test_bf16_stays_close(checkpoint: Path) -> None:
 def test_the_engine_leaves_the_model_as_it_is(checkpoint: Path) -> None:
     model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    Engine(model.base_model, {"head": model.classifier}, dtype=torch.bfloat16)(packed([4, 2], 60))
+    Engine(model.base_model, {"head": FirstToken(model.classifier)}, dtype=torch.bfloat16)(packed([4, 2], 60))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.parameters())
 
@@ -90,7 +90,7 @@ def test_bad_input_is_named(checkpoint: Path) -> None:
     model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
     with pytest.raises(InputError, match="max_batch_tokens"):
         Engine(model.base_model, {}, max_batch_tokens=0)
-    engine = Engine(model.base_model, {"head": model.classifier})
+    engine = Engine(model.base_model, {"head": FirstToken(model.classifier)})
     with pytest.raises(InputError, match="129 tokens, more than max_position_embeddings"):
         engine(packed([129], 60))
 
@@ -99,6 +99,6 @@ def test_bad_input_is_named(checkpoint: Path) -> None:
 def test_a_gpu_gives_the_same(checkpoint: Path) -> None:
     model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
     batch = packed([5, 17, 5, 80, 1], 60)
-    expected = Engine(model.base_model, {"head": model.classifier})(batch)["head"]
-    on_gpu = Engine(model.base_model, {"head": model.classifier}, device="cuda")(batch)["head"]
+    expected = Engine(model.base_model, {"head": FirstToken(model.classifier)})(batch)["head"].values
+    on_gpu = Engine(model.base_model, {"head": FirstToken(model.classifier)}, device="cuda")(batch)["head"].values
     np.testing.assert_allclose(on_gpu, expected, atol=1e-4)

@@ -1,0 +1,167 @@
+"""Hidden states of a micro-batch in, a task's rows out: what can stand on the packed encoder.
+
+Shapes: T tokens, R records, H hidden width, N rows.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from convbert.engine.encoder import PackedEncoder
+from convbert.engine.packing import Indices, Packed, gather, micro_batches
+
+
+class Rows(NamedTuple):
+    """A head's results: record r has ``values[offsets[r]:offsets[r + 1]]``.
+
+    Attributes:
+        values: (N, …) float32.
+        offsets: (R + 1,).
+    """
+
+    values: NDArray[np.float32]
+    offsets: Indices
+
+
+class Head(nn.Module, ABC):
+    """Reads hidden states where it needs them."""
+
+    @abstractmethod
+    def forward(self, hidden: Tensor, batch: Packed) -> Tensor:
+        """Hidden states (T, H) of a micro-batch -> rows (N, …), the records' one after the other."""
+
+    def n_rows(self, batch: Packed) -> Indices:
+        """(R,) rows that each record gets: one, unless a subclass says otherwise."""
+        return np.ones(len(batch.lengths), np.int64)
+
+
+class FirstToken(Head):
+    """A module on each record's first token: one row a record."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, hidden: Tensor, batch: Packed) -> Tensor:
+        """(T, H) -> (R, …)."""
+        return self.module(hidden[_rows(batch.offsets[:-1], hidden)])
+
+
+class EachToken(Head):
+    """A module on every token: as many rows as the record has tokens."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, hidden: Tensor, batch: Packed) -> Tensor:
+        """(T, H) -> (T, …)."""
+        return self.module(hidden)
+
+    def n_rows(self, batch: Packed) -> Indices:
+        """The records' lengths."""
+        return batch.lengths
+
+
+class TokensWithId(Head):
+    """A module on the tokens that have one id, such as [MASK]: a row for each of them."""
+
+    def __init__(self, module: nn.Module, token_id: int) -> None:
+        super().__init__()
+        self.module = module
+        self.token_id = token_id
+
+    def forward(self, hidden: Tensor, batch: Packed) -> Tensor:
+        """(T, H) -> (N, …)."""
+        return self.module(hidden[_rows(np.flatnonzero(batch.input_ids == self.token_id), hidden)])
+
+    def n_rows(self, batch: Packed) -> Indices:
+        """How often the id stands in each record."""
+        return np.add.reduceat(batch.input_ids == self.token_id, batch.offsets[:-1], dtype=np.int64)
+
+
+class WholeRecord(Head):
+    """A module on each record's hidden states (R, L, H), for records of one length at a time: one row a record."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, hidden: Tensor, batch: Packed) -> Tensor:
+        """(T, H) -> (R, …)."""
+        lengths = batch.lengths
+        edges = [0, *(np.flatnonzero(np.diff(lengths)) + 1), len(lengths)]
+        rows = []
+        for first, last in pairwise(edges):
+            group = hidden[batch.offsets[first] : batch.offsets[last]]
+            rows.append(self.module(group.view(last - first, int(lengths[first]), -1)))
+        return torch.cat(rows)
+
+
+class Pooled(Head):
+    """The mean or maximum over each record's counted tokens: one row of H a record, in float32."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, hidden: Tensor, batch: Packed) -> Tensor:
+        """(T, H) -> (R, H)."""
+        starts, lengths = np.asarray(batch.offsets)[:-1], batch.lengths
+        if batch.counted is not None:
+            starts, lengths = starts + batch.counted[:, 0], batch.counted[:, 1] - batch.counted[:, 0]
+        rows, _ = gather(starts, lengths)
+        lengths_there = torch.as_tensor(lengths, device=hidden.device)
+        return torch.segment_reduce(hidden[_rows(rows, hidden)].float(), self.kind, lengths=lengths_there)
+
+
+class PseudoLikelihood(nn.Module):
+    """How likely each record's tokens are, each hidden in turn behind [MASK] (Salazar et al. 2020, equation 1).
+
+    It runs the encoder itself, once for every token that is scored.
+
+    Args:
+        module: hidden states (N, H) -> logits (N, vocab_size).
+        mask_id: id of [MASK].
+        unscored: ids that are not scored, such as [CLS] and [SEP].
+    """
+
+    def __init__(self, module: nn.Module, *, mask_id: int, unscored: frozenset[int]) -> None:
+        super().__init__()
+        self.module = module
+        self.mask_id = mask_id
+        self.unscored = np.array(sorted(unscored))
+
+    def forward(self, encoder: PackedEncoder, records: Packed, max_batch_tokens: int) -> Rows:
+        """(R, 2): sum of the logarithms of the probabilities, and how many tokens were scored."""
+        lengths = records.lengths
+        owners = np.repeat(np.arange(len(lengths)), lengths)  # (T,)
+        places = np.arange(len(owners)) - np.asarray(records.offsets)[owners]
+        is_scored = ~np.isin(records.input_ids, self.unscored)
+        if records.counted is not None:
+            first, last = records.counted[owners].T
+            is_scored &= (first <= places) & (places < last)
+        owners, places = owners[is_scored], places[is_scored]  # a copy of its record for each scored token
+        totals = np.zeros((len(lengths), 2), np.float64)
+        for copies in micro_batches(lengths[owners], max_batch_tokens):
+            batch = records.take(owners[copies])
+            masks = batch.offsets[:-1] + places[copies]
+            words = batch.input_ids[masks]
+            ids = batch.input_ids.copy()
+            ids[masks] = self.mask_id
+            hidden = encoder(batch._replace(input_ids=ids))
+            logits = self.module(hidden[_rows(masks, hidden)]).float()
+            scores = logits.log_softmax(-1)[torch.arange(len(words)), torch.as_tensor(words, dtype=torch.long)]
+            np.add.at(totals, owners[copies], np.stack([scores.cpu().numpy(), np.ones(len(words))], 1))
+        return Rows(totals.astype(np.float32), np.arange(len(lengths) + 1))
+
+
+def _rows(places: NDArray[np.integer], hidden: Tensor) -> Tensor:
+    return torch.as_tensor(places, dtype=torch.long).to(hidden.device, non_blocking=True)

@@ -1,0 +1,11 @@
+"""Find words for every [MASK] of a corpus, or score how likely its texts are.
+
+ray job submit -- python jobs/fill_masks.py --input corpus/ --output filled/ --model checkpoint/
+"""
+
+import sys
+
+from jobs.command_line import main
+
+if __name__ == "__main__":
+    sys.exit(main("Find words for every [MASK] of a corpus, or score how likely its texts are.", task="fill-mask"))

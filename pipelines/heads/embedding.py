@@ -1,0 +1,51 @@
+"""Embeddings: a text's or a pair's hidden states in, one vector out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from torch import nn
+
+from convbert import ConvBertConfig, ConvBertModel, ConvBertTokenizer, engine
+from pipelines.heads.base import Head, Results, text_inputs
+from pipelines.spec import JobSpec
+
+
+class Embedding(Head):
+    """The mean, the maximum, or the first ([CLS]) of the last hidden states, special tokens included."""
+
+    task = "feature-extraction"
+    model_class = ConvBertModel
+    settings = ("pooling", "normalize", "embedding_type")
+
+    def __init__(self, config: ConvBertConfig, tokenizer: ConvBertTokenizer, spec: JobSpec) -> None:
+        self.inputs = text_inputs(spec)
+        self.labels = []
+        self.pooling = spec.pooling
+        self.normalize = spec.normalize
+        self.dtype = np.dtype(spec.embedding_type)
+        numbers = pa.list_(pa.from_numpy_dtype(self.dtype), config.hidden_size)
+        self.schema = pa.struct([pa.field("embedding", numbers)])  # hidden_size numbers
+
+    def on_encoder(self, model: ConvBertModel) -> engine.Head:
+        """A vector a sequence."""
+        return engine.FirstToken(nn.Identity()) if self.pooling == "cls" else engine.Pooled(self.pooling)
+
+    def to_arrow(self, results: Results) -> pa.StructArray:
+        """(S, H) of the windows -> R structs; a window weighs what tokens it adds."""
+        starts, shares = results.of_windows()
+        if self.pooling == "max":
+            vectors = np.maximum.reduceat(results.values, starts, axis=0)
+        elif len(starts) == len(results.values):
+            vectors = results.values
+        else:
+            vectors = np.add.reduceat(results.values * shares[:, None], starts, axis=0)
+        if self.normalize:
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        flat = pa.array(vectors.astype(self.dtype).ravel())
+        lists = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+        return pa.StructArray.from_arrays([lists], fields=list(self.schema))
+
+    def counts(self, column: pa.StructArray) -> dict[str, int]:
+        """Nothing to count."""
+        return {}

@@ -1,0 +1,126 @@
+"""Masked language modelling: words for each [MASK] out, or how likely a text is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from convbert import ConvBertConfig, ConvBertForMaskedLM, ConvBertTokenizer, engine
+from pipelines.encode import Inputs
+from pipelines.errors import ModelError
+from pipelines.heads.base import Head, Results, lists_of
+from pipelines.spec import JobSpec
+
+_WORD = pa.struct(
+    [
+        pa.field("token", pa.string()),  # the word piece
+        pa.field("score", pa.float32()),  # its probability
+        pa.field("id", pa.int32()),  # its id in the vocabulary
+    ]
+)
+
+
+class FillMask(Head):
+    """The likeliest tokens for each [MASK]."""
+
+    task = "fill-mask"
+    model_class = ConvBertForMaskedLM
+    settings = ("top_k", "pseudo_log_likelihood")
+    needs_mask = True
+    schema = pa.struct([pa.field("masks", pa.list_(pa.list_(_WORD)))])  # --top-k words for each [MASK], likeliest first
+
+    def __init__(self, config: ConvBertConfig, tokenizer: ConvBertTokenizer, spec: JobSpec) -> None:
+        self.inputs = Inputs("text", (spec.text_column,))
+        self.labels = []
+        self.mask_id = _mask_id(tokenizer)
+        self.top_k = min(spec.top_k or 5, config.vocab_size)
+        self.words = [tokenizer.decode([index]) for index in range(config.vocab_size)]
+
+    def on_encoder(self, model: ConvBertForMaskedLM) -> engine.Head:
+        """Probability and id of the likeliest words, for each [MASK]."""
+        return engine.TokensWithId(_Words(_vocabulary_head(model), self.top_k), self.mask_id)
+
+    def to_arrow(self, results: Results) -> pa.StructArray:
+        """(N, 2 · top_k) for the N masks -> R structs."""
+        packed = results.sequences.packed
+        is_counted = results.sequences.is_counted[packed.input_ids == self.mask_id]
+        values = results.values[is_counted]
+        scores, ids = values[:, : self.top_k].ravel(), values[:, self.top_k :].ravel().astype(np.int32)
+        columns = [pa.array(self.words, pa.string()).take(pa.array(ids)), pa.array(scores), pa.array(ids)]
+        words = pa.StructArray.from_arrays(columns, fields=list(_WORD))
+        of_masks = lists_of(words, np.arange(0, len(ids) + 1, self.top_k))
+        n_masks = np.concatenate([[0], np.cumsum(is_counted)])[results.offsets]
+        return pa.StructArray.from_arrays([lists_of(of_masks, n_masks)], fields=list(self.schema))
+
+    def counts(self, column: pa.StructArray) -> dict[str, int]:
+        """Masks that were filled."""
+        return {"masks": len(column.field("masks").flatten())}
+
+
+class PseudoLogLikelihood(Head):
+    """How likely a text is, each of its tokens in turn behind [MASK] (Salazar et al. 2020)."""
+
+    task = "fill-mask"
+    model_class = ConvBertForMaskedLM
+    settings = ("pseudo_log_likelihood",)
+    schema = pa.struct(
+        [
+            pa.field(
+                "pseudo_log_likelihood", pa.float32()
+            ),  # sum over the tokens of the logarithm of their probability
+            pa.field("tokens", pa.int32()),  # tokens that were scored: all but special ones
+            pa.field(
+                "pseudo_perplexity", pa.float32()
+            ),  # exp of minus their mean: low for a likely text; null without tokens
+        ]
+    )
+
+    def __init__(self, config: ConvBertConfig, tokenizer: ConvBertTokenizer, spec: JobSpec) -> None:
+        self.inputs = Inputs("text", (spec.text_column,))
+        self.labels = []
+        self.mask_id = _mask_id(tokenizer)
+        self.unscored = frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+
+    def on_encoder(self, model: ConvBertForMaskedLM) -> engine.PseudoLikelihood:
+        """Sum and count of the scored tokens of each window."""
+        return engine.PseudoLikelihood(_vocabulary_head(model), mask_id=self.mask_id, unscored=self.unscored)
+
+    def to_arrow(self, results: Results) -> pa.StructArray:
+        """(S, 2) -> R structs."""
+        total, count = np.add.reduceat(results.values.astype(np.float64), results.offsets[:-1], axis=0).T
+        perplexity = np.exp(-total / np.maximum(count, 1))
+        columns = [
+            pa.array(total, pa.float32()),
+            pa.array(count.astype(np.int32)),
+            pa.array(perplexity.astype(np.float32), mask=count == 0),
+        ]
+        return pa.StructArray.from_arrays(columns, fields=list(self.schema))
+
+    def counts(self, column: pa.StructArray) -> dict[str, int]:
+        """Nothing to count."""
+        return {}
+
+
+class _Words(nn.Module):
+    """Hidden states (N, H) -> (N, 2k): probabilities of the k likeliest words, then their ids (exact below 2^24)."""
+
+    def __init__(self, vocabulary_head: nn.Module, top_k: int) -> None:
+        super().__init__()
+        self.vocabulary_head = vocabulary_head
+        self.top_k = top_k
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        scores, ids = self.vocabulary_head(hidden).float().softmax(-1).topk(self.top_k)
+        return torch.cat([scores, ids.float()], -1)
+
+
+def _vocabulary_head(model: ConvBertForMaskedLM) -> nn.Module:
+    return nn.Sequential(model.generator_predictions, model.generator_lm_head)
+
+
+def _mask_id(tokenizer: ConvBertTokenizer) -> int:
+    if tokenizer.mask_token_id is None:
+        raise ModelError("the tokenizer has no mask_token: name it in its tokenizer_config.json")
+    return tokenizer.mask_token_id

@@ -1,0 +1,63 @@
+"""Multiple choice: a score for each continuation of a prompt in, the best one's index out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from torch import nn
+
+from convbert import ConvBertConfig, ConvBertForMultipleChoice, ConvBertTokenizer, engine
+from pipelines.encode import Inputs
+from pipelines.errors import ModelError
+from pipelines.heads.base import Head, Results, count_values, lists_of
+from pipelines.spec import JobSpec
+
+
+class MultipleChoice(Head):
+    """The likeliest of a record's choices, however many.
+
+    Each choice is padded to the record's longest, because the model reads the last position:
+    docs/decisions/0008-multiple-choice.md.
+    """
+
+    task = "multiple-choice"
+    model_class = ConvBertForMultipleChoice
+    schema = pa.struct(
+        [
+            pa.field("index", pa.int32()),  # the likeliest choice, from 0
+            pa.field("score", pa.float32()),  # its probability
+            pa.field("scores", pa.list_(pa.float32())),  # every choice's probability, in their order
+        ]
+    )
+
+    def __init__(self, config: ConvBertConfig, tokenizer: ConvBertTokenizer, spec: JobSpec) -> None:
+        if spec.long_text == "window":
+            raise ModelError("a choice cannot be labelled in windows: use --long-text truncate or error")
+        if tokenizer.pad_token_id is None or tokenizer.padding_side != "right":
+            raise ModelError(
+                "choices are padded on the right: give a tokenizer with a pad_token and padding_side right"
+            )
+        self.inputs = Inputs("choices", (spec.text_column, spec.choices_column))
+        self.labels = []
+
+    def on_encoder(self, model: ConvBertForMultipleChoice) -> engine.Head:
+        """A logit for each choice."""
+        return engine.WholeRecord(nn.Sequential(model.sequence_summary, model.classifier))
+
+    def to_arrow(self, results: Results) -> pa.StructArray:
+        """Logits (S, 1) -> R structs."""
+        logits, starts = results.values[:, 0], results.offsets[:-1]
+        counts = np.diff(results.offsets)
+        powers = np.exp(logits - np.repeat(np.maximum.reduceat(logits, starts), counts))
+        scores = powers / np.repeat(np.add.reduceat(powers, starts), counts)
+        best = [int(scores[start:stop].argmax()) for start, stop in zip(starts, results.offsets[1:], strict=True)]
+        columns = [
+            pa.array(best, pa.int32()),
+            pa.array(scores[starts + best], pa.float32()),
+            lists_of(pa.array(scores, pa.float32()), results.offsets),
+        ]
+        return pa.StructArray.from_arrays(columns, fields=list(self.schema))
+
+    def counts(self, column: pa.StructArray) -> dict[str, int]:
+        """Records by index."""
+        return count_values(column.field("index"))

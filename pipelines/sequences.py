@@ -1,0 +1,121 @@
+"""The columns that tokenising adds to a block, and the flat arrays that the model and its heads read from them.
+
+A record is one sequence of tokens, or several: windows of a long text, or the choices of a question.
+Shapes: R records, S sequences, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from convbert.engine import Packed
+
+_KINDS = _IDS, _TYPES, _ATTENDED, _COUNTED, _SPANS = "__ids_", "__types_", "__attended_", "__counted_", "__spans_"
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """The sequences of some records.
+
+    Attributes:
+        records: (R + 1,): record r has the sequences ``records[r]`` to ``records[r + 1]``.
+        packed: the sequences, ready for the engine.
+        spans: (T, 3) first and last + 1 character of each token in its text, and the number of its word, or
+            -1 where it is no token of that text; None where no head asks for them.
+    """
+
+    records: NDArray[np.int64]
+    packed: Packed
+    spans: NDArray[np.int32] | None = None
+
+    @property
+    def tokens(self) -> NDArray[np.int64]:
+        """(R + 1,): record r has the tokens ``tokens[r]`` to ``tokens[r + 1]``."""
+        return np.asarray(self.packed.offsets, np.int64)[self.records]
+
+    @property
+    def n_counted(self) -> NDArray[np.int64]:
+        """(S,) tokens that count as each sequence's own: the weight of a window in its text."""
+        counted = self.packed.counted
+        return self.packed.lengths if counted is None else (counted[:, 1] - counted[:, 0]).astype(np.int64)
+
+    @property
+    def is_counted(self) -> NDArray[np.bool_]:
+        """(T,) whether a token counts here, and not in another window."""
+        if self.packed.counted is None:
+            return np.ones(len(self.packed.input_ids), np.bool_)
+        lengths = self.packed.lengths
+        places = np.arange(lengths.sum()) - np.repeat(np.asarray(self.packed.offsets)[:-1], lengths)
+        first, last = np.repeat(self.packed.counted, lengths, axis=0).T
+        return (first <= places) & (places < last)
+
+
+def add_sequences(block: pa.Table, name: str, sequences: Sequences, rows: NDArray[np.int64]) -> pa.Table:
+    """The block with columns for one encoder pass: sequences of these rows, null elsewhere."""
+    packed, n_sequences = sequences.packed, np.diff(sequences.records)
+    columns = {
+        _IDS: _lists(packed.offsets, pa.array(packed.input_ids, pa.int32())),
+        _TYPES: packed.token_type_ids is not None
+        and _lists(packed.offsets, pa.array(packed.token_type_ids, pa.int8())),
+        _ATTENDED: packed.attended is not None and pa.array(packed.attended, pa.int32()),
+        _COUNTED: packed.counted is not None and _pairs(packed.counted),
+        _SPANS: sequences.spans is not None and _lists(packed.offsets, _pairs(sequences.spans)),
+    }
+    for kind, values in columns.items():
+        if values is not False:
+            block = block.append_column(kind + name, _at_rows(values, n_sequences, rows, len(block)))
+    return block
+
+
+def sequences_of(block: pa.Table, name: str, rows: pa.Array) -> Sequences:
+    """What ``add_sequences`` wrote for these rows, none of which has failed."""
+
+    def column(kind: str) -> pa.ListArray | None:
+        return block[kind + name].take(rows).combine_chunks() if kind + name in block.column_names else None
+
+    ids, types, attended, counted, spans = map(column, _KINDS)
+    assert ids is not None  # every pass has ids
+    sequences = ids.flatten()
+    return Sequences(
+        records=_offsets(ids),
+        packed=Packed(
+            sequences.flatten().to_numpy(),
+            _offsets(sequences),
+            None if types is None else types.flatten().flatten().to_numpy(),
+            None if attended is None else attended.flatten().to_numpy(),
+            None if counted is None else counted.flatten().flatten().to_numpy().reshape(-1, 2),
+        ),
+        spans=None if spans is None else spans.flatten().flatten().flatten().to_numpy().reshape(-1, 3),
+    )
+
+
+def list_column(values: pa.Array, counts: Sequence[int] | NDArray[np.int64], rows: pa.Array, n_rows: int) -> pa.Array:
+    """A list column with so many of the values at each of these rows, null elsewhere."""
+    return _at_rows(values, np.asarray(counts), rows.to_numpy(), n_rows)
+
+
+def _at_rows(values: pa.Array, counts: NDArray[np.int64], rows: NDArray[np.int64], n_rows: int) -> pa.ListArray:
+    lengths = np.zeros(n_rows, np.int64)
+    lengths[rows] = counts
+    is_null = np.ones(n_rows + 1, np.bool_)
+    is_null[rows] = False
+    is_null[-1] = False
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64(), mask=is_null), values)
+
+
+def _lists(offsets: NDArray[np.integer], values: pa.Array) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
+
+
+def _pairs(rows: NDArray[np.integer]) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel(), pa.int32()), rows.shape[1])
+
+
+def _offsets(lists: pa.ListArray) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))]).astype(np.int64)

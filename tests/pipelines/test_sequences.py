@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from convbert.engine import Packed
+from pipelines.sequences import Sequences, add_sequences, list_column, sequences_of
+
+records_of = st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=3), max_size=8)
+
+
+@given(records_of, st.data())
+def test_what_is_written_for_some_rows_is_read_back(records: list[list[int]], data: st.DataObject) -> None:
+    n_rows = len(records) + data.draw(st.integers(0, 3))
+    rows = np.array(sorted(data.draw(st.permutations(range(n_rows)))[: len(records)]), np.int64)
+    lengths = [length for record in records for length in record]
+    n_tokens = sum(lengths)
+    packed = Packed(
+        np.arange(n_tokens, dtype=np.int32),
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        np.arange(n_tokens, dtype=np.int8) % 2,
+        np.array(lengths, np.int64),
+        np.array([[0, length] for length in lengths], np.int64).reshape(-1, 2),
+    )
+    starts = np.concatenate([[0], np.cumsum([len(record) for record in records])]).astype(np.int64)
+    spans = np.arange(3 * n_tokens, dtype=np.int32).reshape(-1, 3)
+    block = pa.table({"id": list(range(n_rows))})
+    block = add_sequences(block, "0", Sequences(starts, packed, spans), rows)
+    found = sequences_of(block, "0", pa.array(rows))
+    np.testing.assert_array_equal(found.records, starts)
+    np.testing.assert_array_equal(found.spans, spans)
+    for ours, theirs in zip(found.packed, packed, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for name in block.column_names[1:]:
+        assert [row for row, value in enumerate(block[name].to_pylist()) if value is not None] == rows.tolist()
+    back = sequences_of(block, "0", pa.array(rows[::-1]))
+    assert np.diff(back.records).tolist() == [len(record) for record in records[::-1]]
+
+
+def test_counted_tokens_are_told_for_every_window() -> None:
+    packed = Packed(np.zeros(7, np.int32), np.array([0, 4, 7]), counted=np.array([[0, 3], [1, 3]]))
+    sequences = Sequences(np.array([0, 2]), packed)
+    assert sequences.is_counted.tolist() == [True, True, True, False, False, True, True]
+    assert sequences.n_counted.tolist() == [3, 2]
+
+
+def test_list_columns_have_values_at_their_rows() -> None:
+    column = list_column(pa.array([1, 2, 3]), [2, 1], pa.array([0, 2]), 4)
+    assert column.to_pylist() == [[1, 2], None, [3], None]

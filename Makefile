@@ -25,7 +25,8 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python benchmarks/job.py
+	$(BIN)/python -m benchmarks.job
+	$(BIN)/python -m benchmarks.heads
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

@@ -9,7 +9,6 @@ loading the model. Rates are rows and real tokens (no padding) a second.
 from __future__ import annotations
 
 import argparse
-import itertools
 import logging
 import os
 import statistics
@@ -22,26 +21,19 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import ray
 import torch
 import transformers
 from ray.data import ActorPoolStrategy, DataContext
 
+from benchmarks.inputs import SIZES, make_model, save, texts
 from pipelines.plan import make_plan
 from pipelines.predict import Predictor
 from pipelines.resources import share_out
 from pipelines.run import pipeline
 from pipelines.spec import JobSpec
 from pipelines.write import parts_from
-
-ROOT = Path(__file__).parents[1]
-CHECKPOINT = ROOT / "examples/spam/checkpoint"
-SIZES = {
-    "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
-    "small": {"hidden_size": 256, "num_hidden_layers": 12, "num_attention_heads": 4, "intermediate_size": 1024},
-}
 
 
 class Recipe:
@@ -75,11 +67,13 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="base", help="model size, random weights (default: base)")
     options = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     ray.init("local", include_dashboard=False, logging_level=logging.ERROR)
     DataContext.get_current().enable_progress_bars = False
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        corpus, checkpoint = make_corpus(folder, options.texts), make_checkpoint(folder, options.size)
+        corpus, checkpoint = make_corpus(folder, options.texts), folder / "model"
+        save(make_model("ConvBertForSequenceClassification", options.size), checkpoint)
         ours, theirs, ratios = [], [], []
         for number in range(options.runs):
             ours.append(run_ours(corpus, checkpoint, folder / f"out{number}", folder))
@@ -89,24 +83,10 @@ def main() -> None:
 
 
 def make_corpus(folder: Path, n_texts: int) -> Path:
-    """The first texts of every shard of the spam corpus in turn, in one Parquet file."""
-    shards = sorted(path for path in (ROOT / "examples/spam/corpus").iterdir() if path.suffix == ".parquet")
-    columns = [ds.dataset(path).to_table(["text"])["text"].to_pylist() for path in shards]
-    texts = [text for row in itertools.zip_longest(*columns) for text in row if text is not None][:n_texts]
+    """Texts of the spam corpus in one Parquet file."""
     (folder / "corpus").mkdir()
-    pq.write_table(pa.table({"text": texts}), folder / "corpus/texts.parquet", row_group_size=32)
+    pq.write_table(pa.table({"text": texts(n_texts)}), folder / "corpus/texts.parquet", row_group_size=32)
     return folder / "corpus"
-
-
-def make_checkpoint(folder: Path, size: str) -> Path:
-    """A model of that size with random weights, and the spam example's vocabulary."""
-    torch.manual_seed(0)
-    tokenizer = transformers.ConvBertTokenizer.from_pretrained(CHECKPOINT)
-    width = SIZES[size]["hidden_size"]
-    config = transformers.ConvBertConfig(vocab_size=len(tokenizer), pad_token_id=0, embedding_size=width, **SIZES[size])
-    transformers.ConvBertForSequenceClassification(config).save_pretrained(folder / "model")
-    (folder / "model/vocab.txt").write_text((CHECKPOINT / "vocab.txt").read_text(encoding="utf-8"), encoding="utf-8")
-    return folder / "model"
 
 
 def run_ours(corpus: Path, checkpoint: Path, output: Path, scratch: Path) -> dict[str, float]:

@@ -83,19 +83,21 @@ def choose(checkpoint: Path, prompts: list[str], choices: list[list[str]]) -> li
 
 
 def pseudo_log_likelihood(checkpoint: Path, texts: list[str]) -> list[tuple[float, int]]:
-    """Sum of log-probabilities and number of tokens, each token masked in turn."""
+    """Sum of log-probabilities and number of tokens, each token but special ones masked in turn."""
     model = transformers.ConvBertForMaskedLM.from_pretrained(checkpoint).eval()
     tokenizer = transformers.ConvBertTokenizer.from_pretrained(checkpoint)
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     answers = []
     for text in texts:
         ids = tokenizer(text, truncation=True, max_length=128, return_tensors="pt").input_ids
+        scored = [place for place, token in enumerate(ids[0].tolist()) if token not in special]
         total = 0.0
-        for place in range(1, ids.shape[1] - 1):
+        for place in scored:
             hidden = ids.clone()
             hidden[0, place] = tokenizer.mask_token_id
             with torch.inference_mode():
                 total += float(model(hidden).logits[0, place].log_softmax(-1)[ids[0, place]])
-        answers.append((total, ids.shape[1] - 2))
+        answers.append((total, len(scored)))
     return answers
 
 

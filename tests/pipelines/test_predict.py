@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import transformers
 
+from convbert.engine import PackedEncoder
 from pipelines.errors import ModelError
 from pipelines.models import plan_passes
 from pipelines.predict import N_TOKENS, Predictor
@@ -50,14 +52,24 @@ def test_heads_on_one_encoder_and_on_another_agree_with_each_alone(
         assert together[name].to_pylist() == alone.to_pylist()
 
 
-def test_a_shared_encoder_runs_once(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from convbert.engine import PackedEncoder
-
+def test_a_shared_encoder_runs_once(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads of two tasks in folders of their own, whose encoders hold the same weights, and a third with another."""
+    tagger = save_checkpoint(tmp_path / "tagger", architecture="ConvBertForTokenClassification")
+    tagging = transformers.ConvBertForTokenClassification.from_pretrained(tagger)
+    classifier = transformers.ConvBertForSequenceClassification.from_pretrained(checkpoint)
+    tagging.convbert.load_state_dict(classifier.convbert.state_dict())
+    tagging.save_pretrained(tagger)
+    other = save_checkpoint(tmp_path / "other", seed=5)
     calls = []
     original = PackedEncoder.__call__
     monkeypatch.setattr(PackedEncoder, "__call__", lambda self, batch: calls.append(1) or original(self, batch))
-    predicted(["free mail"], spec(a=checkpoint, b=checkpoint, c=checkpoint))
+    shared = spec(a=checkpoint, b=tagger)
+    assert [[head.name for head in one.heads] for one in plan_passes(shared)] == [["a", "b"]]
+    result = predicted(["free mail"], shared)
     assert len(calls) == 1
+    assert None not in (*result["a"].to_pylist(), *result["b"].to_pylist())
+    predicted(["free mail"], spec(a=checkpoint, b=tagger, c=other))
+    assert len(calls) == 3
 
 
 def test_tokens_are_counted_by_row(checkpoint: Path) -> None:

@@ -31,9 +31,8 @@ from benchmarks.inputs import SIZES, make_model, save, texts
 from pipelines.plan import make_plan
 from pipelines.predict import Predictor
 from pipelines.resources import share_out
-from pipelines.run import pipeline
+from pipelines.run import parts_from, pipeline
 from pipelines.spec import JobSpec
-from pipelines.write import parts_from
 
 
 class Recipe:
@@ -94,7 +93,7 @@ def run_ours(corpus: Path, checkpoint: Path, output: Path, scratch: Path) -> dic
     log = tempfile.mkstemp(dir=scratch)[1]
     spec = JobSpec.of({"input": [str(corpus)], "output": str(output), "model": str(checkpoint)})
     plan = make_plan(spec)
-    hardware = share_out(spec, "cpu", n_units=len(plan.pending))
+    hardware = share_out(spec, "cpu", n_units=plan.n_units)
     dataset = pipeline(plan, hardware, predictor=_timed(log))
     parts = [
         part for rows in dataset.iter_batches(batch_size=None, batch_format="pyarrow") for part in parts_from(rows)

@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 from pipelines.errors import SourceError
 from pipelines.jsonl import LineError, compression_of, parse, sample_lines
 from pipelines.storage import many_at_a_time, redacted
-from pipelines.units import Range, Shard, byte_ranges, row_ranges
+from pipelines.units import Range, Shard, Stream, Task, byte_ranges, row_ranges, stretches, units_of
+
+MAX_UNIT_BYTES = 64 * 2**20  # of plain text: a unit must fit into a worker, however long its rows are
 
 
 @dataclass(frozen=True)
@@ -21,13 +23,21 @@ class Inspection:
 
     Attributes:
         shard: the file.
-        ranges: where it is cut into units.
+        stretches: where it is cut into units, by what is read in one go; none for an empty shard.
+        unit_bytes: of a shard that can only be streamed: plain bytes of a unit.
         schema: columns of a Parquet file, or those seen in the first lines; None where no record was seen.
     """
 
     shard: Shard
-    ranges: list[Range]
+    stretches: list[list[Range]]
     schema: pa.Schema | None
+    unit_bytes: int | None = None
+
+    def tasks(self, stem: str) -> list[Task]:
+        """What reads the shard, for parts whose names begin with the stem."""
+        if self.unit_bytes:
+            return [Stream(self.shard, stem, self.unit_bytes)]
+        return units_of(self.shard, stem, self.stretches)
 
 
 def inspect(shards: Iterable[Shard], *, unit_rows: int) -> list[Inspection]:
@@ -47,8 +57,11 @@ def _inspect(shard: Shard, unit_rows: int) -> Inspection:
 
 def _inspect_parquet(shard: Shard, unit_rows: int) -> Inspection:
     with open_parquet(shard) as file:
-        groups = [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
-        return Inspection(shard, row_ranges(groups, unit_rows), file.schema_arrow)
+        groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
+        rows = [group.num_rows for group in groups]
+        mean_row = sum(group.total_byte_size for group in groups) / max(1, sum(rows))
+        ranges = row_ranges(rows, max(1, min(unit_rows, int(MAX_UNIT_BYTES / max(mean_row, 1)))))
+        return Inspection(shard, stretches(ranges, rows), file.schema_arrow)
 
 
 def _inspect_jsonl(shard: Shard, unit_rows: int) -> Inspection:
@@ -56,13 +69,16 @@ def _inspect_jsonl(shard: Shard, unit_rows: int) -> Inspection:
         sample = sample_lines(shard.location)
     except OSError as error:
         raise SourceError(f"{redacted(shard.url)} cannot be read ({error}): copy it again") from error
-    if compression_of(shard.url):
-        ranges: list[Range] = [(0, None)]
-    else:
-        mean_line = sum(len(line) + 1 for line in sample) / max(1, len(sample))
-        ranges = byte_ranges(shard.size, unit_rows * mean_line)
     schema = infer_schema(sample)
-    return Inspection(shard, ranges, schema if len(schema) else None)
+    mean_line = sum(len(line) + 1 for line in sample) / max(1, len(sample))
+    unit_bytes = max(1, min(unit_rows * mean_line, MAX_UNIT_BYTES))
+    ranges = [] if compression_of(shard.url) else byte_ranges(shard.size, unit_bytes)
+    return Inspection(
+        shard,
+        [[range_] for range_ in ranges],
+        schema if len(schema) else None,
+        unit_bytes=int(unit_bytes) if compression_of(shard.url) else None,
+    )
 
 
 def open_parquet(shard: Shard) -> pq.ParquetFile:
@@ -118,7 +134,7 @@ def check_columns(
     """
     for inspection in inspections:
         schema = inspection.schema
-        if schema is None or not inspection.ranges:
+        if schema is None or not (inspection.stretches or inspection.unit_bytes):
             continue
         for name in [*text_columns, *list_columns, *other_columns]:
             if name not in schema.names:

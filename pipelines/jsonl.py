@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipelines.storage import Location
 
-SAMPLE_BYTES = 1 << 20
+SAMPLE_BYTES = 1 << 18
 _BUFFER_BYTES = 1 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}

@@ -22,11 +22,19 @@ _PACKAGES = ("convbert-pipelines", "pyarrow", "ray", "tokenizers", "torch")
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """A labelled shard: its URL, its fingerprint in the names of its parts, and how many units it has."""
+    """A labelled shard.
+
+    Attributes:
+        url: where it lies.
+        fingerprint: of this version of it, labelled by this recipe.
+        units: parts that its records are in.
+        group: the fingerprint in the names of these parts: its own, or that of small shards that share a part.
+    """
 
     url: str
     fingerprint: str
     units: int
+    group: str
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,10 @@ class Manifest:
         """Records with an error."""
         return sum(part.failed for part in self.parts)
 
+    def is_same_state(self, other: Manifest) -> bool:
+        """Both name the same parts for the same job and shards."""
+        return (self.recipe, self.shards, self.parts) == (other.recipe, other.shards, other.parts)
+
     def to_json(self) -> str:
         """The text of _manifest.json."""
         values = {
@@ -67,7 +79,7 @@ class Manifest:
             "rows_in": self.rows,
             "rows_out": self.rows,
             "rows_failed": self.failed,
-            "units": sum(shard.units for shard in self.shards),
+            "units": len(self.parts),
             "tokens": sum(part.tokens for part in self.parts),
             "seconds": round(self.seconds, 3),
             "labels": total_labels(self.parts),

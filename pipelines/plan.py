@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterable
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -20,8 +20,22 @@ from pipelines.read import Columns
 from pipelines.resources import choose_device, choose_precision
 from pipelines.spec import DEFAULT_ID_COLUMN, JobSpec
 from pipelines.storage import Location, locate, many_at_a_time, names_in, put, redacted
-from pipelines.units import Shard, Unit, list_shards, units_of
-from pipelines.write import SUFFIXES, Part, part_figures, read_schema
+from pipelines.units import (
+    Shard,
+    Stream,
+    Task,
+    Unit,
+    fingerprint_of,
+    groups_of,
+    is_small,
+    list_shards,
+    number_of,
+    part_name,
+    part_stem,
+)
+from pipelines.write import Part, part_figures, read_schema
+
+_SAMPLED_SHARDS = 64  # small shards whose columns are looked at before the job starts
 
 Names = dict[str, dict[str, Any]]  # files of the output folder and what the store says of each
 
@@ -37,10 +51,10 @@ class JobPlan:
         columns: what is read from each record.
         recipe: everything that decides what stands in a part, apart from its shard.
         previous: state of the output before this run.
-        shards: entries of every shard of the new state.
+        shards: entries of every shard of the new state; those of a stream that is to be read say 0 units.
         parts: parts that are there already and stay.
-        pending: units to label.
-        vanished: labelled shards that are no longer among the inputs; their parts stay.
+        pending: what to read and label.
+        vanished: labelled shards that are no longer among the inputs; their parts stay, or go with ``--prune``.
     """
 
     spec: JobSpec
@@ -52,7 +66,7 @@ class JobPlan:
     previous: Manifest | None
     shards: list[ShardEntry]
     parts: list[Part]
-    pending: list[Unit]
+    pending: list[Task]
     vanished: list[str]
 
     @property
@@ -65,6 +79,11 @@ class JobPlan:
     def is_done(self) -> bool:
         """The output is what this job would make."""
         return not self.pending and self.previous is not None and self.previous.shards == self.shards
+
+    @property
+    def n_units(self) -> int:
+        """Units to label: of a compressed shard, whose units show while it is read, about so many."""
+        return sum(task.about_n_units if isinstance(task, Stream) else len(task) for task in self.pending)
 
 
 def make_plan(spec: JobSpec) -> JobPlan:
@@ -91,49 +110,150 @@ def make_plan(spec: JobSpec) -> JobPlan:
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
     present = names_in(output)
-    labelled = [] if previous is None else _labelled(previous)
-    finished = {entry.fingerprint: (entry, parts) for entry, parts in labelled if _is_whole(entry, parts, present)}
-    fingerprints = {shard: shard.fingerprint(key) for shard in shards}
-    kept = [finished[mark] for mark in fingerprints.values() if mark in finished]
-    new = [shard for shard, mark in fingerprints.items() if mark not in finished]
-    inspections = inspect(new, unit_rows=spec.unit_rows)
-    units = {inspection.shard: units_of(inspection.shard, inspection.ranges, recipe=key) for inspection in inspections}
-    resumed, pending = _split(units.values(), present, suffix=SUFFIXES[spec.output_format])
-    made = [*(part.name for _, parts in kept for part in parts), *resumed]
-    columns = _columns(spec, passes, inspections, output.child(made[0]) if made else None)
-    urls = {redacted(shard.url) for shard in shards}
-    vanished = [] if spec.overwrite else [(entry, parts) for entry, parts in labelled if entry.url not in urls]
-    stay = [*kept, *vanished]
-    entries = [ShardEntry(redacted(shard.url), fingerprints[shard], len(its)) for shard, its in units.items()]
+    labelled = [] if previous is None or spec.overwrite else _labelled(previous)
+    fingerprints = {redacted(shard.url): shard.fingerprint(key) for shard in shards}
+    stay = _staying(labelled, fingerprints, present, prune=spec.prune)
+    kept = {entry.url for group in stay for entry in group.entries}
+    pieces, inspections = _pieces([shard for shard in shards if redacted(shard.url) not in kept], spec, key)
+    resumed = _resumed(output, pieces, present)
+    pending = [task for piece in pieces for task in _pending(piece, resumed.get(piece.fingerprint, []))]
+    parts = [*(part for group in stay for part in group.parts), *(part for its in resumed.values() for part in its)]
+    entries = [entry for group in stay for entry in group.entries]
+    entries += [
+        ShardEntry(redacted(shard.url), shard.fingerprint(key), _n_units(piece, resumed), piece.fingerprint)
+        for piece in pieces
+        for shard in piece.shards
+    ]
     return JobPlan(
         spec=spec,
         passes=passes,
         device=device,
         precision=precision,
-        columns=columns,
+        columns=_columns(spec, passes, inspections, output.child(parts[0].name) if parts else None),
         recipe=recipe,
         previous=previous,
-        shards=sorted([*(entry for entry, _ in stay), *entries], key=lambda entry: entry.url),
-        parts=[*(part for _, parts in stay for part in parts), *_figures(output, resumed, present)],
+        shards=sorted(entries, key=lambda entry: entry.url),
+        parts=parts,
         pending=pending,
-        vanished=[entry.url for entry, _ in vanished],
+        vanished=[entry.url for group in labelled for entry in group.entries if entry.url not in fingerprints],
     )
 
 
-def _split(units: Iterable[list[Unit]], present: Names, *, suffix: str) -> tuple[list[str], list[Unit]]:
-    """Names of the parts that an interrupted run has left, and the units that have none yet."""
-    resumed, pending = [], []
-    for unit in chain.from_iterable(units):
-        if unit.name + suffix in present:
-            resumed.append(unit.name + suffix)
+# --- what has been labelled ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """Shards that share parts, as the manifest has them: one shard, or a group of small ones."""
+
+    entries: list[ShardEntry]
+    parts: list[Part]
+
+    def is_whole(self, present: Names) -> bool:
+        """All of its parts are there."""
+        return len(self.parts) == self.entries[0].units and all(part.name in present for part in self.parts)
+
+
+def _labelled(manifest: Manifest) -> list[_Labelled]:
+    parts: dict[str, list[Part]] = {}
+    for part in manifest.parts:
+        parts.setdefault(fingerprint_of(part.name), []).append(part)
+    entries: dict[str, list[ShardEntry]] = {}
+    for entry in manifest.shards:
+        entries.setdefault(entry.group, []).append(entry)
+    return [_Labelled(its, parts.get(group, [])) for group, its in entries.items()]
+
+
+def _staying(
+    labelled: list[_Labelled], fingerprints: dict[str, str], present: Names, *, prune: bool
+) -> list[_Labelled]:
+    """What need not be labelled again.
+
+    Raises:
+        OutputError: records of a shard that has vanished would be lost with their part.
+    """
+    stay = []
+    for group in labelled:
+        gone = [entry.url for entry in group.entries if entry.url not in fingerprints]
+        if prune and gone:
+            continue
+        is_same = all(fingerprints.get(entry.url, entry.fingerprint) == entry.fingerprint for entry in group.entries)
+        if is_same and group.is_whole(present):
+            stay.append(group)
+        elif gone:
+            reason = "parts with its records are missing" if is_same else "a shard that shares its part has changed"
+            raise OutputError(
+                f"{gone[0]} is no longer among the inputs and {reason}: bring it back, or drop its records with --prune"
+            )
+    return stay
+
+
+# --- what is new --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Shards to label that share parts, their fingerprint in the names of these, and what reads them."""
+
+    shards: tuple[Shard, ...]
+    fingerprint: str
+    tasks: list[Task]
+
+
+def _pieces(shards: list[Shard], spec: JobSpec, key: str) -> tuple[list[_Piece], list[Inspection]]:
+    """Small shards in groups, every other cut into units; and what was seen of their columns."""
+    small = [shard for shard in shards if is_small(shard, spec.unit_rows)]
+    large = [shard for shard in shards if not is_small(shard, spec.unit_rows)]
+    pieces = []
+    for group in groups_of(small, spec.unit_rows):
+        name = part_name(part_stem(group, key), 0)
+        pieces.append(_Piece(group, fingerprint_of(name), [(Unit(name, group),)]))
+    inspections = inspect(large, unit_rows=spec.unit_rows)
+    for inspection in inspections:
+        stem = part_stem([inspection.shard], key)
+        pieces.append(_Piece((inspection.shard,), fingerprint_of(part_name(stem, 0)), inspection.tasks(stem)))
+    seen = inspect(small[:: max(1, len(small) // _SAMPLED_SHARDS)], unit_rows=spec.unit_rows)
+    return pieces, [*inspections, *seen]
+
+
+def _resumed(output: Location, pieces: list[_Piece], present: Names) -> dict[str, list[Part]]:
+    """The parts that an interrupted run has left, by fingerprint and in their order."""
+    wanted = {piece.fingerprint for piece in pieces}
+    names = sorted(name for name in present if name.startswith("part-") and fingerprint_of(name) in wanted)
+    figures = many_at_a_time(lambda name: part_figures(output.child(name), int(present[name]["size"])), names)
+    resumed: dict[str, list[Part]] = {}
+    for part in figures:
+        resumed.setdefault(fingerprint_of(part.name), []).append(part)
+    return resumed
+
+
+def _pending(piece: _Piece, resumed: list[Part]) -> Iterator[Task]:
+    """What is left to read of a piece."""
+    numbers = {number_of(part.name) for part in resumed}
+    for task in piece.tasks:
+        if isinstance(task, Stream):
+            if not is_whole_stream(resumed):
+                yield replace(task, present=frozenset(numbers))
         else:
-            pending.append(unit)
-    return resumed, pending
+            runs = groupby(task, key=lambda unit: number_of(unit.name) in numbers)
+            yield from (tuple(units) for is_there, units in runs if not is_there)
 
 
-def _figures(output: Location, names: list[str], present: Names) -> list[Part]:
-    """What parts tell of themselves, many at a time."""
-    return many_at_a_time(lambda name: part_figures(output.child(name), int(present[name]["size"])), names)
+def _n_units(piece: _Piece, resumed: dict[str, list[Part]]) -> int:
+    """Units of a piece; 0 where only reading can tell."""
+    its = resumed.get(piece.fingerprint, [])
+    if any(isinstance(task, Stream) for task in piece.tasks):
+        return len(its) if is_whole_stream(its) else 0
+    return sum(len(task) for task in piece.tasks if not isinstance(task, Stream))
+
+
+def is_whole_stream(parts: Sequence[Part]) -> bool:
+    """Parts of a compressed shard are all of them: none is missing before the one that says that it is the last."""
+    numbers = sorted(number_of(part.name) for part in parts)
+    return numbers == list(range(len(parts))) and any(part.is_last for part in parts)
+
+
+# --- checks -------------------------------------------------------------------------------------------
 
 
 def check_writable(output: Location) -> None:
@@ -145,24 +265,6 @@ def check_writable(output: Location) -> None:
     probe = output.child(f".probe-{uuid.uuid4().hex}")
     put(probe, b"")
     probe.fs.rm_file(probe.path)
-
-
-def shard_fingerprint(part_name: str) -> str:
-    """The fingerprint of the shard that a part is made from."""
-    return part_name.rsplit("-", 2)[1]
-
-
-def _labelled(manifest: Manifest) -> list[tuple[ShardEntry, list[Part]]]:
-    """Every labelled shard with its parts."""
-    parts: dict[str, list[Part]] = {}
-    for part in manifest.parts:
-        parts.setdefault(shard_fingerprint(part.name), []).append(part)
-    return [(entry, parts.get(entry.fingerprint, [])) for entry in manifest.shards]
-
-
-def _is_whole(entry: ShardEntry, parts: list[Part], present: Names) -> bool:
-    """All parts of the shard are there."""
-    return len(parts) == entry.units and all(part.name in present for part in parts)
 
 
 def _columns(spec: JobSpec, passes: list[EncoderPass], inspections: list[Inspection], made: Location | None) -> Columns:

@@ -61,7 +61,9 @@ class Progress:
             self._failed += part.failed
             self._tokens += part.tokens
         if self._bar:
-            self._bar.update(self._task, completed=self._done, figures=self._figures())
+            self._bar.update(
+                self._task, completed=self._done, total=max(self._n_units, self._done), figures=self._figures()
+            )
         elif time.monotonic() - self._logged >= LOG_INTERVAL_S or self._done == self._n_units:
             self._logged = time.monotonic()
             logger.info("%d of %d units: %s", self._done, self._n_units, self._figures())

@@ -1,26 +1,26 @@
-"""A unit in, one Arrow block out; a record that cannot be read becomes a row with an error.
+"""A task in, one Arrow block a unit out; a record that cannot be read becomes a row with an error.
 
-The block: ``id``, the kept columns, one column a text or list of texts that the heads read, ``error`` (null where
-all is well), and the waybill that says which part the rows become.
+The block: ``id``, the kept columns, one column a text or list of texts that the heads read, and ``error`` (null where
+all is well).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.envelope import Envelope
 from pipelines.inspect import open_parquet
-from pipelines.jsonl import LineError, json_kind, lines, parse
+from pipelines.jsonl import LineError, compression_of, json_kind, lines, parse
 from pipelines.storage import redacted
-from pipelines.units import Unit
+from pipelines.units import Shard, Stream, Task, Unit
 
-WAYBILL = "__unit"
-NO_RECORDS = "this unit has no records"
 _BATCH_ROWS = 8192
 
 Reasons = list["str | None"]  # why each row failed, None where it did not
@@ -58,13 +58,47 @@ def text_name(column: str) -> str:
     return f"__text_{column}"
 
 
+def read(task: Task, columns: Columns) -> Iterator[Envelope]:
+    """The units of a task, each with all of its records in their order."""
+    if isinstance(task, Stream):
+        yield from _stream(task, columns)
+    elif len(task) == 1:
+        (unit,) = task
+        blocks = [block for shard in unit.shards for block in _blocks(shard, unit.start, unit.stop, columns)]
+        yield _envelope(unit.name, blocks, columns)
+    else:
+        rows = _blocks(task[0].shards[0], task[0].start, task[-1].stop, columns)
+        for unit, its in zip(task, _cut_up(rows, task), strict=True):
+            yield _envelope(unit.name, its, columns)
+
+
 def read_unit(unit: Unit, columns: Columns) -> pa.Table:
-    """All records of a unit, in their order; a unit without records is one marked row."""
-    blocks = list(_parquet_blocks(unit, columns) if unit.shard.is_parquet else _jsonl_blocks(unit, columns))
-    block = pa.concat_tables(blocks) if blocks else _failed([""], [NO_RECORDS], columns)
-    waybill = json.dumps({"part": unit.name, "rows": len(block) if blocks else 0})
-    sent = pa.DictionaryArray.from_arrays(pa.array([0] * len(block), pa.int32()), pa.array([waybill]))
-    return block.append_column(WAYBILL, sent)
+    """All records of a unit, in their order."""
+    return next(read((unit,), columns)).block
+
+
+def _envelope(name: str, blocks: list[pa.Table], columns: Columns, *, is_last: bool = True) -> Envelope:
+    block = pa.concat_tables(blocks) if blocks else _failed([], [], columns)
+    return Envelope(name, len(block), is_last, block)
+
+
+def _blocks(shard: Shard, start: int, stop: int | None, columns: Columns) -> Iterator[pa.Table]:
+    if shard.is_parquet:
+        return _parquet_blocks(shard, start, stop, columns)
+    return _jsonl_blocks(_lines(shard, start, stop), shard, columns)
+
+
+def _cut_up(blocks: Iterator[pa.Table], units: Sequence[Unit]) -> Iterator[list[pa.Table]]:
+    """The rows of neighbouring units, which arrive in pieces of any length, by unit."""
+    rest = pa.table({})
+    for unit in units:
+        wanted, its = unit.n_rows or 0, []
+        while wanted:
+            rest = rest if len(rest) else next(blocks)
+            its.append(rest.slice(0, wanted))
+            rest = rest.slice(len(its[-1]))
+            wanted -= len(its[-1])
+        yield its
 
 
 def _block(
@@ -98,15 +132,18 @@ def _failed(ids: list[str], reasons: Reasons, columns: Columns) -> pa.Table:
 # --- JSON lines ---------------------------------------------------------------------------------------
 
 
-def _jsonl_blocks(unit: Unit, columns: Columns) -> Iterator[pa.Table]:
+_Line = tuple[int, "bytes | str"]  # its offset, and what stands in it or why nothing can be read there
+
+
+def _jsonl_blocks(lines: Iterable[_Line], shard: Shard, columns: Columns) -> Iterator[pa.Table]:
+    base = redacted(shard.url)
     ids: list[str] = []
     records: list[dict[str, Any]] = []
     broken: Reasons = []
-    for place, record in _jsonl_records(unit):
-        reason = record if isinstance(record, str) else None
-        values = {} if isinstance(record, str) else record
-        ids.append(_id(values.get(columns.id or ""), place))
-        records.append(values)
+    for offset, line in lines:
+        record, reason = _record(line)
+        ids.append(_id(record.get(columns.id or ""), f"{base}@{offset}"))
+        records.append(record)
         broken.append(reason)
     if not ids:
         return
@@ -122,35 +159,63 @@ def _jsonl_blocks(unit: Unit, columns: Columns) -> Iterator[pa.Table]:
     yield _block(ids, texts, kept, reasons, columns)
 
 
-def _jsonl_records(unit: Unit) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    """Each line's place, and its record or the reason why it has none."""
-    base = redacted(unit.shard.url)
-    end = unit.start
+def _record(line: bytes | str) -> tuple[dict[str, Any], str | None]:
+    if isinstance(line, str):
+        return {}, line
     try:
-        for offset, line in lines(unit.shard.location, unit.start, unit.stop):
+        return parse(line), None
+    except LineError as error:
+        return {}, str(error)
+
+
+def _lines(shard: Shard, start: int, stop: int | None) -> Iterator[_Line]:
+    end = start
+    try:
+        for offset, line in lines(shard.location, start, stop):
             end = offset + len(line)
-            try:
-                yield f"{base}@{offset}", parse(line)
-            except LineError as error:
-                yield f"{base}@{offset}", str(error)
+            yield offset, line
     except OSError as error:
-        if unit.stop is not None:  # not a compressed stream: the store failed, not the data
+        if compression_of(shard.url) is None:  # the store failed, not the data
             raise
-        yield f"{base}@{end}", f"the rest of the shard cannot be decompressed: {error}"
+        yield end, f"the rest of the shard cannot be decompressed: {error}"
+
+
+def _stream(stream: Stream, columns: Columns) -> Iterator[Envelope]:
+    """The units of a compressed shard that have no part yet."""
+    lines = _lines(stream.shard, 0, None)
+    following = _take(lines, stream.unit_bytes)
+    for number in count():
+        unit, following = following, _take(lines, stream.unit_bytes)
+        if number not in stream.present:
+            blocks = list(_jsonl_blocks(unit, stream.shard, columns))
+            yield _envelope(stream.name(number), blocks, columns, is_last=not following)
+        if not following:
+            return
+
+
+def _take(lines: Iterator[_Line], n_bytes: int) -> list[_Line]:
+    """The next lines, until they hold so many bytes."""
+    taken: list[_Line] = []
+    for line in lines:
+        taken.append(line)
+        n_bytes -= len(line[1]) + 1
+        if n_bytes <= 0:
+            break
+    return taken
 
 
 # --- Parquet ------------------------------------------------------------------------------------------
 
 
-def _parquet_blocks(unit: Unit, columns: Columns) -> Iterator[pa.Table]:
-    """The unit's rows; where a row group is damaged, an error for each of its rows that is left."""
-    base = redacted(unit.shard.url)
-    assert unit.stop is not None  # a Parquet unit is a range of rows
-    with open_parquet(unit.shard) as file:
+def _parquet_blocks(shard: Shard, start: int, stop: int | None, columns: Columns) -> Iterator[pa.Table]:
+    """Rows [start, stop); where a row group is damaged, an error for each of its rows that is left."""
+    base = redacted(shard.url)
+    with open_parquet(shard) as file:
+        stop = file.metadata.num_rows if stop is None else stop
         group_start = 0
         for group in range(file.metadata.num_row_groups):
             group_stop = group_start + file.metadata.row_group(group).num_rows
-            row, last = max(group_start, unit.start), min(group_stop, unit.stop)
+            row, last = max(group_start, start), min(group_stop, stop)
             try:
                 for batch in _slices(file, group, columns, row - group_start, last - group_start):
                     yield _parquet_block(batch, [f"{base}#{row + i}" for i in range(len(batch))], columns)
@@ -177,13 +242,13 @@ def _slices(file: pq.ParquetFile, group: int, columns: Columns, start: int, stop
 
 
 def _parquet_block(batch: pa.RecordBatch, places: list[str], columns: Columns) -> pa.Table:
-    def values(name: str | None) -> list[Any]:
-        return _as_bytes(batch.column(name)).to_pylist() if name in batch.schema.names else [None] * len(batch)
+    def values(name: str | None, default: Any = None) -> list[Any]:
+        return _as_bytes(batch.column(name)).to_pylist() if name in batch.schema.names else [default] * len(batch)
 
     texts: dict[str, list[Any]] = {}
     reasons: list[Reasons] = [[None] * len(batch)]
     for name, checked in columns.checks():
-        texts[name], why = checked(values(name), name)
+        texts[name], why = checked(values(name, _MISSING), name)
         reasons.append(why)
     kept = []
     for f in columns.kept:

@@ -16,6 +16,16 @@ if TYPE_CHECKING:
     from pipelines.plan import JobPlan
 
 
+def reasons_in_words(parts: Sequence[Part], n: int = 3) -> str:
+    """The commonest reasons why records failed, each with how often and where it occurs first."""
+    counts: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    for part in parts:
+        counts.update(part.reasons)
+        examples = {**part.examples, **examples}
+    return "; ".join(f"{reason} ({count:,}, such as {examples[reason]})" for reason, count in counts.most_common(n))
+
+
 @dataclass(frozen=True)
 class Summary:
     """What a run did, and what the output holds now.
@@ -46,7 +56,9 @@ class Summary:
     sharing: str
 
     @classmethod
-    def of(cls, plan: JobPlan, *, parts: Sequence[Part], labelled: Sequence[Part], seconds: float) -> Summary:
+    def of(
+        cls, plan: JobPlan, *, parts: Sequence[Part], labelled: Sequence[Part], seconds: float, pending: int = 0
+    ) -> Summary:
         """The summary of a plan that gave these parts, of which this run labelled some."""
         reasons: Counter[str] = Counter()
         for part in parts:
@@ -60,7 +72,7 @@ class Summary:
             new_rows=sum(part.rows for part in labelled),
             new_tokens=sum(part.tokens for part in labelled),
             seconds=seconds,
-            pending=len(plan.pending) - len(labelled),
+            pending=pending,
             kept_units=len(plan.parts),
             max_failed_fraction=plan.spec.max_failed_fraction,
             sharing=describe_sharing(plan.passes),

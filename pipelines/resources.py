@@ -23,8 +23,8 @@ class Hardware:
         min_actors, max_actors: size of the pool of model actors.
         actor_cpus, actor_gpus: what Ray reserves for each.
         n_threads: threads each computes with; None leaves torch's choice.
-        task_cpus: what Ray reserves for a reading, tokenising or writing task. It differs from
-            ``actor_cpus``, or else Ray would fuse these tasks into the actors.
+        task_cpus: what Ray reserves for a tokenising or writing task. It differs from ``actor_cpus``, or
+            else Ray would fuse these tasks into the actors.
     """
 
     min_actors: int
@@ -33,6 +33,12 @@ class Hardware:
     actor_gpus: float
     n_threads: int | None
     task_cpus: float
+
+    @property
+    def read_cpus(self) -> float:
+        """What Ray reserves for a reading task, which waits more than it works: unequal again, so that the
+        units of one stretch are tokenised beside each other."""
+        return self.task_cpus / 2
 
     def describe(self) -> str:
         """The pool in words."""

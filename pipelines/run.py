@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 from ray.exceptions import RayError
 
 from pipelines.decode import decode
-from pipelines.encode import encode
+from pipelines.encode import Encoding, encode
+from pipelines.envelope import Envelope, inside
 from pipelines.errors import RunError
-from pipelines.manifest import Manifest, mark_success, unmark_success, versions, write_manifest
-from pipelines.models import describe_sharing
-from pipelines.plan import JobPlan, check_writable, make_plan
+from pipelines.manifest import Manifest, mark_success, read_manifest, unmark_success, versions, write_manifest
+from pipelines.models import EncoderPass, describe_sharing
+from pipelines.plan import JobPlan, check_writable, is_whole_stream, make_plan
 from pipelines.predict import Predictor
 from pipelines.progress import Progress
-from pipelines.read import Columns, read_unit
-from pipelines.report import Summary
+from pipelines.read import Columns, read
+from pipelines.report import Summary, reasons_in_words
 from pipelines.resources import Hardware, connect, share_out
 from pipelines.spec import JobSpec
 from pipelines.storage import Location, locate, names_in, redacted
-from pipelines.units import Unit
-from pipelines.write import Part, parts_from, write_part
+from pipelines.units import Stream, Task, fingerprint_of, number_of
+from pipelines.write import Part, write_part
 
 logger = logging.getLogger(__name__)
+_ROUNDS = 3  # plans, where other runs change the output meanwhile
+_JUDGED_UNITS = 10  # before that, what a unit holds is not known well enough
+_SHOWN = 5  # vanished shards that are named
 
 
 def run(spec: JobSpec) -> Summary:
@@ -39,54 +47,99 @@ def run(spec: JobSpec) -> Summary:
     Raises:
         PipelineError: with one line that says what to do.
     """
-    plan = make_plan(spec)
-    for url in plan.vanished:
-        logger.warning("%s is no longer among the inputs; its parts stay", url)
-    if spec.dry_run or plan.is_done:
-        summary = Summary.of(plan, parts=plan.parts, labelled=[], seconds=0.0)
+    output = locate(spec.output)
+    started = time.monotonic()
+    labelled: list[Part] = []
+    for _ in range(_ROUNDS):
+        plan = make_plan(spec)
+        _warn_of_vanished(plan)
+        if spec.dry_run:
+            return Summary.of(plan, parts=plan.parts, labelled=[], seconds=0.0, pending=plan.n_units)
+        if plan.is_done:
+            break
+        check_writable(output)
+        unmark_success(output)
+        labelled += _label(plan) if plan.pending else []
+        if _commit(plan, labelled, output, seconds=time.monotonic() - started):
+            break
+        logger.warning("another run has changed %s meanwhile: planning again", redacted(spec.output))
     else:
-        summary = _carry_out(plan, locate(spec.output))
-    if not (spec.dry_run or summary.has_failed_too_often):
-        mark_success(locate(spec.output))
+        raise RunError(f"other runs keep changing {redacted(spec.output)}: let one of them finish, and start again")
+    summary = _summary(plan, labelled, seconds=time.monotonic() - started)
+    if not summary.has_failed_too_often:
+        mark_success(output)
     return summary
 
 
-def _carry_out(plan: JobPlan, output: Location) -> Summary:
-    """Label the pending units, check that everything is there, and let the manifest say so."""
-    check_writable(output)
-    unmark_success(output)
-    started = time.monotonic()
-    labelled = _label(plan) if plan.pending else []
-    seconds = time.monotonic() - started
-    manifest = _manifest(plan, [*plan.parts, *labelled], seconds)
+def _warn_of_vanished(plan: JobPlan) -> None:
+    fate = "its records go" if plan.spec.prune else "its records stay (--prune drops them)"
+    for url in plan.vanished[:_SHOWN]:
+        logger.warning("%s is no longer among the inputs: %s", url, fate)
+    if len(plan.vanished) > _SHOWN:
+        logger.warning("… and so are %d more", len(plan.vanished) - _SHOWN)
+
+
+def _commit(plan: JobPlan, labelled: list[Part], output: Location, *, seconds: float) -> bool:
+    """Let the manifest say what is there; False where another run has changed the output since the plan was made.
+
+    Raises:
+        RunError: a unit was lost or doubled.
+    """
+    parts = {part.name: part for part in [*plan.parts, *labelled]}
+    manifest = _manifest(plan, list(parts.values()), seconds)
+    _check_complete(plan, manifest)
+    current = read_manifest(output)
+    if current is not None and current.is_same_state(manifest):
+        return True
     present = names_in(output)
-    _check_complete(plan, manifest, present)
+    if current != plan.previous or any(part.name not in present for part in manifest.parts):
+        return False
     write_manifest(output, manifest)
     _remove_superseded(output, manifest, present)
-    return Summary.of(plan, parts=manifest.parts, labelled=labelled, seconds=seconds)
+    return True
 
 
 def _label(plan: JobPlan) -> list[Part]:
-    """Run the pending units through the pipeline and collect their parts' figures.
+    """Run what is pending through the pipeline and collect the parts' figures.
 
     Raises:
-        RunError: a stage failed; what is finished stays.
+        RunError: a stage failed, or too many records; what is finished stays.
     """
     connect()
-    hardware = share_out(plan.spec, plan.device, n_units=len(plan.pending))
+    hardware = share_out(plan.spec, plan.device, n_units=plan.n_units)
     _quiet_ray_data()
     logger.info("%s", describe_sharing(plan.passes))
-    logger.info("labelling %d units: %s, %s", len(plan.pending), hardware.describe(), plan.precision)
+    logger.info("labelling %d units: %s, %s", plan.n_units, hardware.describe(), plan.precision)
     labelled: list[Part] = []
     try:
-        with Progress(n_units=len(plan.pending)) as progress:
+        with Progress(n_units=plan.n_units) as progress:
             for rows in pipeline(plan, hardware).iter_batches(batch_size=None, batch_format="pyarrow"):
                 parts = parts_from(rows)
                 labelled += parts
                 progress.add(parts)
+                _stop_if_hopeless(plan, labelled)
     except RayError as error:
         raise RunError(f"{_root_cause(error)} (finished parts stay: start the same command again)") from error
     return labelled
+
+
+def _stop_if_hopeless(plan: JobPlan, labelled: list[Part]) -> None:
+    """Stop a run that has gone wrong: it would fail even if no further record did.
+
+    Raises:
+        RunError: with the commonest reasons and an example of each.
+    """
+    n_left = plan.n_units - len(labelled)
+    if n_left <= 0 or len(labelled) < _JUDGED_UNITS:
+        return
+    parts = [*plan.parts, *labelled]
+    failed, rows = sum(part.failed for part in parts), sum(part.rows for part in parts)
+    if failed > plan.spec.max_failed_fraction * (rows + n_left * max(part.rows for part in parts)):
+        raise RunError(
+            f"stopped, since {failed:,} of {rows:,} records have failed, too many for --max-failed-fraction "
+            f"{plan.spec.max_failed_fraction} of the whole: {reasons_in_words(parts)}. "
+            "Finished parts stay: mend the input, or raise the limit and start again"
+        )
 
 
 def _root_cause(error: RayError) -> str:
@@ -97,45 +150,65 @@ def _root_cause(error: RayError) -> str:
 
 
 def pipeline(plan: JobPlan, hardware: Hardware, *, predictor: type[Predictor] = Predictor) -> ray.data.Dataset:
-    """The way of the data: one unit is one block from reading to its part; one row of figures comes out."""
+    """The way of the data: a unit is a row of the dataset from reading to its part; a row of figures comes out."""
     context = DataContext.get_current()
-    context.target_max_block_size = None  # a unit stays whole, however large its block
+    context.target_max_block_size = 1  # byte: every row is a block of its own
     context.enable_progress_bars = False  # ours counts rows and tokens
     context.print_on_execution_start = False
     encodings = [encoder_pass.encoding for encoder_pass in plan.passes]
     heads = {head.name: head.head for encoder_pass in plan.passes for head in encoder_pass.heads}
-    stage: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
+    stage: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
+    model = {
+        "device": plan.device,
+        "precision": plan.precision,
+        "max_batch_tokens": plan.spec.max_batch_tokens,
+        "n_threads": hardware.n_threads,
+    }
+    pool = ActorPoolStrategy(
+        min_size=hardware.min_actors, max_size=hardware.max_actors, initial_size=hardware.min_actors
+    )
+    part = {"output": plan.spec.output, "output_format": plan.spec.output_format, "heads": heads}
     return (
         ray.data.read_datasource(
-            UnitSource(plan.pending, plan.columns),
-            num_cpus=hardware.task_cpus,
+            TaskSource(plan.pending, plan.columns),
+            num_cpus=hardware.read_cpus,
             override_num_blocks=len(plan.pending),
         )
-        .map_batches(encode, fn_kwargs={"encodings": encodings}, num_cpus=hardware.task_cpus, **stage)
-        .map_batches_internal(  # map_batches refuses whole blocks as batches where GPUs are asked for
-            predictor,
-            fn_constructor_args=[plan.passes],
-            fn_constructor_kwargs={
-                "device": plan.device,
-                "precision": plan.precision,
-                "max_batch_tokens": plan.spec.max_batch_tokens,
-                "n_threads": hardware.n_threads,
-            },
-            compute=ActorPoolStrategy(
-                min_size=hardware.min_actors, max_size=hardware.max_actors, initial_size=hardware.min_actors
-            ),
+        .map_batches(_encode, fn_args=[encodings], num_cpus=hardware.task_cpus, **stage)
+        .map_batches(
+            _Actor,
+            fn_constructor_args=[predictor, plan.passes, model],
+            compute=pool,
             num_cpus=hardware.actor_cpus,
             num_gpus=hardware.actor_gpus,
             **stage,
         )
-        .map_batches(decode, fn_kwargs={"passes": plan.passes}, num_cpus=hardware.task_cpus, **stage)
-        .map_batches(
-            write_part,
-            fn_kwargs={"output": plan.spec.output, "output_format": plan.spec.output_format, "heads": heads},
-            num_cpus=hardware.task_cpus,
-            **stage,
-        )
+        .map_batches(_decode_and_write, fn_args=[plan.passes, part], num_cpus=hardware.task_cpus, **stage)
     )
+
+
+def _encode(row: pa.Table, encodings: list[Encoding]) -> pa.Table:
+    return inside(row, encode, encodings)
+
+
+class _Actor:
+    """A predictor that takes units in their envelopes."""
+
+    def __init__(self, predictor: type[Predictor], passes: list[EncoderPass], options: dict[str, Any]) -> None:
+        self._predict = predictor(passes, **options)
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        return inside(row, self._predict)
+
+
+def _decode_and_write(row: pa.Table, passes: list[EncoderPass], options: dict[str, Any]) -> pa.Table:
+    part = write_part(Envelope.open(inside(row, decode, passes)), **options)
+    return pa.table({"part": [json.dumps(asdict(part))]})
+
+
+def parts_from(rows: pa.Table) -> list[Part]:
+    """The figures in rows that come out of the pipeline."""
+    return [Part(**json.loads(text)) for text in rows["part"].to_pylist()]
 
 
 def _quiet_ray_data() -> None:
@@ -143,12 +216,12 @@ def _quiet_ray_data() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-class UnitSource(Datasource):
-    """Work units as a Ray datasource: one read task and one block each."""
+class TaskSource(Datasource):
+    """What is pending as a Ray datasource: a read task each, which yields its units one by one."""
 
-    def __init__(self, units: list[Unit], columns: Columns) -> None:
+    def __init__(self, tasks: list[Task], columns: Columns) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._units = units
+        self._tasks = tasks
         self._columns = columns
 
     def estimate_inmemory_data_size(self) -> int | None:
@@ -158,49 +231,65 @@ class UnitSource(Datasource):
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
-        """One task a unit, whatever parallelism Ray proposes."""
+        """One task each, whatever parallelism Ray proposes."""
         nothing_known = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
-        return [ReadTask(partial(_read_one, unit, self._columns), nothing_known) for unit in self._units]
+        return [ReadTask(partial(_read, task, self._columns), nothing_known) for task in self._tasks]
 
 
-def _read_one(unit: Unit, columns: Columns) -> Iterator[Any]:
-    yield read_unit(unit, columns)
+def _read(task: Task, columns: Columns) -> Iterator[pa.Table]:
+    for envelope in read(task, columns):
+        yield envelope.seal()
 
 
 def _manifest(plan: JobPlan, parts: list[Part], seconds: float) -> Manifest:
     before = 0.0 if plan.previous is None or plan.spec.overwrite else plan.previous.seconds
+    units = Counter(fingerprint_of(part.name) for part in parts)
     return Manifest(
         recipe=plan.recipe,
         heads=plan.heads,
         passes=[[head.name for head in encoder_pass.heads] for encoder_pass in plan.passes],
-        shards=plan.shards,
+        shards=[replace(entry, units=entry.units or units[entry.group]) for entry in plan.shards],
         parts=sorted(parts, key=lambda part: part.name),
         seconds=before + seconds,
         versions=versions(),
     )
 
 
-def _check_complete(plan: JobPlan, manifest: Manifest, present: Iterable[str]) -> None:
-    """Every unit has one part, with as many rows as its shard says, and the part lies in the output.
+def _check_complete(plan: JobPlan, manifest: Manifest) -> None:
+    """Every unit has its part, with as many rows as its shard says.
 
     Raises:
         RunError: a unit was lost or doubled.
     """
-    names = [part.name for part in manifest.parts]
-    n_units = sum(shard.units for shard in plan.shards)
-    if len(names) != n_units or len(set(names)) != n_units:
-        raise RunError(f"{n_units} units gave {len(set(names))} parts: start the job again, it does what is missing")
+    parts: dict[str, list[Part]] = {}
+    for part in manifest.parts:
+        parts.setdefault(fingerprint_of(part.name), []).append(part)
+    for entry in manifest.shards:
+        numbers = [number_of(part.name) for part in parts.get(entry.group, [])]
+        if numbers != list(range(entry.units)):
+            raise RunError(f"{entry.url} has parts {numbers[:9]} of {entry.units}: start the job again")
+    if len(parts.keys() - {entry.group for entry in manifest.shards}):
+        raise RunError("there are parts that no shard has: start the job again")
     rows = {part.name.rsplit(".", 1)[0]: part.rows for part in manifest.parts}
-    for unit in plan.pending:
-        if unit.shard.is_parquet and unit.stop is not None and rows[unit.name] != unit.stop - unit.start:
-            raise RunError(f"{unit.name} has {rows[unit.name]} rows of {unit.stop - unit.start}: start the job again")
-    missing = sorted(set(names) - set(present))
-    if missing:
-        raise RunError(f"{len(missing)} parts are missing, such as {missing[0]}: start the job again")
+    for task in plan.pending:
+        if isinstance(task, Stream):
+            if not is_whole_stream(parts[fingerprint_of(task.name(0))]):
+                raise RunError(f"{redacted(task.shard.url)} was not read to its end: start the job again")
+            continue
+        for unit in task:
+            if unit.n_rows not in (None, rows[unit.name]):
+                raise RunError(f"{unit.name} has {rows[unit.name]} rows of {unit.n_rows}: start the job again")
 
 
 def _remove_superseded(output: Location, manifest: Manifest, present: Iterable[str]) -> None:
     """Remove parts that the new manifest does not know: of changed shards, of what was overwritten."""
-    for name in set(present) - {part.name for part in manifest.parts}:
-        if name.startswith("part-"):
+    known = {part.name for part in manifest.parts}
+    for name in present:
+        if name.startswith("part-") and name not in known:
             output.fs.rm_file(output.child(name).path)
+
+
+def _summary(plan: JobPlan, labelled: list[Part], *, seconds: float) -> Summary:
+    names = {part.name for part in labelled}
+    parts = [*(part for part in plan.parts if part.name not in names), *labelled]
+    return Summary.of(plan, parts=parts, labelled=labelled, seconds=seconds if labelled else 0.0)

@@ -13,6 +13,7 @@ from pipelines.errors import SpecError
 from pipelines.storage import redacted
 
 DEFAULT_ID_COLUMN = "id"
+CUTS = 1  # version of the rules by which shards are cut into units: part of the recipe, raised when they change
 OWN_COLUMNS = ("id", "error")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
@@ -81,6 +82,7 @@ class JobSpec(BaseModel):
     embedding_type: Literal["float32", "float16"] = Field("float32", description="type of the embeddings' numbers")
     max_failed_fraction: float = Field(0.05, ge=0, le=1, description="share of failed records that fails the job")
     dry_run: bool = Field(False, description="print what would be done, and stop")
+    prune: bool = Field(False, description="drop the records of shards that are no longer among the inputs")
     overwrite: bool = Field(False, description="label everything anew, whatever the output holds")
 
     @model_validator(mode="before")
@@ -135,6 +137,7 @@ class JobSpec(BaseModel):
             "keep_column": list(self.keep_column),
             "output_format": self.output_format,
             "unit_rows": self.unit_rows,
+            "cuts": CUTS,
         }
 
 

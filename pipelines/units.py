@@ -1,7 +1,7 @@
-"""Inputs in, work units out: shards cut into row ranges or byte ranges, each with a name of its own.
+"""Inputs in, work units out: shards cut into row ranges or byte ranges, or small ones put together, each with a name.
 
-A unit becomes one block and one part file. Its name depends on nothing but its own shard and the
-job's recipe, so that finished parts are recognised whatever is added beside them.
+A unit becomes one part file. Its name depends on nothing but its own shards and the job's recipe, so that
+finished parts are recognised whatever is added beside them.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, count, groupby
 
 from convbert.checkpoints.location import change_mark
 from pipelines.errors import SourceError
@@ -20,7 +22,13 @@ from pipelines.storage import Location, locate, redacted
 PARQUET_SUFFIX = ".parquet"
 SUFFIXES = (PARQUET_SUFFIX, *(name + packed for name in (".jsonl", ".json") for packed in ("", ".gz", ".zst")))
 
+_PART = re.compile(r"part-.*-([0-9a-f]{16})-(\d{5,})(?:\.[a-z]+)?", re.DOTALL)
+
 Range = tuple[int, "int | None"]
+
+_SMALL_BYTES_A_ROW = 64  # a shard with fewer plain bytes for each row of a unit is small
+_GROUP_BYTES_A_ROW = 256  # a group has about so many
+_GROUP_SHARDS = 256  # and about so many shards, if they are tiny
 
 
 @dataclass(frozen=True)
@@ -62,19 +70,56 @@ class Shard:
 
 @dataclass(frozen=True)
 class Unit:
-    """A contiguous piece of a shard: rows [start, stop) of Parquet, or the lines that begin in its bytes.
+    """What becomes one part: a contiguous piece of a shard, or several small shards whole.
 
     Attributes:
-        shard: the file it is part of.
         name: name of its part file, without suffix.
-        start: first row or byte.
+        shards: the files that it is made from.
+        start: first row (Parquet) or byte (JSONL: the lines that begin there or later).
         stop: one past the last row or byte; None reads to the end.
     """
 
-    shard: Shard
     name: str
-    start: int
-    stop: int | None
+    shards: tuple[Shard, ...]
+    start: int = 0
+    stop: int | None = None
+
+    @property
+    def n_rows(self) -> int | None:
+        """Rows that it must have, where that is known before reading."""
+        return self.stop - self.start if self.stop is not None and self.shards[0].is_parquet else None
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A compressed shard, which can only be read from its beginning: a unit for each so many bytes of plain text.
+
+    How many units it has shows at its end; the part of the last one says so.
+
+    Attributes:
+        shard: the file.
+        stem: names of its parts, without number and suffix.
+        unit_bytes: unit n has the lines that begin in the bytes [n, n + 1) times this.
+        present: numbers of the units whose parts are there already.
+    """
+
+    shard: Shard
+    stem: str
+    unit_bytes: int
+    present: frozenset[int] = frozenset()
+
+    @property
+    def about_n_units(self) -> int:
+        """An estimate of how many units have no part yet."""
+        return max(1, plain_bytes(self.shard) // self.unit_bytes - len(self.present))
+
+    def name(self, number: int) -> str:
+        """Name of a unit's part, without suffix."""
+        return part_name(self.stem, number)
+
+
+Task = tuple[Unit, ...] | Stream
+"""What is read in one go: neighbouring units of one shard, a group of small shards, or a compressed shard."""
 
 
 def list_shards(inputs: Iterable[str]) -> list[Shard]:
@@ -121,10 +166,72 @@ def _is_visible(name: str, *, below: str) -> bool:
     return not any(part.startswith(("_", ".")) for part in name[len(below) :].split("/") if part)
 
 
-def units_of(shard: Shard, ranges: Iterable[Range], *, recipe: str) -> list[Unit]:
-    """The units of a shard that is cut at these ranges."""
-    stem = f"part-{shard.stem}-{shard.fingerprint(recipe)}"
-    return [Unit(shard, f"{stem}-{number:05d}", start, stop) for number, (start, stop) in enumerate(ranges)]
+def part_stem(shards: Sequence[Shard], recipe: str) -> str:
+    """What the names of the parts of these shards begin with."""
+    fingerprints = [shard.fingerprint(recipe) for shard in shards]
+    one = fingerprints[0] if len(shards) == 1 else hashlib.sha256(" ".join(fingerprints).encode()).hexdigest()[:16]
+    return f"part-{shards[0].stem}-{one}"
+
+
+def part_name(stem: str, number: int) -> str:
+    """Name of a part, without suffix."""
+    return f"{stem}-{number:05d}"
+
+
+def fingerprint_of(part: str) -> str:
+    """The fingerprint in the name of a part; empty where it is no part's name."""
+    found = _PART.fullmatch(part)
+    return found[1] if found else ""
+
+
+def number_of(part: str) -> int:
+    """The number of the unit that a part was made from."""
+    found = _PART.fullmatch(part)
+    return int(found[2]) if found else -1
+
+
+def units_of(shard: Shard, stem: str, stretches: Iterable[Iterable[Range]]) -> list[Task]:
+    """The units of a shard that is cut at these ranges, a task for each stretch."""
+    numbers = count()
+    return [
+        tuple(Unit(part_name(stem, next(numbers)), (shard,), start, stop) for start, stop in stretch)
+        for stretch in stretches
+    ]
+
+
+def is_small(shard: Shard, unit_rows: int) -> bool:
+    """Far below a unit, judged by its size alone: it shares one with others."""
+    return 0 < plain_bytes(shard) < unit_rows * _SMALL_BYTES_A_ROW
+
+
+def groups_of(shards: Iterable[Shard], unit_rows: int) -> list[tuple[Shard, ...]]:
+    """Small shards, in the order of their URLs, in groups that make a unit each.
+
+    Where a group ends depends on the shard that ends it: a hash of its URL decides, the likelier the larger
+    the shard. A shard that is added later changes the group that it falls into and, as a rule, no other.
+    """
+    groups: list[tuple[Shard, ...]] = []
+    group: list[Shard] = []
+    n_bytes = 0
+    target = unit_rows * _GROUP_BYTES_A_ROW
+    for shard in shards:
+        group.append(shard)
+        n_bytes += plain_bytes(shard)
+        ends = _share(shard.url) < max(plain_bytes(shard) / target, 1 / _GROUP_SHARDS)
+        if ends or n_bytes >= 4 * target or len(group) >= 4 * _GROUP_SHARDS:
+            groups.append(tuple(group))
+            group, n_bytes = [], 0
+    return [*groups, tuple(group)] if group else groups
+
+
+def plain_bytes(shard: Shard) -> int:
+    """Bytes of its text, about."""
+    return shard.size if shard.url.endswith((".jsonl", ".json")) else 4 * shard.size  # packed, as a rule
+
+
+def _share(url: str) -> float:
+    """A number in [0, 1) that the URL decides."""
+    return int.from_bytes(hashlib.sha256(url.encode()).digest()[:7], "big") / 2**56
 
 
 def row_ranges(group_rows: Iterable[int], unit_rows: int) -> list[Range]:
@@ -140,6 +247,12 @@ def row_ranges(group_rows: Iterable[int], unit_rows: int) -> list[Range]:
             ranges.append((start, start + unit_rows))
             start += unit_rows
     return [*ranges, (start, stop)] if stop > start else ranges
+
+
+def stretches(ranges: Iterable[Range], group_rows: Iterable[int]) -> list[list[Range]]:
+    """Row ranges by the row group that each begins in: what to read in one go."""
+    ends = list(accumulate(group_rows))
+    return [list(its) for _, its in groupby(ranges, key=lambda range_: bisect_right(ends, range_[0]))]
 
 
 def byte_ranges(size: int, unit_bytes: float) -> list[Range]:

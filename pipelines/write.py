@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -12,14 +14,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.envelope import Envelope
 from pipelines.errors import RunError
 from pipelines.heads import Head
 from pipelines.predict import N_TOKENS
-from pipelines.read import WAYBILL
 from pipelines.storage import Location, locate, put
 
 Format = Literal["parquet", "arrow"]
 SUFFIXES: dict[Format, str] = {"parquet": ".parquet", "arrow": ".arrow"}
+_NUMBER = re.compile(r"\d+")
 _FIGURES = b"convbert.part"  # key of the schema metadata that carries a part's figures
 
 
@@ -33,7 +36,9 @@ class Part:
         tokens: tokens computed for it.
         bytes: size of the file.
         labels: records by label, for each head.
-        reasons: failed records by reason, the commonest.
+        reasons: failed records by reason, the commonest; numbers in a reason are written as #.
+        examples: id of a record for each of these reasons.
+        is_last: no further unit of the same compressed shard follows.
     """
 
     name: str
@@ -43,39 +48,46 @@ class Part:
     bytes: int = 0
     labels: dict[str, dict[str, int]] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+    is_last: bool = True
 
 
-def write_part(block: pa.Table, *, output: str, output_format: Format, heads: Mapping[str, Head]) -> pa.Table:
-    """Write a block as the part that its waybill names, and return the part's figures as one row.
+def write_part(envelope: Envelope, *, output: str, output_format: Format, heads: Mapping[str, Head]) -> Part:
+    """Write a labelled block as the part that its envelope names.
 
     Raises:
         RunError: rows of the unit were lost or doubled on the way.
         OutputError: the part cannot be written.
     """
-    waybills = pc.unique(block[WAYBILL]).to_pylist()
-    waybill = json.loads(waybills[0])
-    if len(waybills) != 1 or len(block) != max(1, waybill["rows"]):
-        raise RunError(f"unit {waybills} arrived with {len(block)} rows: units must stay whole on their way")
-    columns = [name for name in block.column_names if name not in (WAYBILL, N_TOKENS, "error")]
-    table = block.select([*columns, "error"]).slice(0, waybill["rows"])
+    block = envelope.block
+    if len(block) != envelope.n_rows:
+        raise RunError(f"unit {envelope.part} arrived with {len(block)} of its {envelope.n_rows} rows")
+    columns = [name for name in block.column_names if name not in (N_TOKENS, "error")]
+    table = block.select([*columns, "error"])
+    reasons, examples = _commonest(table)
     part = Part(
-        name=waybill["part"] + SUFFIXES[output_format],
+        name=envelope.part + SUFFIXES[output_format],
         rows=len(table),
         failed=len(table) - table["error"].null_count,
         tokens=pc.sum(block[N_TOKENS]).as_py() or 0,
+        is_last=envelope.is_last,
         labels={name: head.counts(table[name].combine_chunks().drop_null()) for name, head in heads.items()},
-        reasons=_commonest(table["error"]),
+        reasons=reasons,
+        examples=examples,
     )
     figures = {key: value for key, value in asdict(part).items() if key != "bytes"}
     data = serialised(table.replace_schema_metadata({_FIGURES: json.dumps(figures, sort_keys=True)}), output_format)
     put(locate(output).child(part.name), data)
-    return pa.table({"part": [json.dumps(asdict(replace(part, bytes=len(data))))]})
+    return replace(part, bytes=len(data))
 
 
-def _commonest(errors: pa.ChunkedArray, n: int = 10) -> dict[str, int]:
-    counts = pc.value_counts(errors.drop_null()).to_pylist()
-    ordered = sorted(counts, key=lambda entry: (-entry["counts"], entry["values"]))
-    return {entry["values"]: entry["counts"] for entry in ordered[:n]}
+def _commonest(table: pa.Table, n: int = 10) -> tuple[dict[str, int], dict[str, str]]:
+    """The commonest reasons, numbers in them left out, with how often each occurs and an id where it does."""
+    failed = table.select(["id", "error"]).filter(pc.is_valid(table["error"]))
+    reasons = [_NUMBER.sub("#", error) for error in failed["error"].to_pylist()]
+    examples = dict(zip(reversed(reasons), reversed(failed["id"].to_pylist()), strict=True))  # the first of each
+    counts = sorted(Counter(reasons).items(), key=lambda entry: (-entry[1], entry[0]))[:n]
+    return dict(counts), {reason: examples[reason] for reason, _ in counts}
 
 
 def serialised(table: pa.Table, output_format: Format) -> bytes:
@@ -101,8 +113,3 @@ def part_figures(part: Location, n_bytes: int) -> Part:
     """The figures that a part file carries about itself."""
     figures: dict[str, Any] = json.loads(read_schema(part).metadata[_FIGURES])
     return Part(**figures, bytes=n_bytes)
-
-
-def parts_from(rows: pa.Table) -> list[Part]:
-    """The figures in what ``write_part`` returned."""
-    return [Part(**json.loads(text)) for text in rows["part"].to_pylist()]

@@ -26,8 +26,27 @@ def test_each_kind_of_shard_is_cut_its_own_way(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_bytes(b'{"text": "abc"}\n' * 40)
     (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'{"text": "abc"}\n' * 40))
     (tmp_path / "d.jsonl").touch()
-    ranges = [inspection.ranges for inspection in inspected(tmp_path)]
-    assert ranges == [[(0, 10), (10, 20), (20, 25)], [(0, 160), (160, 320), (320, 480), (480, 640)], [(0, None)], []]
+    found = inspected(tmp_path)
+    assert [inspection.stretches for inspection in found] == [
+        [[(0, 10)], [(10, 20)], [(20, 25)]],
+        [[(0, 160)], [(160, 320)], [(320, 480)], [(480, 640)]],
+        [],
+        [],
+    ]
+    assert [inspection.unit_bytes for inspection in found] == [None, None, 160, None]
+    assert [len(inspection.tasks("part-x-0123456789abcdef")) for inspection in found] == [3, 4, 1, 0]
+
+
+def test_units_stay_small_however_long_the_rows_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.inspect.MAX_UNIT_BYTES", 10_000)
+    parquet(tmp_path / "a.parquet", {"text": [f"{i} " * 500 for i in range(100)]}, use_dictionary=False)
+    (tmp_path / "b.jsonl").write_bytes(b'{"text": "%s"}\n' % (b"x" * 1000) * 100)
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'{"text": "%s"}\n' % (b"x" * 1000) * 100))
+    rows, lines, stream = inspected(tmp_path, unit_rows=1000)
+    sizes = [(stop or 0) - start for stretch in rows.stretches for start, stop in stretch]
+    assert max(sizes) * 1000 <= 10_000 <= 2 * max(sizes) * 1500  # a row has 1,000 to 1,500 bytes
+    assert len(lines.stretches) >= 10
+    assert stream.unit_bytes == 10_000
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.parquet", b"PAR1 nonsense"), ("a.jsonl.gz", b"no gzip at all")])

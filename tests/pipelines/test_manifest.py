@@ -22,7 +22,7 @@ MANIFEST = Manifest(
     recipe={"unit_rows": 5},
     heads=[{"name": "prediction", "task": "text-classification", "labels": ["a"], "fingerprint": "f"}],
     passes=[["prediction"]],
-    shards=[ShardEntry("/in/a.jsonl", "0123", 2)],
+    shards=[ShardEntry("/in/a.jsonl", "0123", 2, "0123")],
     parts=[
         Part("part-a-0123-00000.parquet", 3, 1, 12, 99, {"prediction": {"a": 2}}),
         Part("part-a-0123-00001.parquet", 4, 0, 8, 70),

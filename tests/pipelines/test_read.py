@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.read import WAYBILL, Columns, read_unit, text_name
-from pipelines.units import Unit, list_shards
+from pipelines.envelope import Envelope
+from pipelines.read import Columns, read, read_unit, text_name
+from pipelines.units import Stream, Unit, list_shards
 
 
 def columns(*kept: tuple[str, pa.DataType], id: str | None = "id", texts: tuple[str, ...] = ("text",)) -> Columns:
@@ -18,7 +19,7 @@ def columns(*kept: tuple[str, pa.DataType], id: str | None = "id", texts: tuple[
 
 
 def unit(path: Path, start: int = 0, stop: int | None = None) -> Unit:
-    return Unit(list_shards([str(path)])[0], "part-a-0123-00000", start, stop)
+    return Unit("part-a-0123456789abcdef-00000", tuple(list_shards([str(path)])), start, stop)
 
 
 def jsonl(path: Path, *lines: bytes | dict[str, Any]) -> Path:
@@ -64,21 +65,70 @@ def test_good_and_bad_lines_each_become_one_row(tmp_path: Path) -> None:
     ]
 
 
-def test_the_waybill_names_the_part_and_counts_the_rows(tmp_path: Path) -> None:
+def test_the_envelope_names_the_part_and_counts_the_rows(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", {"text": "x"}, {"text": "y"})
-    block = read_unit(unit(path), columns())
-    assert [json.loads(text) for text in block[WAYBILL].unique().to_pylist()] == [
-        {"part": "part-a-0123-00000", "rows": 2}
-    ]
+    (envelope,) = read((unit(path),), columns())
+    assert envelope[:3] == ("part-a-0123456789abcdef-00000", 2, True)
 
 
 @pytest.mark.parametrize("body", [b"", b"\n \r\n"])
-def test_a_unit_without_records_is_one_marked_row(body: bytes, tmp_path: Path) -> None:
+def test_a_unit_without_records_is_an_empty_block_of_the_same_columns(body: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(body)
-    block = read_unit(unit(tmp_path / "a.jsonl"), columns(("n", pa.int64())))
-    assert len(block) == 1
-    assert json.loads(block[WAYBILL][0].as_py())["rows"] == 0
-    assert block["error"].to_pylist() == ["this unit has no records"]
+    kept = columns(("n", pa.int64()))
+    block = read_unit(unit(tmp_path / "a.jsonl"), kept)
+    assert len(block) == 0
+    assert block.schema == read_unit(unit(jsonl(tmp_path / "b.jsonl", {"text": "x", "n": 1})), kept).schema
+
+
+def test_small_shards_of_every_kind_make_one_unit(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["p0", "p1"]}), tmp_path / "a.parquet")
+    jsonl(tmp_path / "b.jsonl", {"text": "j0"}, b"{broken")
+    jsonl(tmp_path / "c.jsonl.gz", {"text": "z0"})
+    pq.write_table(pa.table({"other": ["p2"]}), tmp_path / "d.parquet")
+    block = read_unit(Unit("part-a-0123456789abcdef-00000", tuple(list_shards([str(tmp_path)]))), columns())
+    assert block[text_name("text")].to_pylist() == ["p0", "p1", "j0", None, "z0", None]
+    assert block["id"].to_pylist() == [
+        *(f"{tmp_path}/a.parquet#{row}" for row in (0, 1)),
+        *(f"{tmp_path}/b.jsonl@{offset}" for offset in (0, 15)),
+        f"{tmp_path}/c.jsonl.gz@0",
+        f"{tmp_path}/d.parquet#0",
+    ]
+    assert block["error"][-1].as_py() == "text is missing"
+
+
+def test_neighbouring_units_are_read_in_one_go(tmp_path: Path) -> None:
+    table = pa.table({"id": list(range(100)), "text": [f"t{i}" for i in range(100)]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=30)
+    cuts = [(3, 17), (17, 18), (18, 64), (64, 95)]
+    task = tuple(unit(tmp_path / "a.parquet", *cut) for cut in cuts)
+    blocks = [envelope.block for envelope in read(task, columns())]
+    assert [block["id"].to_pylist() for block in blocks] == [[str(i) for i in range(*cut)] for cut in cuts]
+    assert all(block.equals(read_unit(one, columns())) for block, one in zip(blocks, task, strict=True))
+
+
+def stream(path: Path, unit_bytes: int, *present: int) -> list[Envelope]:
+    (shard,) = list_shards([str(path)])
+    return list(read(Stream(shard, "part-a-0123456789abcdef", unit_bytes, frozenset(present)), columns()))
+
+
+def test_a_compressed_shard_is_cut_while_it_is_read(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl.gz", *({"text": "x" * (i % 37)} for i in range(200)))
+    whole = read_unit(unit(path), columns())
+    units = stream(path, 500)
+    assert [envelope.part for envelope in units] == [f"part-a-0123456789abcdef-{n:05d}" for n in range(len(units))]
+    assert [envelope.is_last for envelope in units] == [False] * (len(units) - 1) + [True]
+    assert len(units) > 10
+    assert pa.concat_tables([envelope.block for envelope in units]).equals(whole)
+    missing = [0, 3, len(units) - 1]
+    again = stream(path, 500, *(set(range(len(units))) - set(missing)))
+    assert [envelope.part for envelope in again] == [units[n].part for n in missing]
+    assert all(envelope.block.equals(units[n].block) for envelope, n in zip(again, missing, strict=True))
+    assert again[-1].is_last
+
+
+def test_a_compressed_shard_without_lines_is_one_empty_unit(tmp_path: Path) -> None:
+    (only,) = stream(jsonl(tmp_path / "a.jsonl.gz", b"", b" "), 100)
+    assert (only.n_rows, only.is_last) == (0, True)
 
 
 def test_units_of_a_file_together_hold_every_line(tmp_path: Path) -> None:

@@ -220,9 +220,10 @@ def test_reading_and_encoding_run_beside_the_actors(
         pipeline(plan, hardware).explain()
         physical = capsys.readouterr().out.split("Physical Plan (Optimized)")[-1]
         assert [line.strip(" +-") for line in physical.splitlines() if "[" in line] == [
-            "TaskPoolMapOperator[MapBatches(decode)->MapBatches(write_part)]",
-            "ActorPoolMapOperator[MapBatches(Predictor)]",
-            "TaskPoolMapOperator[ReadUnitSource->MapBatches(encode)]",
+            "TaskPoolMapOperator[MapBatches(_decode_and_write)]",
+            "ActorPoolMapOperator[MapBatches(_Actor)]",
+            "TaskPoolMapOperator[MapBatches(_encode)]",
+            "TaskPoolMapOperator[ReadTaskSource]",
             "InputDataBuffer[Input]",
         ]
 

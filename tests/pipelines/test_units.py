@@ -9,7 +9,20 @@ from hypothesis import strategies as st
 
 from pipelines.errors import SourceError
 from pipelines.storage import locate, put
-from pipelines.units import Shard, byte_ranges, list_shards, row_ranges, units_of
+from pipelines.units import (
+    Shard,
+    byte_ranges,
+    fingerprint_of,
+    groups_of,
+    is_small,
+    list_shards,
+    number_of,
+    part_name,
+    part_stem,
+    row_ranges,
+    stretches,
+    units_of,
+)
 
 
 def shard(url: str = "/data/a.jsonl", size: int = 10, mark: str = "1") -> Shard:
@@ -72,9 +85,48 @@ def test_the_fingerprint_tells_versions_places_and_recipes_apart() -> None:
 
 
 def test_units_are_named_by_shard_and_number() -> None:
-    units = units_of(shard(), [(0, 5), (5, 10)], recipe="r")
-    assert [unit.name for unit in units] == [f"part-a-{shard().fingerprint('r')}-0000{n}" for n in (0, 1)]
-    assert [(unit.start, unit.stop) for unit in units] == [(0, 5), (5, 10)]
+    stem = part_stem([shard()], "r")
+    assert stem == f"part-a-{shard().fingerprint('r')}"
+    tasks = units_of(shard(), stem, [[(0, 5), (5, 10)], [(10, None)]])
+    units = [unit for task in tasks for unit in task]
+    assert [len(task) for task in tasks] == [2, 1]
+    assert [unit.name for unit in units] == [f"{stem}-0000{n}" for n in range(3)]
+    assert [(unit.start, unit.stop) for unit in units] == [(0, 5), (5, 10), (10, None)]
+
+
+@pytest.mark.parametrize("stem", ["a", "a-b.c", "x-0123456789abcdef-00000"])
+def test_names_of_parts_are_read_back(stem: str) -> None:
+    one = part_stem([shard(f"/data/{stem}.jsonl")], "r")
+    for number in (0, 7, 123456):
+        for suffix in ("", ".parquet", ".arrow"):
+            name = part_name(one, number) + suffix
+            assert (fingerprint_of(name), number_of(name)) == (shard(f"/data/{stem}.jsonl").fingerprint("r"), number)
+    assert fingerprint_of("part-by-hand.parquet") == ""
+
+
+def small_shards(n: int) -> list[Shard]:
+    return [shard(f"/data/{i:05d}.jsonl", size=1000 + i % 700) for i in range(n)]
+
+
+def test_small_shards_make_groups_of_about_a_unit() -> None:
+    shards = small_shards(5000)
+    assert all(is_small(one, 5000) for one in shards)
+    assert not is_small(shard(size=400_000), 5000)
+    assert not is_small(shard(size=0), 5000)
+    groups = groups_of(shards, 5000)
+    assert [one for group in groups for one in group] == shards
+    n_bytes = [sum(one.size for one in group) for group in groups]
+    assert max(n_bytes) < 5 * 256 * 5000
+    assert 15 < len(groups) < 60  # 256 shards each, on average
+
+
+def test_a_shard_that_is_added_changes_the_group_that_it_falls_into_only() -> None:
+    shards = small_shards(5000)
+    before = set(groups_of(shards, 5000))
+    added = shard("/data/02500a.jsonl", size=900)
+    after = set(groups_of(sorted([*shards, added], key=lambda one: one.url), 5000))
+    assert 1 <= len(after - before) <= 2
+    assert any(added in group for group in after - before)
 
 
 @given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 40))
@@ -87,6 +139,16 @@ def test_row_ranges_cover_the_rows_in_order(groups: list[int], unit_rows: int) -
 
 def test_row_ranges_keep_row_groups_whole_where_they_fit() -> None:
     assert row_ranges([4, 4, 4, 25], 10) == [(0, 8), (8, 12), (12, 22), (22, 32), (32, 37)]
+
+
+@given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 40))
+def test_stretches_are_the_ranges_that_begin_in_one_row_group(groups: list[int], unit_rows: int) -> None:
+    ranges = row_ranges(groups, unit_rows)
+    found = stretches(ranges, groups)
+    assert [range_ for stretch in found for range_ in stretch] == ranges
+    ends = list(itertools.accumulate(groups))
+    of_group = [{next(n for n, end in enumerate(ends) if start < end) for start, _ in stretch} for stretch in found]
+    assert [len(groups) for groups in of_group] == [1] * len(found)
 
 
 @given(st.integers(1, 10_000), st.floats(0.1, 5000))

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.ipc
@@ -10,12 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from convbert import ConvBertConfig
+from pipelines.envelope import Envelope
 from pipelines.errors import RunError
 from pipelines.heads.sequence_classification import SequenceClassification
 from pipelines.predict import N_TOKENS
-from pipelines.read import WAYBILL
 from pipelines.storage import locate
-from pipelines.write import Format, Part, part_figures, parts_from, write_part
+from pipelines.write import Format, Part, part_figures, write_part
 from tests.pipelines.labelling import job
 
 HEAD = SequenceClassification(
@@ -25,27 +23,25 @@ HEAD = SequenceClassification(
 )
 
 
-def block(n_rows: int = 3, *, planned: int | None = None) -> pa.Table:
-    waybill = json.dumps({"part": "part-a-0123-00000", "rows": n_rows if planned is None else planned})
+def block(n_rows: int = 3) -> pa.Table:
     names = ["ham", "spam"]
     labels = pa.array(
         [{"label": names[i % 2], "score": 1, "scores": [1 - i % 2, i % 2]} for i in range(n_rows)], HEAD.schema
     )
-    rows = pa.array([None if row == 1 else row for row in range(n_rows)])
+    rows = pa.array([None if row == 1 else row for row in range(n_rows)], pa.int64())
     return pa.table(
         {
             "id": [str(row) for row in range(n_rows)],
             "error": pa.array(["text is null" if row == 1 else None for row in range(n_rows)], pa.string()),
-            WAYBILL: pa.array([waybill] * n_rows).dictionary_encode(),
             "prediction": labels.take(rows),
             N_TOKENS: pa.array([4] * n_rows, pa.int32()),
         }
     )
 
 
-def write(table: pa.Table, folder: Path, output_format: Format = "parquet") -> Part:
-    options: dict[str, Any] = {"output_format": output_format, "heads": {"prediction": HEAD}}
-    return parts_from(write_part(table, output=str(folder), **options))[0]
+def write(table: pa.Table, folder: Path, output_format: Format = "parquet", *, n_rows: int | None = None) -> Part:
+    envelope = Envelope("part-a-0123-00000", len(table) if n_rows is None else n_rows, True, table)
+    return write_part(envelope, output=str(folder), output_format=output_format, heads={"prediction": HEAD})
 
 
 def test_a_part_holds_the_rows_and_the_figures_tell_of_them(tmp_path: Path) -> None:
@@ -59,6 +55,7 @@ def test_a_part_holds_the_rows_and_the_figures_tell_of_them(tmp_path: Path) -> N
         bytes=path.stat().st_size,
         labels={"prediction": {"ham": 2}},
         reasons={"text is null": 1},
+        examples={"text is null": "1"},
     )
     assert pq.read_table(path).column_names == ["id", "prediction", "error"]
 
@@ -85,17 +82,21 @@ def test_the_same_block_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_unit_without_records_is_an_empty_part(tmp_path: Path) -> None:
-    part = write(block(1, planned=0), tmp_path)
+    part = write(block(0), tmp_path)
     assert (part.rows, part.failed) == (0, 0)
     assert pq.read_schema(tmp_path / part.name).names == ["id", "prediction", "error"]
 
 
-def test_a_unit_that_was_split_or_merged_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="units must stay whole"):
-        write(block(3, planned=5), tmp_path)
-    other = block(2)
-    renamed = pa.array([json.dumps({"part": "part-b-0123-00000", "rows": 2})] * 2).dictionary_encode()
-    other = other.set_column(other.column_names.index(WAYBILL), WAYBILL, renamed)
-    with pytest.raises(RunError, match="units must stay whole"):
-        write(pa.concat_tables([block(), other]), tmp_path)
+def test_a_unit_that_has_lost_rows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="part-a-0123-00000 arrived with 3 of its 5 rows"):
+        write(block(3), tmp_path, n_rows=5)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_reasons_that_differ_in_numbers_count_as_one(tmp_path: Path) -> None:
+    table = block(4)
+    errors = ["byte 3 is odd", "text is null", "byte 17 is odd", None]
+    table = table.set_column(1, "error", pa.array(errors))
+    part = write(table, tmp_path)
+    assert part.reasons == {"byte # is odd": 2, "text is null": 1}
+    assert part.examples == {"byte # is odd": "0", "text is null": "1"}

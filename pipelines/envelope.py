@@ -1,0 +1,50 @@
+"""A unit's block in, one row of a Ray dataset out, and back: Ray can neither cut it nor join it to another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+
+class Envelope(NamedTuple):
+    """A block on its way.
+
+    Attributes:
+        part: name of the part that it becomes, without suffix.
+        n_rows: rows that were read.
+        is_last: no further unit of the same compressed shard follows.
+        block: the rows.
+    """
+
+    part: str
+    n_rows: int
+    is_last: bool
+    block: pa.Table
+
+    def seal(self) -> pa.Table:
+        """The one row."""
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, self.block.schema) as writer:
+            writer.write_table(self.block.combine_chunks())
+        cell = pa.Array.from_buffers(pa.large_binary(), 1, [None, _offsets(sink.tell()), sink.getvalue()])
+        return pa.table(
+            {"part": [self.part], "n_rows": [self.n_rows], "is_last": [self.is_last], "block": cell},
+        )
+
+    @classmethod
+    def open(cls, row: pa.Table) -> Envelope:
+        """What was sealed; the block shares the row's memory."""
+        part, n_rows, is_last = (row[name][0].as_py() for name in ("part", "n_rows", "is_last"))
+        return cls(part, n_rows, is_last, pa.ipc.open_stream(row["block"][0].as_buffer()).read_all())
+
+
+def inside(row: pa.Table, stage: Callable[..., pa.Table], *arguments: Any) -> pa.Table:
+    """The row with its block changed by a stage."""
+    envelope = Envelope.open(row)
+    return envelope._replace(block=stage(envelope.block, *arguments)).seal()
+
+
+def _offsets(n_bytes: int) -> pa.Buffer:
+    return pa.array([0, n_bytes], pa.int64()).buffers()[1]

@@ -18,10 +18,11 @@ import pytest
 import transformers
 
 from pipelines.errors import ModelError, OutputError, PipelineError, RunError, SourceError
-from pipelines.plan import make_plan
+from pipelines.plan import JobPlan, make_plan
 from pipelines.resources import Hardware
 from pipelines.run import pipeline, run
 from pipelines.spec import JobSpec
+from pipelines.write import Part
 from tests.conftest import save_checkpoint
 from tests.oracle import classify
 
@@ -294,3 +295,107 @@ def test_a_dry_run_writes_nothing(corpus: Path, checkpoint: Path, tmp_path: Path
     assert summary.lines()[0] == "one encoder pass: prediction (text-classification)"
     assert summary.lines()[1].startswith("dry run: ")
     assert not (tmp_path / "out").exists()
+
+
+def test_small_shards_share_parts_from_night_to_night(checkpoint: Path, tmp_path: Path) -> None:
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+
+    def add(*numbers: int, text: str = "free") -> None:
+        for n in numbers:
+            (folder / f"{n:03d}.jsonl").write_text(f'{{"id": "{n}", "text": "{text}"}}\n')
+
+    add(*range(60))
+    first = run(job(folder, output, checkpoint, unit_rows=1))
+    assert (first.rows, first.new_rows) == (60, 60)
+    names = {path.name for path in parts(output)}
+    assert 2 <= len(names) < 40  # where groups end depends on the names of the folders above
+    add(60, 61)
+    assert run(job(folder, output, checkpoint, unit_rows=1)).new_rows == 2
+    assert names < {path.name for path in parts(output)}
+    add(5, text="offer now")  # a new version: its group is labelled anew, the others stay
+    group = next(entry["group"] for entry in manifest(output)["shards"] if entry["url"].endswith("005.jsonl"))
+    n_group = sum(entry["group"] == group for entry in manifest(output)["shards"])
+    assert run(job(folder, output, checkpoint, unit_rows=1)).new_rows == n_group
+    assert sorted(table(output)["id"].to_pylist(), key=int) == [str(n) for n in range(62)]
+    assert run(job(folder, output, checkpoint, unit_rows=1)).new_rows == 0
+
+
+def test_records_of_a_vanished_shard_stay_until_they_are_pruned(checkpoint: Path, tmp_path: Path) -> None:
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for n in range(20):
+        (folder / f"{n:03d}.jsonl").write_text(f'{{"id": "{n}", "text": "free"}}\n')
+    run(job(folder, output, checkpoint, unit_rows=1000))
+    entries = manifest(output)["shards"]
+    gone = entries[3]
+    sibling = next(entry for entry in entries if entry["group"] == gone["group"] and entry != gone)
+    Path(gone["url"]).unlink()
+    assert run(job(folder, output, checkpoint, unit_rows=1000)).rows == 20
+    Path(sibling["url"]).write_text('{"id": "new", "text": "offer"}\n')
+    with pytest.raises(OutputError, match=r"003\.jsonl is no longer among the inputs .* has changed: .*--prune"):
+        run(job(folder, output, checkpoint, unit_rows=1000))
+    assert len(table(output)) == 20
+    pruned = run(job(folder, output, checkpoint, unit_rows=1000, prune=True))
+    n_group = sum(entry["group"] == gone["group"] for entry in entries)
+    assert (pruned.rows, pruned.new_rows) == (19, n_group - 1)
+    lost = {str(int(Path(entry["url"]).stem.split(".")[0])) for entry in (gone, sibling)}
+    assert set(table(output)["id"].to_pylist()) == {str(n) for n in range(20)} - lost | {"new"}
+    assert run(job(folder, output, checkpoint, unit_rows=1000)).new_rows == 0
+
+
+def test_a_compressed_shard_becomes_many_parts_and_goes_on_where_it_was(checkpoint: Path, tmp_path: Path) -> None:
+    lines = "".join(json.dumps({"id": f"z{i}", "text": "free mail " * (i % 7)}) + "\n" for i in range(60))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    spec = job(tmp_path / "a.jsonl.gz", tmp_path / "out", checkpoint, unit_rows=4)
+    run(spec)
+    assert table(tmp_path / "out")["id"].to_pylist() == [f"z{i}" for i in range(60)]
+    before = {path.name: path.read_bytes() for path in parts(tmp_path / "out")}
+    assert len(before) > 10
+    missing = [*sorted(before)[2:5], max(before)]
+    for name in ("_manifest.json", *missing):
+        (tmp_path / "out" / name).unlink()
+    summary = run(spec)
+    assert summary.new_rows == sum(len(pq.read_table(tmp_path / "out" / name)) for name in missing)
+    assert {path.name: path.read_bytes() for path in parts(tmp_path / "out")} == before
+    assert run(spec).new_rows == 0
+
+
+def test_a_run_that_another_one_overtakes_plans_again(
+    corpus: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other run begins later, knows one shard more, and finishes first."""
+    import pipelines.run as module
+
+    label, others = module._label, []
+
+    def label_and_be_overtaken(plan: JobPlan) -> list[Part]:
+        if not others:
+            others.append(1)
+            (corpus / "late.jsonl").write_text('{"id": "late", "text": "free"}\n')
+            others.append(run(job(corpus, tmp_path / "out", checkpoint)))
+        return label(plan)
+
+    monkeypatch.setattr(module, "_label", label_and_be_overtaken)
+    mine = run(job(corpus, tmp_path / "out", checkpoint))
+    assert mine.rows == others[1].rows == len(table(tmp_path / "out"))
+    assert "late" in table(tmp_path / "out")["id"].to_pylist()
+    assert [part["name"] for part in manifest(tmp_path / "out")["parts"]] == [
+        path.name for path in parts(tmp_path / "out")
+    ]
+
+
+def test_a_run_that_has_gone_wrong_stops_and_says_why(checkpoint: Path, tmp_path: Path) -> None:
+    lines = [f'{{"id": "r{i}", "text": {i}}}' for i in range(200)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    spec = job(tmp_path / "a.jsonl", tmp_path / "out", checkpoint, unit_rows=2, max_failed_fraction=0.05)
+    with pytest.raises(
+        RunError, match=r"too many .*text is a number, not a string \(\d+, such as r\d+\).*raise"
+    ) as raised:
+        run(spec)
+    assert "\n" not in str(raised.value)
+    n_parts = len(parts(tmp_path / "out"))
+    assert 10 <= n_parts < 100
+    assert not (tmp_path / "out/_manifest.json").exists()
+    tolerant = run(spec.model_copy(update={"max_failed_fraction": 1.0}))
+    assert (tolerant.rows, tolerant.failed) == (200, 200)

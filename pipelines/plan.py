@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -107,7 +107,7 @@ def make_plan(spec: JobSpec) -> JobPlan:
     }
     if previous is not None and not spec.overwrite:
         _check_same_job(previous, recipe, output)
-    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    key = recipe_key(recipe)
 
     present = names_in(output)
     labelled = [] if previous is None or spec.overwrite else _labelled(previous)
@@ -137,6 +137,11 @@ def make_plan(spec: JobSpec) -> JobPlan:
         pending=pending,
         vanished=[entry.url for group in labelled for entry in group.entries if entry.url not in fingerprints],
     )
+
+
+def recipe_key(recipe: Mapping[str, Any]) -> str:
+    """What stands for the recipe in the fingerprints of shards."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
 
 # --- what has been labelled ---------------------------------------------------------------------------

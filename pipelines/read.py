@@ -22,6 +22,7 @@ from pipelines.storage import redacted
 from pipelines.units import Shard, Stream, Task, Unit
 
 _BATCH_ROWS = 8192
+_BATCH_BYTES = 1 << 24
 
 Reasons = list["str | None"]  # why each row failed, None where it did not
 
@@ -75,6 +76,22 @@ def read(task: Task, columns: Columns) -> Iterator[Envelope]:
 def read_unit(unit: Unit, columns: Columns) -> pa.Table:
     """All records of a unit, in their order."""
     return next(read((unit,), columns)).block
+
+
+def ids_of(shard: Shard, id_column: str) -> Iterator[str]:
+    """The ids of all records of a shard in their order, with a bounded number of records in memory."""
+    columns = Columns(texts=(), id=id_column, kept=pa.schema([]))
+    if shard.is_parquet:
+        blocks = _parquet_blocks(shard, 0, None, columns)
+    else:
+        lines = _lines(shard, 0, None)
+        blocks = (
+            block
+            for piece in iter(lambda: _take(lines, _BATCH_BYTES), [])
+            for block in _jsonl_blocks(piece, shard, columns)
+        )
+    for block in blocks:
+        yield from block["id"].to_pylist()
 
 
 def _envelope(name: str, blocks: list[pa.Table], columns: Columns, *, is_last: bool = True) -> Envelope:

@@ -1,0 +1,180 @@
+"""An output folder in, whether every record of its shards is there exactly once out: a recount from the shards.
+
+Shards are read from end to end, without the cuts that the job made, and the ids of their records compared in
+their order with those in the parts. Of the manifest nothing is believed but which shards and parts belong together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.ipc
+import pyarrow.parquet as pq
+
+from pipelines.errors import OutputError, PipelineError
+from pipelines.manifest import Manifest, ShardEntry, read_manifest
+from pipelines.plan import recipe_key
+from pipelines.read import ids_of
+from pipelines.spec import DEFAULT_ID_COLUMN
+from pipelines.storage import Location, locate, many_at_a_time, names_in, redacted
+from pipelines.units import Shard, fingerprint_of, list_shards
+from pipelines.write import Part
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a recount found.
+
+    Attributes:
+        output: URL of the output folder.
+        shards, parts, rows, failed: counted, not claimed.
+        faults: what is wrong, one line each; empty where every record that could be compared is there once.
+        changed: shards that are gone, or not what they were when they were labelled, and those that share a part
+            with one; they could not be compared.
+    """
+
+    output: str
+    shards: int
+    parts: int
+    rows: int
+    failed: int
+    faults: list[str]
+    changed: list[str]
+
+    def lines(self) -> list[str]:
+        """The verdict as it is printed."""
+        verdict = f"{len(self.faults)} faults" if self.faults else "every record is there once"
+        if self.changed:
+            verdict += f" ({len(self.changed)} shards could not be compared)"
+        return [
+            *(f"fault: {fault}" for fault in self.faults),
+            *(f"gone or changed since it was labelled: {shard}" for shard in self.changed),
+            f"{self.rows:,} records ({self.failed:,} failed) of {self.shards:,} shards in {self.parts:,} parts: "
+            + verdict,
+        ]
+
+
+@dataclass(frozen=True)
+class _Count:
+    """What was found in the parts of one group of shards."""
+
+    rows: int
+    failed: int
+    faults: list[str]
+    changed: list[str]
+
+
+def verify(output_url: str) -> Verdict:
+    """Recount an output against its shards.
+
+    Raises:
+        OutputError: nothing has been finished there yet.
+    """
+    output = locate(output_url)
+    manifest = read_manifest(output)
+    if manifest is None:
+        raise OutputError(f"{redacted(output_url)} has no _manifest.json: no run has finished there yet")
+    known = {part.name for part in manifest.parts}
+    strays = [name for name in sorted(names_in(output)) if fingerprint_of(name) and name not in known]
+    counts = many_at_a_time(lambda group: _recount(output, manifest, *group), _groups(manifest))
+    return Verdict(
+        output=redacted(output_url),
+        shards=len(manifest.shards),
+        parts=len(known),
+        rows=sum(count.rows for count in counts),
+        failed=sum(count.failed for count in counts),
+        faults=[
+            *(f"{name} is there, but the manifest does not name it" for name in strays),
+            *chain.from_iterable(count.faults for count in counts),
+        ],
+        changed=[url for count in counts for url in count.changed],
+    )
+
+
+def _groups(manifest: Manifest) -> list[tuple[list[ShardEntry], list[Part]]]:
+    """Shards with the parts that their records are in."""
+    groups: dict[str, tuple[list[ShardEntry], list[Part]]] = {}
+    for entry in manifest.shards:
+        groups.setdefault(entry.group, ([], []))[0].append(entry)
+    for part in manifest.parts:
+        groups.setdefault(fingerprint_of(part.name), ([], []))[1].append(part)
+    return list(groups.values())
+
+
+def _recount(output: Location, manifest: Manifest, entries: list[ShardEntry], parts: list[Part]) -> _Count:
+    heads = [head["name"] for head in manifest.heads]
+    faults: list[str] = []
+    rows = failed = 0
+    for part in parts:
+        try:
+            n_rows, n_failed, n_odd = _count_part(output.child(part.name), heads)
+        except (OSError, pa.ArrowException, KeyError) as error:
+            faults.append(f"{part.name} cannot be read: {error!r:.200}")
+            continue
+        rows, failed = rows + n_rows, failed + n_failed
+        if (n_rows, n_failed) != (part.rows, part.failed):
+            faults.append(f"{part.name} has {n_rows} records, {n_failed} failed; not {part.rows} and {part.failed}")
+        if n_odd:
+            faults.append(f"{part.name} has {n_odd} records with neither or both of a prediction and an error")
+    if faults:
+        return _Count(rows, failed, faults, [])
+    shards = [_unchanged(entry, recipe_key(manifest.recipe)) for entry in entries]
+    if None in shards:
+        return _Count(rows, failed, [], [entry.url for entry in entries])
+    id_column = manifest.recipe["id_column"] or DEFAULT_ID_COLUMN
+    there = chain.from_iterable(_ids_of_part(output.child(part.name)) for part in parts)
+    wanted = chain.from_iterable(ids_of(shard, id_column) for shard in shards if shard)
+    return _Count(rows, failed, list(_first_difference(wanted, there, parts, entries)), [])
+
+
+def _count_part(part: Location, heads: list[str]) -> tuple[int, int, int]:
+    """Records, failed ones, and those with neither or both of a prediction and an error."""
+    n_rows = n_failed = n_odd = 0
+    for batch in _batches(part, ["error", *heads]):
+        is_failed = pc.is_valid(batch["error"])
+        n_rows += len(batch)
+        n_failed += pc.sum(is_failed).as_py() or 0
+        is_odd = pa.array([False] * len(batch))
+        for head in heads:
+            is_odd = pc.or_(is_odd, pc.equal(is_failed, pc.is_valid(batch[head])))
+        n_odd += pc.sum(is_odd).as_py() or 0
+    return n_rows, n_failed, n_odd
+
+
+def _ids_of_part(part: Location) -> Iterator[str]:
+    for batch in _batches(part, ["id"]):
+        yield from batch["id"].to_pylist()
+
+
+def _batches(part: Location, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    with part.fs.open(part.path, "rb") as file:
+        if part.path.endswith(".parquet"):
+            yield from pq.ParquetFile(file).iter_batches(columns=columns)
+        else:
+            reader = pa.ipc.open_file(file)
+            yield from (reader.get_batch(number).select(columns) for number in range(reader.num_record_batches))
+
+
+def _unchanged(entry: ShardEntry, key: str) -> Shard | None:
+    """The shard, where it still is what was labelled."""
+    try:
+        (shard,) = list_shards([entry.url])
+    except PipelineError:
+        return None
+    return shard if shard.fingerprint(key) == entry.fingerprint else None
+
+
+def _first_difference(
+    wanted: Iterator[str], there: Iterator[str], parts: list[Part], entries: list[ShardEntry]
+) -> Iterator[str]:
+    where = entries[0].url if entries else parts[0].name
+    for number, (shard_id, part_id) in enumerate(zip_longest(wanted, there)):
+        if shard_id != part_id:
+            found = "nothing" if part_id is None else repr(part_id)
+            expected = "no further record" if shard_id is None else f"record {shard_id!r}"
+            yield f"{where}: record {number} of its parts is {found}, but the shard has {expected} there"
+            return

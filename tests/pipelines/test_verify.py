@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.errors import OutputError
+from pipelines.run import run
+from pipelines.spec import JobSpec
+from pipelines.verify import verify
+
+
+@pytest.fixture(scope="module")
+def labelled(ray_cluster: None, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a corpus of every kind of shard, and its labels."""
+    folder = tmp_path_factory.mktemp("verify")
+    (folder / "in").mkdir()
+    texts = ["free mail"] * 20
+    pq.write_table(pa.table({"text": texts}), folder / "in/a.parquet", row_group_size=7)
+    lines = [json.dumps({"id": f"j{i}", "text": text}) for i, text in enumerate(texts)] + ["{broken"]
+    (folder / "in/b.jsonl").write_text("\n".join(lines))
+    (folder / "in/c.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    (folder / "in/d.jsonl").write_text('{"id": "s", "text": "small"}\n')
+    (folder / "in/e.jsonl").write_text('{"id": "t", "text": "too"}\n')
+    (folder / "in/f.jsonl").touch()
+    spec = {"input": [str(folder / "in")], "output": str(folder / "out"), "model": str(checkpoint), "unit_rows": 5}
+    run(JobSpec.of({**spec, "max_failed_fraction": 0.5}))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def put_back(labelled: Path) -> Iterator[None]:
+    """What a test does to the parts is undone after it."""
+    before = {path: path.read_bytes() for path in (labelled / "out").iterdir()}
+    yield
+    for path in (labelled / "out").iterdir():
+        path.unlink()
+    for path, data in before.items():
+        path.write_bytes(data)
+
+
+def test_a_finished_output_has_every_record_once(labelled: Path) -> None:
+    verdict = verify(str(labelled / "out"))
+    assert (verdict.faults, verdict.changed) == ([], [])
+    assert (verdict.rows, verdict.failed, verdict.shards) == (64, 2, 6)
+    assert verdict.lines() == [
+        f"64 records (2 failed) of 6 shards in {verdict.parts} parts: every record is there once"
+    ]
+
+
+def rewrite(change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], None]:
+    def apply(part: Path) -> None:
+        table = pq.read_table(part)
+        pq.write_table(change(table), part)
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (Path.unlink, "cannot be read: FileNotFoundError"),
+        (lambda part: part.write_bytes(part.read_bytes()[:100]), "cannot be read: Arrow"),
+        (rewrite(lambda t: t.slice(1)), "has 4 records, 0 failed; not 5 and 0"),
+        (rewrite(lambda t: pa.concat_tables([t.slice(1), t.slice(1, 1)])), "but the shard has record '"),
+        (rewrite(lambda t: t.take([1, 0, 2, 3, 4])), "but the shard has record '"),
+        (
+            rewrite(lambda t: t.set_column(1, "prediction", pa.nulls(5, t.schema.field("prediction").type))),
+            "has 5 records with neither or both of a prediction and an error",
+        ),
+    ],
+    ids=["removed", "cut", "shorter", "doubled", "disordered", "without a prediction"],
+)
+def test_what_is_wrong_is_found(damage: Callable[[Path], None], fault: str, labelled: Path) -> None:
+    for stem in ("a", "b"):
+        damage(
+            next(path for path in sorted((labelled / "out").glob(f"part-{stem}-*")) if len(pq.read_table(path)) == 5)
+        )
+    verdict = verify(str(labelled / "out"))
+    assert len([found for found in verdict.faults if fault in found]) == 2
+    assert verdict.lines()[-1].endswith("2 faults")
+
+
+def test_parts_that_nobody_knows_are_faults(labelled: Path) -> None:
+    part = min((labelled / "out").glob("part-a-*"))
+    part.with_name("part-a-0123456789abcdef-00000.parquet").write_bytes(part.read_bytes())
+    assert verify(str(labelled / "out")).faults == [
+        "part-a-0123456789abcdef-00000.parquet is there, but the manifest does not name it"
+    ]
+
+
+def test_shards_that_have_changed_are_named(labelled: Path) -> None:
+    shard = labelled / "in/b.jsonl"
+    shard.rename(labelled / "away")
+    try:
+        verdict = verify(str(labelled / "out"))
+    finally:
+        (labelled / "away").rename(shard)
+    assert (verdict.faults, verdict.changed) == ([], [str(shard)])
+    assert verdict.lines()[-1].endswith("every record is there once (1 shards could not be compared)")
+
+
+def test_an_output_without_a_manifest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"no _manifest\.json"):
+        verify(str(tmp_path))

@@ -78,10 +78,18 @@ def json_kind(value: object) -> str:
 def sample_lines(source: Location, n_bytes: int = SAMPLE_BYTES) -> list[bytes]:
     """The lines at the beginning of a file, about ``n_bytes`` of the plain stream.
 
+    A stream that is damaged further on ends there.
+
     Raises:
-        OSError: the file cannot be read, or its compressed stream is damaged at the beginning.
+        OSError: the file cannot be read, or not one line of its compressed stream.
     """
-    return [line for _, line in lines(source, 0, n_bytes)]
+    sample: list[bytes] = []
+    try:
+        sample.extend(line for _, line in lines(source, 0, n_bytes))
+    except OSError:
+        if not sample:
+            raise
+    return sample
 
 
 def _plain(raw: Any, compression: str | None) -> io.BufferedReader:

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
-from convbert.engine import Engine
+from convbert.engine import Engine, Packed
 from convbert.models import PreTrainedModel
+from pipelines.culprits import failing_alone, good_rows, raise_if_fatal, reason_of, with_errors
 from pipelines.errors import ModelError
 from pipelines.models import EncoderPass, HeadPlan, load_model, weights_fingerprint
 from pipelines.sequences import list_column, sequences_of
@@ -32,7 +34,7 @@ class Predictor:
         n_threads: CPU threads to compute with; None leaves torch's own choice.
 
     Raises:
-        ModelError: a checkpoint is not the one that was planned with.
+        ModelError: a checkpoint is not the one that was planned with, or does not run on the device.
     """
 
     def __init__(
@@ -59,12 +61,16 @@ class Predictor:
     def __call__(self, block: pa.Table) -> pa.Table:
         """The block with what the model gave to each head, which pipelines.decode makes a column of.
 
-        ``__tokens`` counts what was encoded of each row.
+        ``__tokens`` counts what was encoded of each row. A record on which a model fails gets an ``error``; the
+        others get what they would get without it, to the byte.
+
+        Raises:
+            ModelError: a model fails on every record, or on some together but on none of them alone.
+            DeviceError: only a new process can go on.
         """
-        rows = pa.array(np.flatnonzero(block["error"].is_null().to_numpy()))
         n_tokens = np.zeros(len(block), np.int32)
-        for loaded in self._passes if len(rows) else ():
-            block = loaded(block, rows, n_tokens)
+        for loaded in self._passes:
+            block = loaded(block, n_tokens)
         return block.append_column(N_TOKENS, pa.array(n_tokens))
 
 
@@ -73,6 +79,7 @@ class _LoadedPass:
 
     def __init__(self, encoder_pass: EncoderPass, *, device: str, dtype: torch.dtype, max_batch_tokens: int) -> None:
         self.encoding = encoder_pass.encoding
+        self.names = ", ".join(plan.name for plan in encoder_pass.heads)
         models = {plan.name: _load(plan) for plan in encoder_pass.heads}  # the engine copies what it needs of them
         self.engine = Engine(
             next(iter(models.values())).base_model,
@@ -81,16 +88,55 @@ class _LoadedPass:
             dtype=dtype,
             max_batch_tokens=max_batch_tokens,
         )
+        try:
+            self._run_shortest()
+        except Exception as error:
+            raise ModelError(f"{self.names}: the model does not run on {device}: {reason_of(error)}") from error
 
-    def __call__(self, block: pa.Table, rows: pa.Array, n_tokens: np.ndarray) -> pa.Table:
-        sequences = sequences_of(block, self.encoding.name, rows)
-        n_tokens[rows.to_numpy()] += np.diff(sequences.tokens).astype(np.int32)
+    def __call__(self, block: pa.Table, n_tokens: NDArray[np.int32]) -> pa.Table:
+        """The block with results, and with an error where the model fails on a record."""
+        try:
+            return self._label(block, n_tokens)
+        except Exception as error:
+            raise_if_fatal(error)
+        block = self._with_culprits(block)  # when the error, and the memory that its frames hold, is gone
+        try:
+            return self._label(block, n_tokens)  # in one go, so that the bytes don't tell how the culprits were found
+        except Exception as error:
+            raise_if_fatal(error)
+            raise ModelError(
+                f"{self.names}: the model fails on records together, but on none of them alone: {reason_of(error)}"
+            ) from error
+
+    def _label(self, block: pa.Table, n_tokens: NDArray[np.int32]) -> pa.Table:
+        rows = good_rows(block)
+        if not len(rows):
+            return block
+        sequences = sequences_of(block, self.encoding.name, pa.array(rows))
         for name, result in self.engine(sequences.packed).items():
             width = result.values.shape[-1]
             values = pa.FixedSizeListArray.from_arrays(pa.array(result.values.ravel()), width)
             counts = np.diff(result.offsets[sequences.records])
-            block = block.append_column(RESULT + name, list_column(values, counts, rows, len(block)))
+            block = block.append_column(RESULT + name, list_column(values, counts, pa.array(rows), len(block)))
+        n_tokens[rows] += np.diff(sequences.tokens).astype(np.int32)
         return block
+
+    def _with_culprits(self, block: pa.Table) -> pa.Table:
+        """The block with an error at each record on which the model fails alone."""
+
+        def attempt(rows: NDArray[np.int64]) -> None:
+            self.engine(sequences_of(block, self.encoding.name, pa.array(rows)).packed)
+
+        try:
+            reasons = failing_alone(good_rows(block), attempt, control=self._run_shortest)
+        except ModelError as error:
+            raise ModelError(f"{self.names}: {error}") from error
+        failed = {row: f"{self.names}: the model failed on this record: {reason}" for row, reason in reasons.items()}
+        return with_errors(block, failed)
+
+    def _run_shortest(self) -> None:
+        """Run one token."""
+        self.engine(Packed(np.zeros(1, np.int32), np.array([0, 1])))
 
 
 def _load(plan: HeadPlan) -> PreTrainedModel:

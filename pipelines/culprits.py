@@ -1,4 +1,4 @@
-"""Rows on which a model fails together in, those on which it fails alone out; and how a block marks them."""
+"""A block on which some work fails in, the same work without the records on which it fails alone out."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from convbert import ConvBertError
 from convbert.engine import is_out_of_memory
-from pipelines.errors import DeviceError, ModelError
+from pipelines.errors import DeviceError, PipelineError, RunError
 
 MAX_ALONE = 16  # where so many records have failed alone and nothing has worked, it is not the records
 MAX_REASON = 300  # characters
@@ -34,20 +35,54 @@ def with_errors(block: pa.Table, reasons: Mapping[int, str]) -> pa.Table:
     return block.set_column(block.schema.get_field_index("error"), "error", pa.array(errors, pa.string()))
 
 
-def failing_alone(rows: Rows, attempt: Callable[[Rows], object], *, control: Callable[[], object]) -> dict[int, str]:
+def without_culprits(
+    block: pa.Table, work: Callable[[pa.Table], pa.Table], *, control: Callable[[], object], what: str
+) -> pa.Table:
+    """What the work makes of a block, with an error at each record on which it fails alone.
+
+    The others are done in one go without it, so that their bytes don't tell how it was found.
+
+    Args:
+        block: of at least one row.
+        work: passes rows with an error on.
+        control: raises where the work cannot be done at all.
+        what: fails, for people.
+
+    Raises:
+        PipelineError, ConvBertError: of the control.
+        RunError: it is not the records: the work fails on every one, or on some only together.
+        DeviceError: only a new process can go on.
+    """
+    try:
+        return work(block)
+    except Exception as error:
+        raise_if_fatal(error)
+    # From here the error, and the memory that its frames hold, is gone.
+    reasons = failing_alone(good_rows(block), lambda rows: work(block.take(pa.array(rows))), control=control, what=what)
+    try:
+        return work(with_errors(block, {row: f"{what} failed on this record: {why}" for row, why in reasons.items()}))
+    except Exception as error:
+        raise_if_fatal(error)
+        raise RunError(f"{what} fails on records together, but on none alone: {reason_of(error)}") from error
+
+
+def failing_alone(
+    rows: Rows, attempt: Callable[[Rows], object], *, control: Callable[[], object], what: str
+) -> dict[int, str]:
     """Each row that fails alone, and why: k rows of n cost at most about 2·k·log2(n) attempts.
 
     Args:
-        rows: at least one; all together they fail.
+        rows: that fail together.
         attempt: raises where it fails.
-        control: raises where the model fails on anything.
-
-    Raises:
-        ModelError: it is not the records: nothing works.
-        DeviceError: only a new process can go on.
+        control, what: see ``without_culprits``.
     """
-    if reason := _failure(control):
-        raise ModelError(f"the model no longer works: {reason}")
+    try:
+        control()
+    except (PipelineError, ConvBertError):
+        raise
+    except Exception as error:
+        raise_if_fatal(error)
+        raise RunError(f"{what} no longer works: {reason_of(error)}") from error
     reasons: dict[int, str] = {}
     has_worked = False
     shuffled = np.random.default_rng(0).permutation(rows)  # so that the first to be alone are a sample of all
@@ -62,7 +97,7 @@ def failing_alone(rows: Rows, attempt: Callable[[Rows], object], *, control: Cal
         else:
             reasons[int(some[0])] = reason
             if len(reasons) == MAX_ALONE and not has_worked:
-                raise ModelError(f"the model fails on each of {MAX_ALONE} records that were tried alone: {reason}")
+                raise RunError(f"{what} fails on each of {MAX_ALONE} records that were tried alone: {reason}")
     return reasons
 
 
@@ -82,7 +117,9 @@ def _failure(attempt: Callable[[], object]) -> str | None:
 
 
 def reason_of(error: Exception) -> str:
-    """The error's kind and first line."""
+    """The error's kind and first line; of a lack of memory only that, for its figures differ from time to time."""
+    if is_out_of_memory(error):
+        return "OutOfMemoryError: the device has too little memory"
     first_line = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {first_line}"[:MAX_REASON]
 

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 
 from convbert.engine import Engine, Packed
 from convbert.models import PreTrainedModel
-from pipelines.culprits import failing_alone, good_rows, raise_if_fatal, reason_of, with_errors
+from pipelines.culprits import good_rows, reason_of, without_culprits
 from pipelines.errors import ModelError
 from pipelines.models import EncoderPass, HeadPlan, load_model, weights_fingerprint
 from pipelines.sequences import list_column, sequences_of
@@ -65,13 +64,13 @@ class Predictor:
         others get what they would get without it, to the byte.
 
         Raises:
-            ModelError: a model fails on every record, or on some together but on none of them alone.
+            RunError: a model fails on every record, or on some only together.
             DeviceError: only a new process can go on.
         """
-        n_tokens = np.zeros(len(block), np.int32)
+        block = block.append_column(N_TOKENS, pa.array(np.zeros(len(block), np.int32)))
         for loaded in self._passes:
-            block = loaded(block, n_tokens)
-        return block.append_column(N_TOKENS, pa.array(n_tokens))
+            block = loaded(block)
+        return block
 
 
 class _LoadedPass:
@@ -93,22 +92,11 @@ class _LoadedPass:
         except Exception as error:
             raise ModelError(f"{self.names}: the model does not run on {device}: {reason_of(error)}") from error
 
-    def __call__(self, block: pa.Table, n_tokens: NDArray[np.int32]) -> pa.Table:
+    def __call__(self, block: pa.Table) -> pa.Table:
         """The block with results, and with an error where the model fails on a record."""
-        try:
-            return self._label(block, n_tokens)
-        except Exception as error:
-            raise_if_fatal(error)
-        block = self._with_culprits(block)  # when the error, and the memory that its frames hold, is gone
-        try:
-            return self._label(block, n_tokens)  # in one go, so that the bytes don't tell how the culprits were found
-        except Exception as error:
-            raise_if_fatal(error)
-            raise ModelError(
-                f"{self.names}: the model fails on records together, but on none of them alone: {reason_of(error)}"
-            ) from error
+        return without_culprits(block, self._label, control=self._run_shortest, what=f"{self.names}: the model")
 
-    def _label(self, block: pa.Table, n_tokens: NDArray[np.int32]) -> pa.Table:
+    def _label(self, block: pa.Table) -> pa.Table:
         rows = good_rows(block)
         if not len(rows):
             return block
@@ -118,21 +106,9 @@ class _LoadedPass:
             values = pa.FixedSizeListArray.from_arrays(pa.array(result.values.ravel()), width)
             counts = np.diff(result.offsets[sequences.records])
             block = block.append_column(RESULT + name, list_column(values, counts, pa.array(rows), len(block)))
+        n_tokens = block[N_TOKENS].to_numpy().copy()
         n_tokens[rows] += np.diff(sequences.tokens).astype(np.int32)
-        return block
-
-    def _with_culprits(self, block: pa.Table) -> pa.Table:
-        """The block with an error at each record on which the model fails alone."""
-
-        def attempt(rows: NDArray[np.int64]) -> None:
-            self.engine(sequences_of(block, self.encoding.name, pa.array(rows)).packed)
-
-        try:
-            reasons = failing_alone(good_rows(block), attempt, control=self._run_shortest)
-        except ModelError as error:
-            raise ModelError(f"{self.names}: {error}") from error
-        failed = {row: f"{self.names}: the model failed on this record: {reason}" for row, reason in reasons.items()}
-        return with_errors(block, failed)
+        return block.set_column(block.schema.get_field_index(N_TOKENS), N_TOKENS, pa.array(n_tokens))
 
     def _run_shortest(self) -> None:
         """Run one token."""

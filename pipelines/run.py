@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 from ray.exceptions import RayError
@@ -17,6 +18,7 @@ from ray.exceptions import RayError
 from pipelines.decode import decode
 from pipelines.encode import encode
 from pipelines.errors import RunError
+from pipelines.ledger import Ledger
 from pipelines.manifest import Manifest, mark_success, unmark_success, versions, write_manifest
 from pipelines.models import describe_sharing
 from pipelines.plan import JobPlan, check_writable, make_plan
@@ -27,6 +29,7 @@ from pipelines.report import Summary
 from pipelines.resources import Hardware, connect, share_out
 from pipelines.spec import JobSpec
 from pipelines.storage import Location, locate, names_in, redacted
+from pipelines.survive import counted, open_ledger, surviving, surviving_actor
 from pipelines.units import Unit
 from pipelines.write import Part, parts_from, write_part
 
@@ -104,16 +107,22 @@ def pipeline(plan: JobPlan, hardware: Hardware, *, predictor: type[Predictor] = 
     context.print_on_execution_start = False
     encodings = [encoder_pass.encoding for encoder_pass in plan.passes]
     heads = {head.name: head.head for encoder_pass in plan.passes for head in encoder_pass.heads}
+    ledger = open_ledger()
     stage: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
     return (
         ray.data.read_datasource(
-            UnitSource(plan.pending, plan.columns),
+            UnitSource(plan.pending, plan.columns, ledger),
             num_cpus=hardware.task_cpus,
             override_num_blocks=len(plan.pending),
         )
-        .map_batches(encode, fn_kwargs={"encodings": encodings}, num_cpus=hardware.task_cpus, **stage)
+        .map_batches(
+            surviving(encode, ledger, doing="encoding"),
+            fn_kwargs={"encodings": encodings},
+            num_cpus=hardware.task_cpus,
+            **stage,
+        )
         .map_batches_internal(  # map_batches refuses whole blocks as batches where GPUs are asked for
-            predictor,
+            surviving_actor(predictor, ledger, doing="labelling"),
             fn_constructor_args=[plan.passes],
             fn_constructor_kwargs={
                 "device": plan.device,
@@ -128,9 +137,14 @@ def pipeline(plan: JobPlan, hardware: Hardware, *, predictor: type[Predictor] = 
             num_gpus=hardware.actor_gpus,
             **stage,
         )
-        .map_batches(decode, fn_kwargs={"passes": plan.passes}, num_cpus=hardware.task_cpus, **stage)
         .map_batches(
-            write_part,
+            surviving(decode, ledger, doing="decoding"),
+            fn_kwargs={"passes": plan.passes},
+            num_cpus=hardware.task_cpus,
+            **stage,
+        )
+        .map_batches(
+            surviving(write_part, ledger, doing="writing", by_row=False),
             fn_kwargs={"output": plan.spec.output, "output_format": plan.spec.output_format, "heads": heads},
             num_cpus=hardware.task_cpus,
             **stage,
@@ -146,10 +160,11 @@ def _quiet_ray_data() -> None:
 class UnitSource(Datasource):
     """Work units as a Ray datasource: one read task and one block each."""
 
-    def __init__(self, units: list[Unit], columns: Columns) -> None:
+    def __init__(self, units: list[Unit], columns: Columns, ledger: ActorHandle[Ledger]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._units = units
         self._columns = columns
+        self._ledger = ledger
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Unknown before reading."""
@@ -160,11 +175,13 @@ class UnitSource(Datasource):
     ) -> list[ReadTask]:
         """One task a unit, whatever parallelism Ray proposes."""
         nothing_known = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
-        return [ReadTask(partial(_read_one, unit, self._columns), nothing_known) for unit in self._units]
+        return [ReadTask(partial(_read_one, unit, self._columns, self._ledger), nothing_known) for unit in self._units]
 
 
-def _read_one(unit: Unit, columns: Columns) -> Iterator[Any]:
-    yield read_unit(unit, columns)
+def _read_one(unit: Unit, columns: Columns, ledger: ActorHandle[Ledger]) -> Iterator[Any]:
+    with counted(ledger, doing="reading", part=unit.name):
+        block = read_unit(unit, columns)
+    yield block
 
 
 def _manifest(plan: JobPlan, parts: list[Part], seconds: float) -> Manifest:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipelines.culprits import MAX_ALONE, MAX_REASON, failing_alone, raise_if_fatal, reason_of
-from pipelines.errors import DeviceError, ModelError
+from pipelines.errors import DeviceError, RunError
 
 N_ROWS = 5000
 
@@ -34,7 +34,7 @@ def test_culprits_are_found_in_few_attempts(n_culprits: int) -> None:
     rows = np.arange(N_ROWS) * 3
     culprits = set(np.random.default_rng(n_culprits).choice(rows, n_culprits, replace=False).tolist())
     attempt, sizes = attempts_on(culprits)
-    found = failing_alone(rows, attempt, control=works)
+    found = failing_alone(rows, attempt, control=works, what="it")
     assert found == {row: f"ValueError: row {row}" for row in culprits}
     assert len(sizes) <= 2 * max(1, n_culprits) * math.ceil(math.log2(N_ROWS))
 
@@ -42,21 +42,19 @@ def test_culprits_are_found_in_few_attempts(n_culprits: int) -> None:
 def test_a_run_of_bad_neighbours_is_no_broken_model() -> None:
     culprits = set(range(MAX_ALONE * 2))
     attempt, _ = attempts_on(culprits)
-    assert set(failing_alone(np.arange(N_ROWS), attempt, control=works)) == culprits
+    assert set(failing_alone(np.arange(N_ROWS), attempt, control=works, what="it")) == culprits
 
 
 @pytest.mark.parametrize("n_rows", [1, 2, MAX_ALONE - 1])
 def test_a_few_rows_may_all_be_bad(n_rows: int) -> None:
     attempt, _ = attempts_on(set(range(n_rows)))
-    assert set(failing_alone(np.arange(n_rows), attempt, control=works)) == set(range(n_rows))
+    assert set(failing_alone(np.arange(n_rows), attempt, control=works, what="it")) == set(range(n_rows))
 
 
 def test_a_model_that_fails_on_everything_is_given_up_early() -> None:
     attempt, sizes = attempts_on(set(range(N_ROWS)))
-    with pytest.raises(
-        ModelError, match=f"fails on each of {MAX_ALONE} records that were tried alone: ValueError: row"
-    ):
-        failing_alone(np.arange(N_ROWS), attempt, control=works)
+    with pytest.raises(RunError, match=f"fails on each of {MAX_ALONE} records that were tried alone: ValueError: row"):
+        failing_alone(np.arange(N_ROWS), attempt, control=works, what="it")
     assert len(sizes) < 2 * MAX_ALONE + math.log2(N_ROWS)
 
 
@@ -66,8 +64,8 @@ def test_no_record_is_blamed_where_the_control_fails() -> None:
     def fails() -> None:
         raise ValueError("broken")
 
-    with pytest.raises(ModelError, match="the model no longer works: ValueError: broken"):
-        failing_alone(np.arange(1), attempt, control=fails)
+    with pytest.raises(RunError, match="it no longer works: ValueError: broken"):
+        failing_alone(np.arange(1), attempt, control=fails, what="it")
     assert sizes == []
 
 

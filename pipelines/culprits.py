@@ -63,7 +63,9 @@ def without_culprits(
         return work(with_errors(block, {row: f"{what} failed on this record: {why}" for row, why in reasons.items()}))
     except Exception as error:
         raise_if_fatal(error)
-        raise RunError(f"{what} fails on records together, but on none alone: {reason_of(error)}") from error
+        raise RunError(
+            f"{what} fails on records together, but on none alone: {reason_of(error)}: lower --unit-rows"
+        ) from error
 
 
 def failing_alone(
@@ -97,7 +99,7 @@ def failing_alone(
         else:
             reasons[int(some[0])] = reason
             if len(reasons) == MAX_ALONE and not has_worked:
-                raise RunError(f"{what} fails on each of {MAX_ALONE} records that were tried alone: {reason}")
+                raise RunError(f"{what} fails on any record, such as {MAX_ALONE} that were tried alone: {reason}")
     return reasons
 
 
@@ -130,8 +132,8 @@ def raise_if_fatal(error: Exception) -> None:
     Raises:
         DeviceError: the device's context is lost, or the host's memory is used up.
     """
-    lost = isinstance(error, torch.AcceleratorError) or any(
-        sign in str(error) for sign in ("CUDA error", "cuDNN error")
+    lost = isinstance(error, torch.AcceleratorError) or (
+        isinstance(error, RuntimeError) and str(error).startswith(("CUDA error", "cuDNN error"))
     )
     if isinstance(error, MemoryError) or (lost and not is_out_of_memory(error)):
         raise DeviceError(f"{reason_of(error)}: only a new process can go on") from error

@@ -26,8 +26,8 @@ class Order:
     """What to do next with a unit.
 
     Attributes:
-        stretch: rows to try, only to see whether the process lives; None to do the unit.
-        killers: rows to leave out, and how many processes each has killed alone.
+        stretch: records to try, only to see whether the process lives; None to do the unit.
+        killers: records to leave out, and how many processes each has killed alone.
         give_up: why the unit cannot be done; None where it can.
     """
 
@@ -46,7 +46,7 @@ class _Case:
         deaths: over the whole unit, since a killer was last found.
         is_searched: since then.
         pending: stretches to try.
-        alone: deaths over each row alone.
+        alone: deaths over each record alone.
         n_worked: stretches that did not kill.
     """
 
@@ -60,7 +60,7 @@ class _Case:
 
     @property
     def killers(self) -> dict[int, int]:
-        return {row: deaths for row, deaths in self.alone.items() if deaths >= MAX_DEATHS}
+        return {record: deaths for record, deaths in self.alone.items() if deaths >= MAX_DEATHS}
 
     def note_death(self) -> None:
         if self.stretch is None:
@@ -81,24 +81,24 @@ class Ledger:
     def __init__(self) -> None:
         self._cases: dict[str, _Case] = {}
 
-    def begin(self, unit: str, n_rows: int) -> Order:
+    def begin(self, unit: str, n_records: int) -> Order:
         """A process is about to begin a unit.
 
         Args:
             unit: what is done with it, and its name.
-            n_rows: its rows; 0 where they cannot be tried apart.
+            n_records: those that can be tried apart.
         """
         case = self._cases.setdefault(unit, _Case())
         if case.is_begun:
             case.note_death()
             logger.warning("%s: a process has died over %s", unit, _describe(case.stretch))
-        return self._next(unit, case, n_rows)
+        return self._next(unit, case, n_records)
 
-    def worked(self, unit: str, n_rows: int) -> Order:
+    def worked(self, unit: str, n_records: int) -> Order:
         """A stretch did not kill."""
         case = self._cases.setdefault(unit, _Case())
         case.n_worked += 1
-        return self._next(unit, case, n_rows)
+        return self._next(unit, case, n_records)
 
     def finish(self, unit: str) -> None:
         """A unit is done; it may be begun again where Ray loses what was made of it."""
@@ -106,7 +106,7 @@ class Ledger:
         if case.killers:
             self._cases[unit] = _Case(alone=Counter(case.killers))
 
-    def _next(self, unit: str, case: _Case, n_rows: int) -> Order:
+    def _next(self, unit: str, case: _Case, n_records: int) -> Order:
         killers = case.killers
         if case.deaths >= MAX_IN_VAIN:
             reason = f"{unit} has killed {case.deaths} processes, and no record of it is to blame"
@@ -114,20 +114,18 @@ class Ledger:
         if len(killers) >= MAX_KILLERS and not case.n_worked:
             reason = f"{unit} has killed processes with each of {len(killers)} records, and worked with none"
             return Order(None, killers, f"{reason}: give them more memory, or start fewer at a time")
-        if n_rows and case.deaths >= MAX_DEATHS and not case.is_searched:
-            case.is_searched, case.pending = True, _pieces(range(n_rows))
+        if n_records and case.deaths >= MAX_DEATHS and not case.is_searched:
+            case.is_searched, case.pending = True, _pieces(range(n_records))
         case.is_begun = True
         case.stretch = case.pending.pop() if case.pending else None
         return Order(case.stretch, killers)
 
 
-def _pieces(rows: range) -> list[range]:
-    """Rows taken in turn, and the pieces in no order: the first to be tried are a sample of all."""
-    n_pieces = min(N_PIECES, len(rows))
-    return [rows[piece::n_pieces] for piece in random.Random(0).sample(range(n_pieces), n_pieces)]
+def _pieces(records: range) -> list[range]:
+    """Records taken in turn, and the pieces in no order: the first to be tried are a sample of all."""
+    n_pieces = min(N_PIECES, len(records))
+    return [records[piece::n_pieces] for piece in random.Random(0).sample(range(n_pieces), n_pieces)]
 
 
 def _describe(stretch: range | None) -> str:
-    if stretch is None:
-        return "all of it"
-    return f"row {stretch[0]} alone" if len(stretch) == 1 else f"{len(stretch)} of its rows"
+    return "all of it" if stretch is None else f"{len(stretch)} of its records"

@@ -15,7 +15,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipelines.culprits import with_errors, without_culprits
+from pipelines.culprits import good_rows, with_errors, without_culprits
 from pipelines.errors import DeviceError, RunError
 from pipelines.ledger import Ledger, Order
 from pipelines.read import WAYBILL
@@ -93,11 +93,12 @@ def _survive(
     Raises:
         RunError: the unit kills processes, and no record is to blame.
     """
-    unit, n_rows = f"{doing} {_part_of(block)}", len(block) if by_row else 0
-    order = _checked(ray.get(ledger.begin.remote(unit, n_rows)))
+    unit, rows = f"{doing} {_part_of(block)}", good_rows(block)
+    n_records = len(rows) if by_row else 0
+    order = _checked(ray.get(ledger.begin.remote(unit, n_records)))
     while order.stretch is not None:
-        _or_die(stage, _without(order.killers, block, doing).take(pa.array(order.stretch)))
-        order = _checked(ray.get(ledger.worked.remote(unit, n_rows)))
+        _or_die(stage, _without(order.killers, block, doing).take(pa.array(rows[order.stretch])))
+        order = _checked(ray.get(ledger.worked.remote(unit, n_records)))
     result = _or_die(stage, _without(order.killers, block, doing))
     ledger.finish.remote(unit)
     return result
@@ -117,7 +118,8 @@ def _checked(order: Order) -> Order:
 
 def _without(killers: Mapping[int, int], block: pa.Table, doing: str) -> pa.Table:
     reason = f"the process died {{}} times while {doing} this record alone"
-    return with_errors(block, {row: reason.format(deaths) for row, deaths in killers.items()})
+    rows = good_rows(block)
+    return with_errors(block, {int(rows[record]): reason.format(deaths) for record, deaths in killers.items()})
 
 
 def _or_die(stage: Stage, block: pa.Table) -> pa.Table:

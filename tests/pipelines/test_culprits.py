@@ -53,7 +53,7 @@ def test_a_few_rows_may_all_be_bad(n_rows: int) -> None:
 
 def test_a_model_that_fails_on_everything_is_given_up_early() -> None:
     attempt, sizes = attempts_on(set(range(N_ROWS)))
-    with pytest.raises(RunError, match=f"fails on each of {MAX_ALONE} records that were tried alone: ValueError: row"):
+    with pytest.raises(RunError, match=f"it fails on any record, such as {MAX_ALONE} that .*: ValueError: row"):
         failing_alone(np.arange(N_ROWS), attempt, control=works, what="it")
     assert len(sizes) < 2 * MAX_ALONE + math.log2(N_ROWS)
 

@@ -17,6 +17,7 @@ import torch
 
 from convbert.errors import CheckpointError
 from pipelines import run
+from pipelines.culprits import with_errors
 from pipelines.encode import encode
 from pipelines.errors import RunError
 from pipelines.ledger import MAX_DEATHS, MAX_IN_VAIN
@@ -30,7 +31,14 @@ from pipelines.write import parts_from
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
-TEXTS = {"a": "free", "loses the device": "zebra", "kills once": "mail offer", "kills": "boom", "b": "x 12"}
+TEXTS = {
+    "null": None,
+    "a": "free",
+    "loses the device": "zebra",
+    "kills once": "mail offer",
+    "kills": "boom",
+    "b": "x 12",
+}
 
 
 def armed(folder: Path) -> tuple[type[Predictor], Callable[..., pa.Table]]:
@@ -78,10 +86,10 @@ def test_records_that_kill_their_process_are_marked_and_the_job_goes_on(
     parts = [
         part for rows in dataset.iter_batches(batch_size=None, batch_format="pyarrow") for part in parts_from(rows)
     ]
-    assert sorted((part.rows, part.failed) for part in parts) == [(5, 1), (5, 1)]
+    assert sorted((part.rows, part.failed) for part in parts) == [(6, 2), (6, 2)]
     result, expected = (pq.read_table(next((tmp_path / "out").glob(f"part-{name}-*"))) for name in ids)
     reason = f"the process died {MAX_DEATHS} times while labelling this record alone"
-    assert result["error"].to_pylist() == [reason if key == "kills" else None for key in TEXTS]
+    assert result["error"].to_pylist() == [{"kills": reason, "null": "text is null"}.get(key) for key in TEXTS]
     assert result["prediction"].equals(expected["prediction"])
     assert {"encoding", "labelling", "device"} <= {path.name for path in tmp_path.iterdir()}
 
@@ -101,10 +109,10 @@ def test_an_unlucky_unit_is_gone_through_and_then_done_in_one_go() -> None:
         seen.append(block["id"].to_pylist())
         return block
 
-    block = block_of("a", "b", "c")
+    block = with_errors(block_of("a", "failed", "b", "c"), {1: "missing"})
     assert surviving(count, ledger, doing="counting")(block).equals(block)
     assert sorted(seen[:-1]) == [["a"], ["b"], ["c"]]
-    assert seen[-1] == ["a", "b", "c"]
+    assert seen[-1] == ["a", "failed", "b", "c"]
 
 
 def test_a_unit_that_always_kills_ends_the_job() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipelines.culprits import good_rows, with_errors
 from pipelines.heads import Results
 from pipelines.models import EncoderPass, HeadPlan
 from pipelines.predict import N_TOKENS, RESULT
@@ -20,7 +21,7 @@ def decode(block: pa.Table, passes: Sequence[EncoderPass]) -> pa.Table:
     for encoder_pass in passes:
         for plan in encoder_pass.heads:
             block = _without_nan(block, plan)
-    rows = _good_rows(block)
+    rows = pa.array(good_rows(block))
     columns = {name: column for encoder_pass in passes for name, column in _columns(block, encoder_pass, rows).items()}
     kept = [name for name in block.column_names if not name.startswith("__") or name == N_TOKENS]
     block = block.select(kept)
@@ -45,18 +46,14 @@ def _columns(block: pa.Table, encoder_pass: EncoderPass, rows: pa.Array) -> dict
 
 def _without_nan(block: pa.Table, plan: HeadPlan) -> pa.Table:
     """Mark the rows for which the model gave what is no number."""
-    rows = _good_rows(block)
+    rows = pa.array(good_rows(block))
     if not len(rows):
         return block
     values, offsets = _result(block, plan, rows)
     is_broken = ~np.isfinite(values).all(axis=1)
-    if not is_broken.any():
-        return block
     n_broken = np.diff(np.concatenate([[0], np.cumsum(is_broken)])[offsets])
-    errors = block["error"].to_pylist()
-    for row in rows.to_numpy()[n_broken > 0]:
-        errors[row] = f"{plan.name}: the model's result is no finite number: try --precision fp32"
-    return block.set_column(block.schema.get_field_index("error"), "error", pa.array(errors, pa.string()))
+    reason = f"{plan.name}: the model's result is no finite number: try --precision fp32"
+    return with_errors(block, dict.fromkeys(rows.to_numpy()[n_broken > 0].tolist(), reason))
 
 
 def _result(block: pa.Table, plan: HeadPlan, rows: pa.Array) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -65,10 +62,6 @@ def _result(block: pa.Table, plan: HeadPlan, rows: pa.Array) -> tuple[NDArray[np
     values = lists.flatten()
     offsets = np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy())])
     return values.flatten().to_numpy().reshape(len(values), values.type.list_size), offsets
-
-
-def _good_rows(block: pa.Table) -> pa.Array:
-    return pa.array(np.flatnonzero(block["error"].is_null().to_numpy()))
 
 
 def _spread(values: pa.StructArray, rows: pa.Array, n_rows: int) -> pa.Array:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -38,12 +37,6 @@ class Envelope(NamedTuple):
         """What was sealed; the block shares the row's memory."""
         part, n_rows, is_last = (row[name][0].as_py() for name in ("part", "n_rows", "is_last"))
         return cls(part, n_rows, is_last, pa.ipc.open_stream(row["block"][0].as_buffer()).read_all())
-
-
-def inside(row: pa.Table, stage: Callable[..., pa.Table], *arguments: Any) -> pa.Table:
-    """The row with its block changed by a stage."""
-    envelope = Envelope.open(row)
-    return envelope._replace(block=stage(envelope.block, *arguments)).seal()
 
 
 def _offsets(n_bytes: int) -> pa.Buffer:

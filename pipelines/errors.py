@@ -5,6 +5,7 @@ PipelineError
 ├── SourceError     an input that is not there, cannot be read, or lacks a column
 ├── OutputError     an output that cannot be written, or belongs to another job
 ├── ModelError      a checkpoint that cannot label
+├── DeviceError     a device, or memory, that only a new process can use again
 └── RunError        a run that did not bring every record out
 """
 
@@ -27,6 +28,10 @@ class OutputError(PipelineError):
 
 class ModelError(PipelineError):
     """A checkpoint that cannot label."""
+
+
+class DeviceError(PipelineError):
+    """A device, or memory, that only a new process can use again."""
 
 
 class RunError(PipelineError):

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from convbert.engine import Engine
+from convbert.engine import Engine, Packed
 from convbert.models import PreTrainedModel
+from pipelines.culprits import good_rows, reason_of, without_culprits
 from pipelines.errors import ModelError
 from pipelines.models import EncoderPass, HeadPlan, load_model, weights_fingerprint
 from pipelines.sequences import list_column, sequences_of
@@ -32,7 +33,7 @@ class Predictor:
         n_threads: CPU threads to compute with; None leaves torch's own choice.
 
     Raises:
-        ModelError: a checkpoint is not the one that was planned with.
+        ModelError: a checkpoint is not the one that was planned with, or does not run on the device.
     """
 
     def __init__(
@@ -59,13 +60,17 @@ class Predictor:
     def __call__(self, block: pa.Table) -> pa.Table:
         """The block with what the model gave to each head, which pipelines.decode makes a column of.
 
-        ``__tokens`` counts what was encoded of each row.
+        ``__tokens`` counts what was encoded of each row. A record on which a model fails gets an ``error``; the
+        others get what they would get without it, to the byte.
+
+        Raises:
+            RunError: a model fails on every record, or on some only together.
+            DeviceError: only a new process can go on.
         """
-        rows = pa.array(np.flatnonzero(block["error"].is_null().to_numpy()))
-        n_tokens = np.zeros(len(block), np.int32)
-        for loaded in self._passes if len(rows) else ():
-            block = loaded(block, rows, n_tokens)
-        return block.append_column(N_TOKENS, pa.array(n_tokens))
+        block = block.append_column(N_TOKENS, pa.array(np.zeros(len(block), np.int32)))
+        for loaded in self._passes:
+            block = loaded(block)
+        return block
 
 
 class _LoadedPass:
@@ -73,6 +78,7 @@ class _LoadedPass:
 
     def __init__(self, encoder_pass: EncoderPass, *, device: str, dtype: torch.dtype, max_batch_tokens: int) -> None:
         self.encoding = encoder_pass.encoding
+        self.names = ", ".join(plan.name for plan in encoder_pass.heads)
         models = {plan.name: _load(plan) for plan in encoder_pass.heads}  # the engine copies what it needs of them
         self.engine = Engine(
             next(iter(models.values())).base_model,
@@ -81,16 +87,32 @@ class _LoadedPass:
             dtype=dtype,
             max_batch_tokens=max_batch_tokens,
         )
+        try:
+            self._run_shortest()
+        except Exception as error:
+            raise ModelError(f"{self.names}: the model does not run on {device}: {reason_of(error)}") from error
 
-    def __call__(self, block: pa.Table, rows: pa.Array, n_tokens: np.ndarray) -> pa.Table:
-        sequences = sequences_of(block, self.encoding.name, rows)
-        n_tokens[rows.to_numpy()] += np.diff(sequences.tokens).astype(np.int32)
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """The block with results, and with an error where the model fails on a record."""
+        return without_culprits(block, self._label, control=self._run_shortest, what=f"{self.names}: the model")
+
+    def _label(self, block: pa.Table) -> pa.Table:
+        rows = good_rows(block)
+        if not len(rows):
+            return block
+        sequences = sequences_of(block, self.encoding.name, pa.array(rows))
         for name, result in self.engine(sequences.packed).items():
             width = result.values.shape[-1]
             values = pa.FixedSizeListArray.from_arrays(pa.array(result.values.ravel()), width)
             counts = np.diff(result.offsets[sequences.records])
-            block = block.append_column(RESULT + name, list_column(values, counts, rows, len(block)))
-        return block
+            block = block.append_column(RESULT + name, list_column(values, counts, pa.array(rows), len(block)))
+        n_tokens = block[N_TOKENS].to_numpy().copy()
+        n_tokens[rows] += np.diff(sequences.tokens).astype(np.int32)
+        return block.set_column(block.schema.get_field_index(N_TOKENS), N_TOKENS, pa.array(n_tokens))
+
+    def _run_shortest(self) -> None:
+        """Run one token."""
+        self.engine(Packed(np.zeros(1, np.int32), np.array([0, 1])))
 
 
 def _load(plan: HeadPlan) -> PreTrainedModel:

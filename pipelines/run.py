@@ -10,20 +10,23 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import count
 from typing import Any
 
 import pyarrow as pa
 import ray
+from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 from ray.exceptions import RayError
 
 from pipelines.decode import decode
-from pipelines.encode import Encoding, encode
-from pipelines.envelope import Envelope, inside
+from pipelines.encode import encode
+from pipelines.envelope import Envelope
 from pipelines.errors import RunError
+from pipelines.ledger import Ledger
 from pipelines.manifest import Manifest, mark_success, read_manifest, unmark_success, versions, write_manifest
-from pipelines.models import EncoderPass, describe_sharing
+from pipelines.models import describe_sharing
 from pipelines.plan import JobPlan, check_writable, is_whole_stream, make_plan
 from pipelines.predict import Predictor
 from pipelines.progress import Progress
@@ -32,6 +35,7 @@ from pipelines.report import Summary, reasons_in_words
 from pipelines.resources import Hardware, connect, share_out
 from pipelines.spec import JobSpec
 from pipelines.storage import Location, locate, names_in, redacted
+from pipelines.survive import counted, open_ledger, surviving, surviving_actor
 from pipelines.units import Stream, Task, fingerprint_of, number_of
 from pipelines.write import Part, write_part
 
@@ -158,6 +162,7 @@ def pipeline(plan: JobPlan, hardware: Hardware, *, predictor: type[Predictor] = 
     encodings = [encoder_pass.encoding for encoder_pass in plan.passes]
     heads = {head.name: head.head for encoder_pass in plan.passes for head in encoder_pass.heads}
     stage: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
+    ledger = open_ledger()
     model = {
         "device": plan.device,
         "precision": plan.precision,
@@ -170,39 +175,33 @@ def pipeline(plan: JobPlan, hardware: Hardware, *, predictor: type[Predictor] = 
     part = {"output": plan.spec.output, "output_format": plan.spec.output_format, "heads": heads}
     return (
         ray.data.read_datasource(
-            TaskSource(plan.pending, plan.columns),
+            TaskSource(plan.pending, plan.columns, ledger),
             num_cpus=hardware.read_cpus,
             override_num_blocks=len(plan.pending),
         )
-        .map_batches(_encode, fn_args=[encodings], num_cpus=hardware.task_cpus, **stage)
         .map_batches(
-            _Actor,
-            fn_constructor_args=[predictor, plan.passes, model],
+            surviving(encode, ledger, doing="encoding"), fn_args=[encodings], num_cpus=hardware.task_cpus, **stage
+        )
+        .map_batches(
+            surviving_actor(predictor, ledger, doing="labelling"),
+            fn_constructor_args=[plan.passes],
+            fn_constructor_kwargs=model,
             compute=pool,
             num_cpus=hardware.actor_cpus,
             num_gpus=hardware.actor_gpus,
             **stage,
         )
-        .map_batches(_decode_and_write, fn_args=[plan.passes, part], num_cpus=hardware.task_cpus, **stage)
+        .map_batches(
+            surviving(decode, ledger, doing="decoding"), fn_args=[plan.passes], num_cpus=hardware.task_cpus, **stage
+        )
+        .map_batches(_write, fn_args=[ledger], fn_kwargs=part, num_cpus=hardware.task_cpus, **stage)
     )
 
 
-def _encode(row: pa.Table, encodings: list[Encoding]) -> pa.Table:
-    return inside(row, encode, encodings)
-
-
-class _Actor:
-    """A predictor that takes units in their envelopes."""
-
-    def __init__(self, predictor: type[Predictor], passes: list[EncoderPass], options: dict[str, Any]) -> None:
-        self._predict = predictor(passes, **options)
-
-    def __call__(self, row: pa.Table) -> pa.Table:
-        return inside(row, self._predict)
-
-
-def _decode_and_write(row: pa.Table, passes: list[EncoderPass], options: dict[str, Any]) -> pa.Table:
-    part = write_part(Envelope.open(inside(row, decode, passes)), **options)
+def _write(row: pa.Table, ledger: ActorHandle[Ledger], **options: Any) -> pa.Table:
+    envelope = Envelope.open(row)
+    with counted(ledger, doing="writing", part=envelope.part):
+        part = write_part(envelope, **options)
     return pa.table({"part": [json.dumps(asdict(part))]})
 
 
@@ -219,10 +218,11 @@ def _quiet_ray_data() -> None:
 class TaskSource(Datasource):
     """What is pending as a Ray datasource: a read task each, which yields its units one by one."""
 
-    def __init__(self, tasks: list[Task], columns: Columns) -> None:
+    def __init__(self, tasks: list[Task], columns: Columns, ledger: ActorHandle[Ledger]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._tasks = tasks
         self._columns = columns
+        self._ledger = ledger
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Unknown before reading."""
@@ -233,11 +233,17 @@ class TaskSource(Datasource):
     ) -> list[ReadTask]:
         """One task each, whatever parallelism Ray proposes."""
         nothing_known = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
-        return [ReadTask(partial(_read, task, self._columns), nothing_known) for task in self._tasks]
+        return [ReadTask(partial(_read, task, self._columns, self._ledger), nothing_known) for task in self._tasks]
 
 
-def _read(task: Task, columns: Columns) -> Iterator[pa.Table]:
-    for envelope in read(task, columns):
+def _read(task: Task, columns: Columns, ledger: ActorHandle[Ledger]) -> Iterator[pa.Table]:
+    first = task.name(0) if isinstance(task, Stream) else task[0].name
+    envelopes = read(task, columns)
+    for number in count():
+        with counted(ledger, doing="reading", part=f"{first} + {number}"):
+            envelope = next(envelopes, None)
+        if envelope is None:
+            return
         yield envelope.seal()
 
 

@@ -15,7 +15,7 @@ from convbert.engine.heads import (
     WholeRecord,
 )
 from convbert.engine.packing import Packed, micro_batches
-from convbert.engine.run import Engine
+from convbert.engine.run import Engine, is_out_of_memory
 
 __all__ = [
     "EachToken",
@@ -29,5 +29,6 @@ __all__ = [
     "Rows",
     "TokensWithId",
     "WholeRecord",
+    "is_out_of_memory",
     "micro_batches",
 ]

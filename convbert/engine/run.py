@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +17,8 @@ from convbert.engine.packing import Indices, Packed, gather, micro_batches
 from convbert.errors import InputError
 from convbert.models import ConvBertModel
 
+logger = logging.getLogger(__name__)
+
 
 class Engine:
     """One encoder and the heads on it, for records of any mixture of lengths.
@@ -24,6 +29,9 @@ class Engine:
         device: where to compute.
         dtype: type to compute in; results are float32.
         max_batch_tokens: token budget of a micro-batch. It trades memory for speed and does not change results.
+
+    Attributes:
+        max_batch_tokens: the budget now: it is halved for good whenever the device runs out of memory.
 
     Raises:
         InputError: a token budget below 1.
@@ -53,27 +61,103 @@ class Engine:
 
         Raises:
             InputError: no records, one without tokens, or one longer than ``max_position_embeddings``.
+            RuntimeError: the device has no memory for a record alone (``is_out_of_memory``).
         """
         if len(records.lengths) == 0:
             raise InputError("there are no records to run: give at least one")
-        results = {name: head(self.encoder, records, self.max_batch_tokens) for name, head in self.scorers.items()}
+        results = {name: self._score(scorer, records) for name, scorer in self.scorers.items()}
         if self.heads:
             results.update(self._one_pass(records))
         return results
 
+    def _score(self, scorer: PseudoLikelihood, records: Packed) -> Rows:
+        """A scorer's rows, under a budget that the device has the memory for."""
+        longest, before = int(records.lengths.max()), self.max_batch_tokens
+        while True:
+            try:
+                return scorer(self.encoder, records, self.max_batch_tokens)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.max_batch_tokens <= longest:
+                    self.max_batch_tokens = before  # it was the record, not the budget
+                    raise
+            self._lower_budget(self.max_batch_tokens)  # when the error, and the memory that it holds, is gone
+
     def _one_pass(self, records: Packed) -> dict[str, Rows]:
         """The encoder once over everything, and every head on what it gives."""
-        batches = list(micro_batches(records.lengths, self.max_batch_tokens))
-        values: dict[str, list[Tensor]] = {name: [] for name in self.heads}
-        counts: dict[str, list[Indices]] = {name: [] for name in self.heads}
-        for numbers in batches:
-            batch = records.take(numbers)
-            hidden = self.encoder(batch)
-            for name, head in self.heads.items():
-                values[name].append(head(hidden, batch).float())
-                counts[name].append(head.n_rows(batch))
-        order = np.concatenate(batches)
-        return {name: _in_order(torch.cat(values[name]), np.concatenate(counts[name]), order) for name in self.heads}
+        lengths, before = records.lengths, self.max_batch_tokens
+        finished: list[_Finished] = []
+        pending = deque(micro_batches(lengths, self.max_batch_tokens))
+        while pending:
+            numbers = pending.popleft()
+            try:
+                finished.append(self._run(records.take(numbers), numbers))
+                continue
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(numbers) == 1:
+                    self.max_batch_tokens = before  # it was the record, not the budget
+                    raise
+            finished = [batch.on_host() for batch in finished]
+            self._lower_budget(int(lengths[numbers].sum()))
+            left = np.concatenate([numbers, *pending])
+            pending = deque(left[batch] for batch in micro_batches(lengths[left], self.max_batch_tokens))
+        order = np.concatenate([batch.numbers for batch in finished])
+        return {
+            name: _in_order(
+                torch.cat([batch.values[name].cpu() for batch in finished]),
+                np.concatenate([batch.counts[name] for batch in finished]),
+                order,
+            )
+            for name in self.heads
+        }
+
+    def _run(self, batch: Packed, numbers: Indices) -> _Finished:
+        hidden = self.encoder(batch)
+        return _Finished(
+            numbers,
+            {name: head(hidden, batch).float() for name, head in self.heads.items()},
+            {name: head.n_rows(batch) for name, head in self.heads.items()},
+        )
+
+    def _lower_budget(self, n_tokens: int) -> None:
+        """Half of what was too much, from now on."""
+        self.max_batch_tokens = max(1, min(self.max_batch_tokens, n_tokens) // 2)
+        logger.warning(
+            "%s has no memory for %d tokens at a time: from now on this process takes %d",
+            self.device,
+            n_tokens,
+            self.max_batch_tokens,
+        )
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+class _Finished(NamedTuple):
+    """Every head's rows of a micro-batch, and how many each record has.
+
+    Attributes:
+        numbers: the records.
+        values, counts: by head; the values are on the device until they are fetched.
+    """
+
+    numbers: Indices
+    values: dict[str, Tensor]
+    counts: dict[str, Indices]
+
+    def on_host(self) -> _Finished:
+        """The same, with no memory of the device held."""
+        return self._replace(values={name: values.cpu() for name, values in self.values.items()})
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device had too little memory, and is otherwise as it was."""
+    signs = ("DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    )
 
 
 def _in_order(values: Tensor, counts: Indices, order: Indices) -> Rows:
@@ -81,4 +165,4 @@ def _in_order(values: Tensor, counts: Indices, order: Indices) -> Rows:
     back = np.empty_like(order)
     back[order] = np.arange(len(order))
     rows, offsets = gather((np.cumsum(counts) - counts)[back], counts[back])
-    return Rows(values.cpu().numpy()[rows], offsets)
+    return Rows(values.numpy()[rows], offsets)

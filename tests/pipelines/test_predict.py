@@ -1,20 +1,22 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 import transformers
 
-from convbert.engine import PackedEncoder
-from pipelines.errors import ModelError
+from convbert.engine import Packed, PackedEncoder
+from pipelines.errors import DeviceError, ModelError, RunError
 from pipelines.models import plan_passes
 from pipelines.predict import N_TOKENS, Predictor
 from pipelines.spec import JobSpec
-from tests.conftest import save_checkpoint
+from tests.conftest import VOCAB, save_checkpoint
 from tests.oracle import classify
 from tests.pipelines.labelling import job, label
 
@@ -60,16 +62,21 @@ def test_a_shared_encoder_runs_once(checkpoint: Path, tmp_path: Path, monkeypatc
     tagging.convbert.load_state_dict(classifier.convbert.state_dict())
     tagging.save_pretrained(tagger)
     other = save_checkpoint(tmp_path / "other", seed=5)
-    calls = []
+    n_tokens = []
     original = PackedEncoder.__call__
-    monkeypatch.setattr(PackedEncoder, "__call__", lambda self, batch: calls.append(1) or original(self, batch))
+
+    def counting(self: PackedEncoder, batch: Packed) -> torch.Tensor:
+        n_tokens.append(len(batch.input_ids))
+        return original(self, batch)
+
+    monkeypatch.setattr(PackedEncoder, "__call__", counting)
     shared = spec(a=checkpoint, b=tagger)
     assert [[head.name for head in one.heads] for one in plan_passes(shared)] == [["a", "b"]]
     result = predicted(["free mail"], shared)
-    assert len(calls) == 1
+    assert n_tokens == [1, 4]  # the check at the start, and the text
     assert None not in (*result["a"].to_pylist(), *result["b"].to_pylist())
     predicted(["free mail"], spec(a=checkpoint, b=tagger, c=other))
-    assert len(calls) == 3
+    assert sorted(n_tokens[2:]) == [1, 1, 4, 4]
 
 
 def test_tokens_are_counted_by_row(checkpoint: Path) -> None:
@@ -87,3 +94,84 @@ def test_weights_that_changed_since_planning_are_refused(checkpoint: Path, tmp_p
     stale = [replace(p, heads=tuple(replace(head, fingerprint="0" * 64) for head in p.heads)) for p in passes]
     with pytest.raises(ModelError, match="have changed since the job was planned"):
         Predictor(stale)
+
+
+def break_the_encoder(monkeypatch: pytest.MonkeyPatch, fails: Callable[[Packed], Exception | None]) -> list[int]:
+    """Let the encoder raise on some batches; the returned list takes how many records each had."""
+    sizes: list[int] = []
+    original = PackedEncoder.__call__
+
+    def broken(self: PackedEncoder, batch: Packed) -> torch.Tensor:
+        sizes.append(len(batch.lengths))
+        if error := fails(batch):
+            raise error
+        return original(self, batch)
+
+    monkeypatch.setattr(PackedEncoder, "__call__", broken)
+    return sizes
+
+
+def zebra(batch: Packed) -> Exception | None:
+    """A kernel that cannot have the letter z."""
+    return RuntimeError("no kernel for z\nat line 3") if VOCAB.index("z") in batch.input_ids else None
+
+
+def test_a_record_on_which_the_model_fails_is_marked_and_the_others_are_as_without_it(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["free mail", "zebra", "the offer now", "x", "a z", "mail " * 40, "12"]
+    both = spec(a=checkpoint, b=checkpoint)
+    expected = predicted([None if "z" in text else text for text in texts], both)
+    break_the_encoder(monkeypatch, zebra)
+    result = predicted(texts, both)
+    reason = "a, b: the model failed on this record: RuntimeError: no kernel for z"
+    assert result["error"].to_pylist() == [reason if "z" in text else None for text in texts]
+    for name in ("a", "b", N_TOKENS):
+        assert result[name].equals(expected[name])
+
+
+def test_a_block_of_nothing_but_bad_records_passes_where_the_model_works(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_the_encoder(monkeypatch, zebra)
+    result = predicted(["z", "zz", None], spec(prediction=checkpoint))
+    assert result["prediction"].to_pylist() == [None] * 3
+    assert result["error"].null_count == 0
+
+
+def test_a_record_too_large_for_the_device_is_marked(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["mail " * n for n in (3, 40, 5, 90, 7)]
+    expected = predicted([*texts[:3], None, texts[4]], spec(prediction=checkpoint))
+    no_memory = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    break_the_encoder(monkeypatch, lambda batch: no_memory if len(batch.input_ids) > 75 else None)
+    result = predicted(texts, spec(prediction=checkpoint))
+    reason = "prediction: the model failed on this record: OutOfMemoryError: the device has too little memory"
+    assert result["error"].to_pylist() == [None, None, None, reason, None]
+    assert result["prediction"].equals(expected["prediction"])  # 42 + 9 + 7 + 5 tokens in one batch of at most 100
+
+
+def test_a_model_that_fails_on_everything_is_one_line(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = break_the_encoder(monkeypatch, lambda batch: ValueError("no") if len(batch.input_ids) > 1 else None)
+    with pytest.raises(RunError, match="prediction: the model fails on any record, such as 16 .*: ValueError: no"):
+        predicted(["mail"] * 500, spec(prediction=checkpoint))
+    assert len(sizes) < 50
+
+
+def test_records_that_fail_only_together_are_no_culprits(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_the_encoder(monkeypatch, lambda batch: ValueError("no") if len(batch.lengths) > 1 else None)
+    with pytest.raises(RunError, match="prediction: the model fails on records together, but on none alone: V"):
+        predicted(["mail", "offer"], spec(prediction=checkpoint))
+
+
+def test_a_model_that_does_not_run_is_refused_at_the_start(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_the_encoder(monkeypatch, lambda batch: torch.AcceleratorError("CUDA error: no kernel image is available"))
+    with pytest.raises(ModelError, match="prediction: the model does not run on cpu: AcceleratorError: CUDA error: no"):
+        Predictor(plan_passes(spec(prediction=checkpoint)))
+
+
+def test_a_lost_device_is_not_blamed_on_records(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = torch.AcceleratorError("CUDA error: device-side assert triggered\nCUDA kernel errors might be reported")
+    sizes = break_the_encoder(monkeypatch, lambda batch: lost if len(batch.input_ids) > 1 else None)
+    with pytest.raises(DeviceError, match="device-side assert triggered: only a new process can go on"):
+        predicted(["mail"], spec(prediction=checkpoint))
+    assert len(sizes) == 2

@@ -221,9 +221,9 @@ def test_reading_and_encoding_run_beside_the_actors(
         pipeline(plan, hardware).explain()
         physical = capsys.readouterr().out.split("Physical Plan (Optimized)")[-1]
         assert [line.strip(" +-") for line in physical.splitlines() if "[" in line] == [
-            "TaskPoolMapOperator[MapBatches(_decode_and_write)]",
-            "ActorPoolMapOperator[MapBatches(_Actor)]",
-            "TaskPoolMapOperator[MapBatches(_encode)]",
+            "TaskPoolMapOperator[MapBatches(decode)->MapBatches(_write)]",
+            "ActorPoolMapOperator[MapBatches(Predictor)]",
+            "TaskPoolMapOperator[MapBatches(encode)]",
             "TaskPoolMapOperator[ReadTaskSource]",
             "InputDataBuffer[Input]",
         ]

@@ -7,9 +7,9 @@ import pytest
 import torch
 import transformers
 
-from convbert import ConvBertForSequenceClassification, InputError
-from convbert.engine import Engine, FirstToken, Packed
-from tests.conftest import tiny_config
+from convbert import ConvBertForMaskedLM, ConvBertForSequenceClassification, InputError
+from convbert.engine import Engine, FirstToken, Packed, PackedEncoder, PseudoLikelihood, is_out_of_memory
+from tests.conftest import save_checkpoint, tiny_config
 
 SHAPES = [
     {},
@@ -93,6 +93,76 @@ def test_bad_input_is_named(checkpoint: Path) -> None:
     engine = Engine(model.base_model, {"head": FirstToken(model.classifier)})
     with pytest.raises(InputError, match="129 tokens, more than max_position_embeddings"):
         engine(packed([129], 60))
+
+
+def limit_memory(monkeypatch: pytest.MonkeyPatch, limit: int) -> list[int]:
+    """Let the encoder run out of memory above so many tokens; the returned list takes the sizes of its batches."""
+    sizes: list[int] = []
+    original = PackedEncoder.__call__
+
+    def limited(self: PackedEncoder, batch: Packed) -> torch.Tensor:
+        sizes.append(len(batch.input_ids))
+        if sizes[-1] > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return original(self, batch)
+
+    monkeypatch.setattr(PackedEncoder, "__call__", limited)
+    return sizes
+
+
+def test_out_of_memory_lowers_the_budget_for_good(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    oracle = transformers.ConvBertForSequenceClassification.from_pretrained(checkpoint).eval()
+    model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
+    batch = packed([40, 7, 40, 7, 90, 1, 30, 12, 12], 60)
+    engine = Engine(model.base_model, {"head": FirstToken(model.classifier)}, max_batch_tokens=200)
+    sizes = limit_memory(monkeypatch, 100)
+    np.testing.assert_allclose(engine(batch)["head"].values, alone(oracle, batch), atol=1e-4)
+    failed = [size for size in sizes if size > 100]
+    assert failed == [200]  # 90, 40, 40, 30: halved once
+    assert engine.max_batch_tokens == 100
+    assert sum(sizes) - sum(failed) == len(batch.input_ids)  # nothing that was finished is repeated
+    sizes.clear()
+    engine(batch)
+    assert max(sizes) <= 100
+
+
+def test_a_record_without_room_is_an_error_that_leaves_the_budget(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
+    engine = Engine(model.base_model, {"head": FirstToken(model.classifier)}, max_batch_tokens=200)
+    limit_memory(monkeypatch, 89)
+    with pytest.raises(torch.OutOfMemoryError):
+        engine(packed([40, 90, 40], 60))
+    assert engine.max_batch_tokens == 200
+    assert len(engine(packed([40, 40, 40], 60))["head"].values) == 3
+    assert engine.max_batch_tokens == 60
+
+
+def test_scorers_lower_the_budget_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ConvBertForMaskedLM.from_pretrained(save_checkpoint(tmp_path / "m", architecture="ConvBertForMaskedLM"))
+    scorer = PseudoLikelihood(torch.nn.Linear(32, 60), mask_id=4, unscored=frozenset({2, 3}))
+    batch = packed([9, 20, 4], 60)
+    expected = Engine(model.base_model, {"score": scorer}, max_batch_tokens=200)(batch)["score"].values
+    engine = Engine(model.base_model, {"score": scorer}, max_batch_tokens=200)
+    limit_memory(monkeypatch, 60)
+    np.testing.assert_allclose(engine(batch)["score"].values, expected, rtol=1e-5)
+    assert engine.max_batch_tokens == 50
+    limit_memory(monkeypatch, 19)
+    with pytest.raises(torch.OutOfMemoryError):
+        engine(batch)
+    assert engine.max_batch_tokens == 50
+
+
+def test_what_is_out_of_memory() -> None:
+    with pytest.raises(RuntimeError) as cpu:
+        torch.empty(2**60)
+    assert is_out_of_memory(cpu.value)
+    with pytest.raises(RuntimeError) as other:
+        torch.ones(2) @ torch.ones(3)
+    assert not is_out_of_memory(other.value)
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert not is_out_of_memory(MemoryError())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -1,0 +1,139 @@
+"""A block on which some work fails in, the same work without the records on which it fails alone out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from convbert import ConvBertError
+from convbert.engine import is_out_of_memory
+from pipelines.errors import DeviceError, PipelineError, RunError
+
+MAX_ALONE = 16  # where so many records have failed alone and nothing has worked, it is not the records
+MAX_REASON = 300  # characters
+
+Rows = NDArray[np.int64]
+
+
+def good_rows(block: pa.Table) -> Rows:
+    """The rows without an error."""
+    return np.flatnonzero(block["error"].is_null().to_numpy())
+
+
+def with_errors(block: pa.Table, reasons: Mapping[int, str]) -> pa.Table:
+    """The block with these errors at these rows."""
+    if not reasons:
+        return block
+    errors = block["error"].to_pylist()
+    for row, reason in reasons.items():
+        errors[row] = reason
+    return block.set_column(block.schema.get_field_index("error"), "error", pa.array(errors, pa.string()))
+
+
+def without_culprits(
+    block: pa.Table, work: Callable[[pa.Table], pa.Table], *, control: Callable[[], object], what: str
+) -> pa.Table:
+    """What the work makes of a block, with an error at each record on which it fails alone.
+
+    The others are done in one go without it, so that their bytes don't tell how it was found.
+
+    Args:
+        block: of at least one row.
+        work: passes rows with an error on.
+        control: raises where the work cannot be done at all.
+        what: fails, for people.
+
+    Raises:
+        PipelineError, ConvBertError: of the control.
+        RunError: it is not the records: the work fails on every one, or on some only together.
+        DeviceError: only a new process can go on.
+    """
+    try:
+        return work(block)
+    except Exception as error:
+        raise_if_fatal(error)
+    # From here the error, and the memory that its frames hold, is gone.
+    reasons = failing_alone(good_rows(block), lambda rows: work(block.take(pa.array(rows))), control=control, what=what)
+    try:
+        return work(with_errors(block, {row: f"{what} failed on this record: {why}" for row, why in reasons.items()}))
+    except Exception as error:
+        raise_if_fatal(error)
+        raise RunError(
+            f"{what} fails on records together, but on none alone: {reason_of(error)}: lower --unit-rows"
+        ) from error
+
+
+def failing_alone(
+    rows: Rows, attempt: Callable[[Rows], object], *, control: Callable[[], object], what: str
+) -> dict[int, str]:
+    """Each row that fails alone, and why: k rows of n cost at most about 2·k·log2(n) attempts.
+
+    Args:
+        rows: that fail together.
+        attempt: raises where it fails.
+        control, what: see ``without_culprits``.
+    """
+    try:
+        control()
+    except (PipelineError, ConvBertError):
+        raise
+    except Exception as error:
+        raise_if_fatal(error)
+        raise RunError(f"{what} no longer works: {reason_of(error)}") from error
+    reasons: dict[int, str] = {}
+    has_worked = False
+    shuffled = np.random.default_rng(0).permutation(rows)  # so that the first to be alone are a sample of all
+    pending = _halves(shuffled)
+    while pending:
+        some = pending.pop()
+        reason = _failure(partial(attempt, some))
+        if reason is None:
+            has_worked = True
+        elif len(some) > 1:
+            pending += _halves(some)
+        else:
+            reasons[int(some[0])] = reason
+            if len(reasons) == MAX_ALONE and not has_worked:
+                raise RunError(f"{what} fails on any record, such as {MAX_ALONE} that were tried alone: {reason}")
+    return reasons
+
+
+def _halves(rows: Rows) -> list[Rows]:
+    middle = len(rows) // 2
+    return [half for half in (rows[middle:], rows[:middle]) if len(half)]
+
+
+def _failure(attempt: Callable[[], object]) -> str | None:
+    """Why an attempt fails; the error itself, and the memory that its frames hold, is not kept."""
+    try:
+        attempt()
+    except Exception as error:
+        raise_if_fatal(error)
+        return reason_of(error)
+    return None
+
+
+def reason_of(error: Exception) -> str:
+    """The error's kind and first line; of a lack of memory only that, for its figures differ from time to time."""
+    if is_out_of_memory(error):
+        return "OutOfMemoryError: the device has too little memory"
+    first_line = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first_line}"[:MAX_REASON]
+
+
+def raise_if_fatal(error: Exception) -> None:
+    """Tell an error for which no record is to blame, and which stays with this process.
+
+    Raises:
+        DeviceError: the device's context is lost, or the host's memory is used up.
+    """
+    lost = isinstance(error, torch.AcceleratorError) or (
+        isinstance(error, RuntimeError) and str(error).startswith(("CUDA error", "cuDNN error"))
+    )
+    if isinstance(error, MemoryError) or (lost and not is_out_of_memory(error)):
+        raise DeviceError(f"{reason_of(error)}: only a new process can go on") from error

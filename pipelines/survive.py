@@ -1,0 +1,121 @@
+"""A stage that dies of a record in, one that marks the record and goes on out: what a ledger needs of each process."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial, wraps
+from typing import Any, cast
+
+import pyarrow as pa
+import ray
+from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipelines.culprits import good_rows, with_errors, without_culprits
+from pipelines.envelope import Envelope
+from pipelines.errors import DeviceError, RunError
+from pipelines.ledger import Ledger, Order
+
+Stage = Callable[..., pa.Table]
+
+logger = logging.getLogger(__name__)
+
+
+def open_ledger() -> ActorHandle[Ledger]:
+    """A ledger on this node, which lives as long as somebody here holds it."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
+    return cast("ActorHandle[Ledger]", ray.remote(Ledger).options(**options).remote())
+
+
+@contextmanager
+def counted(ledger: ActorHandle[Ledger], *, doing: str, part: str) -> Iterator[None]:
+    """Work on a unit as a whole.
+
+    Raises:
+        RunError: it has killed too many processes.
+    """
+    unit = f"{doing} {part}"
+    _checked(ray.get(ledger.begin.remote(unit, 0)))
+    yield
+    ledger.finish.remote(unit)
+
+
+def surviving(stage: Stage, ledger: ActorHandle[Ledger], *, doing: str) -> Stage:
+    """The stage, under its own name, for blocks in their envelopes.
+
+    Records on which it raises are found too (pipelines.culprits).
+
+    Args:
+        stage: takes a block, passes rows with an error on as they are, and has no effect but its result.
+        ledger: counts the processes that die of it.
+        doing: what it does, for people.
+    """
+
+    @wraps(stage)
+    def survivor(row: pa.Table, *arguments: Any, **options: Any) -> pa.Table:
+        work = partial(_without_culprits, work=lambda block: stage(block, *arguments, **options), doing=doing)
+        return _survive(row, work, ledger, doing=doing)
+
+    return survivor
+
+
+def surviving_actor(stage: Callable[..., Stage], ledger: ActorHandle[Ledger], *, doing: str) -> type:
+    """The class, whose instances are such stages, under its own name."""
+
+    class Survivor:
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self._stage = stage(*args, **kwargs)
+
+        def __call__(self, row: pa.Table) -> pa.Table:
+            return _survive(row, self._stage, ledger, doing=doing)
+
+    Survivor.__name__ = stage.__name__
+    return Survivor
+
+
+def _without_culprits(block: pa.Table, work: Stage, doing: str) -> pa.Table:
+    nothing_to_do = with_errors(block, dict.fromkeys(range(len(block)), ""))
+    return without_culprits(block, work, control=partial(work, nothing_to_do), what=doing)
+
+
+def _survive(row: pa.Table, stage: Stage, ledger: ActorHandle[Ledger], *, doing: str) -> pa.Table:
+    """What the stage makes of a block; records that kill its process are left out, with an error.
+
+    Raises:
+        RunError: the unit kills processes, and no record is to blame.
+    """
+    envelope = Envelope.open(row)
+    block, unit = envelope.block, f"{doing} {envelope.part}"
+    rows = good_rows(block)
+    order = _checked(ray.get(ledger.begin.remote(unit, len(rows))))
+    while order.stretch is not None:
+        _or_die(stage, _without(order.killers, block, doing).take(pa.array(rows[order.stretch])))
+        order = _checked(ray.get(ledger.worked.remote(unit, len(rows))))
+    result = _or_die(stage, _without(order.killers, block, doing))
+    ledger.finish.remote(unit)
+    return envelope._replace(block=result).seal()
+
+
+def _checked(order: Order) -> Order:
+    if order.give_up:
+        raise RunError(order.give_up)
+    return order
+
+
+def _without(killers: Mapping[int, int], block: pa.Table, doing: str) -> pa.Table:
+    reason = f"the process died {{}} times while {doing} this record alone"
+    rows = good_rows(block)
+    return with_errors(block, {int(rows[record]): reason.format(deaths) for record, deaths in killers.items()})
+
+
+def _or_die(stage: Stage, block: pa.Table) -> pa.Table:
+    """What the stage makes of a block; where only a new process can go on, make room for it."""
+    try:
+        return stage(block)
+    except DeviceError as error:
+        logger.error("%s", error)
+        os._exit(1)  # Ray then starts a new process; an exception would end the job

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.culprits import MAX_ALONE, MAX_REASON, failing_alone, raise_if_fatal, reason_of
+from pipelines.errors import DeviceError, RunError
+
+N_ROWS = 5000
+
+
+def attempts_on(culprits: set[int]) -> tuple[Callable[[np.ndarray], None], list[int]]:
+    """An attempt that fails where a culprit is among the rows, and the list of its sizes."""
+    sizes: list[int] = []
+
+    def attempt(rows: np.ndarray) -> None:
+        sizes.append(len(rows))
+        if bad := sorted(culprits & set(rows.tolist())):
+            raise ValueError(f"row {bad[0]}\nand more")
+
+    return attempt, sizes
+
+
+def works() -> None:
+    pass
+
+
+@pytest.mark.parametrize("n_culprits", [0, 1, 2, 7, 40])
+def test_culprits_are_found_in_few_attempts(n_culprits: int) -> None:
+    rows = np.arange(N_ROWS) * 3
+    culprits = set(np.random.default_rng(n_culprits).choice(rows, n_culprits, replace=False).tolist())
+    attempt, sizes = attempts_on(culprits)
+    found = failing_alone(rows, attempt, control=works, what="it")
+    assert found == {row: f"ValueError: row {row}" for row in culprits}
+    assert len(sizes) <= 2 * max(1, n_culprits) * math.ceil(math.log2(N_ROWS))
+
+
+def test_a_run_of_bad_neighbours_is_no_broken_model() -> None:
+    culprits = set(range(MAX_ALONE * 2))
+    attempt, _ = attempts_on(culprits)
+    assert set(failing_alone(np.arange(N_ROWS), attempt, control=works, what="it")) == culprits
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, MAX_ALONE - 1])
+def test_a_few_rows_may_all_be_bad(n_rows: int) -> None:
+    attempt, _ = attempts_on(set(range(n_rows)))
+    assert set(failing_alone(np.arange(n_rows), attempt, control=works, what="it")) == set(range(n_rows))
+
+
+def test_a_model_that_fails_on_everything_is_given_up_early() -> None:
+    attempt, sizes = attempts_on(set(range(N_ROWS)))
+    with pytest.raises(RunError, match=f"it fails on any record, such as {MAX_ALONE} that .*: ValueError: row"):
+        failing_alone(np.arange(N_ROWS), attempt, control=works, what="it")
+    assert len(sizes) < 2 * MAX_ALONE + math.log2(N_ROWS)
+
+
+def test_no_record_is_blamed_where_the_control_fails() -> None:
+    attempt, sizes = attempts_on({0})
+
+    def fails() -> None:
+        raise ValueError("broken")
+
+    with pytest.raises(RunError, match="it no longer works: ValueError: broken"):
+        failing_alone(np.arange(1), attempt, control=fails, what="it")
+    assert sizes == []
+
+
+@pytest.mark.parametrize(
+    ("error", "is_fatal"),
+    [
+        (torch.AcceleratorError("CUDA error: device-side assert triggered"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), True),
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory."), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), False),
+        (ValueError("row 3"), False),
+    ],
+)
+def test_what_no_record_is_to_blame_for(error: Exception, is_fatal: bool) -> None:
+    if not is_fatal:
+        return raise_if_fatal(error)
+    with pytest.raises(DeviceError, match=f"{type(error).__name__}: .*only a new process can go on"):
+        raise_if_fatal(error)
+    return None
+
+
+def test_reasons_are_one_short_line() -> None:
+    assert reason_of(KeyError("x")) == "KeyError: 'x'"
+    assert len(reason_of(ValueError("y" * 1000))) == MAX_REASON

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from convbert.checkpoints.location import change_mark
+from convbert.stores import file_info, reason
+from pipelines.errors import SourceError, StoreError
 from pipelines.inspect import open_parquet
 from pipelines.jsonl import LineError, json_kind, lines, parse
 from pipelines.storage import redacted
-from pipelines.units import Unit
+from pipelines.units import Shard, Unit
 
 WAYBILL = "__unit"
 NO_RECORDS = "this unit has no records"
@@ -60,11 +64,43 @@ def text_name(column: str) -> str:
 
 def read_unit(unit: Unit, columns: Columns) -> pa.Table:
     """All records of a unit, in their order; a unit without records is one marked row."""
-    blocks = list(_parquet_blocks(unit, columns) if unit.shard.is_parquet else _jsonl_blocks(unit, columns))
+    with unchanged(unit.shard):
+        blocks = list(_parquet_blocks(unit, columns) if unit.shard.is_parquet else _jsonl_blocks(unit, columns))
     block = pa.concat_tables(blocks) if blocks else _failed([""], [NO_RECORDS], columns)
     waybill = json.dumps({"part": unit.name, "rows": len(block) if blocks else 0})
     sent = pa.DictionaryArray.from_arrays(pa.array([0] * len(block), pa.int32()), pa.array([waybill]))
     return block.append_column(WAYBILL, sent)
+
+
+@contextmanager
+def unchanged(shard: Shard) -> Iterator[None]:
+    """Refuse what was read of a shard that is not in the planned version any more: it may be of two.
+
+    Raises:
+        SourceError: it has changed or gone.
+        StoreError: its store does not answer.
+    """
+    try:
+        yield
+    except StoreError:
+        raise
+    except Exception:  # a shard cut off while it is read looks damaged
+        _check_version(shard)
+        raise
+    _check_version(shard)
+
+
+def _check_version(shard: Shard) -> None:
+    place = shard.location
+    try:
+        found = file_info(place.fs, place.path)
+        is_same = (int(found["size"]), change_mark(found)) == (shard.size, shard.mark)
+    except FileNotFoundError:
+        is_same = False
+    except OSError as error:
+        raise StoreError(f"{redacted(shard.url)} cannot be looked up ({reason(error)}): check the rights") from error
+    if not is_same:
+        raise SourceError(f"{redacted(shard.url)} has changed since the job was planned: start the same command again")
 
 
 def _block(

@@ -26,7 +26,7 @@ from pipelines.read import Columns, read_unit
 from pipelines.report import Summary
 from pipelines.resources import Hardware, connect, share_out
 from pipelines.spec import JobSpec
-from pipelines.storage import Location, locate, names_in, redacted
+from pipelines.storage import Location, locate, names_in, redacted, remove
 from pipelines.units import Unit
 from pipelines.write import Part, parts_from, write_part
 
@@ -203,4 +203,4 @@ def _remove_superseded(output: Location, manifest: Manifest, present: Iterable[s
     """Remove parts that the new manifest does not know: of changed shards, of what was overwritten."""
     for name in set(present) - {part.name for part in manifest.parts}:
         if name.startswith("part-"):
-            output.fs.rm_file(output.child(name).path)
+            remove(output.child(name))

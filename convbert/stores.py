@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 PATIENCE_VARIABLE = "CONVBERT_STORE_PATIENCE_S"
 DEFAULT_PATIENCE_S = 120.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 20.0
-S3FS_TRIES = 2  # around botocore's 5, twice so where a range is read: s3fs's own 5 ask a silent store 125 times
+S3FS_TRIES = 1  # botocore tries each request 5 times already; with s3fs's own, a silent store was asked 125 times
 COPY_BLOCK_BYTES = 32 << 20
 
 FileSystem = Any  # fsspec.AbstractFileSystem, which has no types

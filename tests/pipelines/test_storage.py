@@ -178,7 +178,6 @@ def test_globs_name_what_fsspecs_own_do(pattern: str, expected: list[str], tree:
 def store(s3: FaultProxy) -> Iterator[Location]:
     """Two files in a bucket, a client that leaves retrying to us, and waits of moments."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("convbert.stores.S3FS_TRIES", 1)
         patch.setattr("convbert.stores.FIRST_WAIT_S", 0.02)
         patch.setenv("AWS_MAX_ATTEMPTS", "1")
         fsspec.get_filesystem_class("s3").clear_instance_cache()

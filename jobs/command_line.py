@@ -17,6 +17,7 @@ from convbert import ConvBertError
 from pipelines.errors import PipelineError, SpecError
 from pipelines.report import Summary
 from pipelines.spec import JobSpec, flag, read_config
+from pipelines.storage import redacted
 
 OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 
@@ -30,6 +31,7 @@ def main(description: str, *, task: str, arguments: Sequence[str] | None = None)
         arguments: the command line; None takes the process's own.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("azure").setLevel(logging.WARNING)  # it logs every request with its headers
     try:
         spec = parse(description, task=task, arguments=arguments)
         _prepare_environment()
@@ -116,5 +118,5 @@ def _judge(summary: Summary) -> int:
 
 
 def _fail(error: object, status: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {redacted(str(error))}", file=sys.stderr)
     return status

@@ -4,6 +4,7 @@ PipelineError
 ├── SpecError       a flag or a combination of flags that no job can have
 ├── SourceError     an input that is not there, cannot be read, or lacks a column
 ├── OutputError     an output that cannot be written, or belongs to another job
+├── StoreError      a store that stopped answering while a file was read
 ├── ModelError      a checkpoint that cannot label
 ├── DeviceError     a device, or memory, that only a new process can use again
 └── RunError        a run that did not bring every record out
@@ -24,6 +25,10 @@ class SourceError(PipelineError):
 
 class OutputError(PipelineError):
     """An output that cannot be written, or that another job has made."""
+
+
+class StoreError(PipelineError):
+    """A store that refused or stopped answering while a file was read: no OSError, for the file is not damaged."""
 
 
 class ModelError(PipelineError):

@@ -9,9 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from convbert.stores import reason
 from pipelines.errors import SourceError
 from pipelines.jsonl import LineError, compression_of, parse, sample_lines
-from pipelines.storage import many_at_a_time, redacted
+from pipelines.storage import many_at_a_time, open_input, redacted
 from pipelines.units import Range, Shard, Stream, Task, byte_ranges, row_ranges, stretches, units_of
 
 MAX_UNIT_BYTES = 64 * 2**20  # of plain text: a unit must fit into a worker, however long its rows are
@@ -68,7 +69,7 @@ def _inspect_jsonl(shard: Shard, unit_rows: int) -> Inspection:
     try:
         sample = sample_lines(shard.location)
     except OSError as error:
-        raise SourceError(f"{redacted(shard.url)} cannot be read ({error}): copy it again") from error
+        raise SourceError(f"{redacted(shard.url)} cannot be read ({reason(error)}): copy it again") from error
     schema = infer_schema(sample)
     mean_line = sum(len(line) + 1 for line in sample) / max(1, len(sample))
     unit_bytes = max(1, min(unit_rows * mean_line, MAX_UNIT_BYTES))
@@ -87,12 +88,12 @@ def open_parquet(shard: Shard) -> pq.ParquetFile:
     Raises:
         SourceError: it is not there or is no Parquet file.
     """
-    fs, path = shard.location
     try:
-        return pq.ParquetFile(fs.open(path, "rb"))
+        return pq.ParquetFile(open_input(shard.location))
     except (OSError, pa.ArrowException) as error:
         raise SourceError(
-            f"{redacted(shard.url)} cannot be read as Parquet ({error}): copy it again or leave it out of --input"
+            f"{redacted(shard.url)} cannot be read as Parquet ({reason(error)}): "
+            "copy it again or leave it out of --input"
         ) from error
 
 

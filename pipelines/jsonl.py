@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.storage import Location
+from pipelines.storage import Location, open_input
 
 SAMPLE_BYTES = 1 << 18
 _BUFFER_BYTES = 1 << 20
@@ -34,8 +34,9 @@ def lines(source: Location, start: int, stop: int | None) -> Iterator[tuple[int,
 
     Raises:
         OSError: the file cannot be read, or its compressed stream is damaged.
+        StoreError: its store stopped answering.
     """
-    with source.fs.open(source.path, "rb") as raw, _plain(raw, compression_of(source.path)) as stream:
+    with open_input(source) as raw, _plain(raw, compression_of(source.path)) as stream:
         offset = start
         if start > 0:  # the line that holds byte start - 1 belongs to the unit before, unless it ends there
             stream.seek(start - 1)

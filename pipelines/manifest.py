@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
+from convbert.stores import reason
 from pipelines.errors import OutputError
-from pipelines.storage import Location, exists, put, redacted
+from pipelines.storage import Location, exists, put, read_bytes, redacted, remove
 from pipelines.write import Part
 
 MANIFEST_NAME = "_manifest.json"
@@ -101,7 +102,7 @@ def read_manifest(output: Location) -> Manifest | None:
     """
     target = output.child(MANIFEST_NAME)
     try:
-        values = json.loads(target.fs.cat_file(target.path))
+        values = json.loads(read_bytes(target))
         if values["format"] != FORMAT:
             raise OutputError(
                 f"{redacted(target.url)} has format {values['format']}, not {FORMAT}: use another --output"
@@ -119,7 +120,7 @@ def read_manifest(output: Location) -> Manifest | None:
         return None
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise OutputError(
-            f"{redacted(target.url)} cannot be read ({error}): move it away, or use another --output"
+            f"{redacted(target.url)} cannot be read ({reason(error)}): move it away, or use another --output"
         ) from error
 
 
@@ -136,8 +137,7 @@ def mark_success(output: Location) -> None:
 
 def unmark_success(output: Location) -> None:
     """Take the marker away while work goes on."""
-    if exists(marker := output.child(SUCCESS_NAME)):
-        output.fs.rm_file(marker.path)
+    remove(output.child(SUCCESS_NAME))
 
 
 def versions() -> dict[str, str]:

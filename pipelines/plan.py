@@ -19,7 +19,7 @@ from pipelines.models import EncoderPass, plan_passes
 from pipelines.read import Columns
 from pipelines.resources import choose_device, choose_precision
 from pipelines.spec import DEFAULT_ID_COLUMN, JobSpec
-from pipelines.storage import Location, locate, many_at_a_time, names_in, put, redacted
+from pipelines.storage import Location, locate, many_at_a_time, names_in, put, redacted, remove
 from pipelines.units import (
     Shard,
     Stream,
@@ -269,7 +269,7 @@ def check_writable(output: Location) -> None:
     """
     probe = output.child(f".probe-{uuid.uuid4().hex}")
     put(probe, b"")
-    probe.fs.rm_file(probe.path)
+    remove(probe)
 
 
 def _columns(spec: JobSpec, passes: list[EncoderPass], inspections: list[Inspection], made: Location | None) -> Columns:

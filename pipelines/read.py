@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, cast
@@ -15,7 +16,10 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from convbert.checkpoints.location import change_mark
+from convbert.stores import file_info, reason
 from pipelines.envelope import Envelope
+from pipelines.errors import SourceError, StoreError
 from pipelines.inspect import open_parquet
 from pipelines.jsonl import LineError, compression_of, json_kind, lines, parse
 from pipelines.storage import redacted
@@ -62,15 +66,16 @@ def text_name(column: str) -> str:
 def read(task: Task, columns: Columns) -> Iterator[Envelope]:
     """The units of a task, each with all of its records in their order."""
     if isinstance(task, Stream):
-        yield from _stream(task, columns)
-    elif len(task) == 1:
-        (unit,) = task
-        blocks = [block for shard in unit.shards for block in _blocks(shard, unit.start, unit.stop, columns)]
-        yield _envelope(unit.name, blocks, columns)
+        yield from _checked(_stream(task, columns), task.shard)
+    elif len(task) > 1:
+        yield from _checked(_neighbours(task, columns), task[0].shards[0])
     else:
-        rows = _blocks(task[0].shards[0], task[0].start, task[-1].stop, columns)
-        for unit, its in zip(task, _cut_up(rows, task), strict=True):
-            yield _envelope(unit.name, its, columns)
+        (unit,) = task
+        blocks: list[pa.Table] = []
+        for shard in unit.shards:
+            with unchanged(shard):
+                blocks += _blocks(shard, unit.start, unit.stop, columns)
+        yield _envelope(unit.name, blocks, columns)
 
 
 def read_unit(unit: Unit, columns: Columns) -> pa.Table:
@@ -105,6 +110,23 @@ def _blocks(shard: Shard, start: int, stop: int | None, columns: Columns) -> Ite
     return _jsonl_blocks(_lines(shard, start, stop), shard, columns)
 
 
+def _checked(envelopes: Iterator[Envelope], shard: Shard) -> Iterator[Envelope]:
+    """Each, if it was read from the planned version of the shard."""
+    while True:
+        with unchanged(shard):
+            envelope = next(envelopes, None)
+        if envelope is None:
+            return
+        yield envelope
+
+
+def _neighbours(units: Sequence[Unit], columns: Columns) -> Iterator[Envelope]:
+    """Units of one stretch of a shard."""
+    rows = _blocks(units[0].shards[0], units[0].start, units[-1].stop, columns)
+    for unit, its in zip(units, _cut_up(rows, units), strict=True):
+        yield _envelope(unit.name, its, columns)
+
+
 def _cut_up(blocks: Iterator[pa.Table], units: Sequence[Unit]) -> Iterator[list[pa.Table]]:
     """The rows of neighbouring units, which arrive in pieces of any length, by unit."""
     rest = pa.table({})
@@ -116,6 +138,37 @@ def _cut_up(blocks: Iterator[pa.Table], units: Sequence[Unit]) -> Iterator[list[
             rest = rest.slice(len(its[-1]))
             wanted -= len(its[-1])
         yield its
+
+
+@contextmanager
+def unchanged(shard: Shard) -> Iterator[None]:
+    """Refuse what was read of a shard that is not in the planned version any more: it may be of two.
+
+    Raises:
+        SourceError: it has changed or gone.
+        StoreError: its store does not answer.
+    """
+    try:
+        yield
+    except StoreError:
+        raise
+    except Exception:  # a shard cut off while it is read looks damaged
+        _check_version(shard)
+        raise
+    _check_version(shard)
+
+
+def _check_version(shard: Shard) -> None:
+    place = shard.location
+    try:
+        found = file_info(place.fs, place.path)
+        is_same = (int(found["size"]), change_mark(found)) == (shard.size, shard.mark)
+    except FileNotFoundError:
+        is_same = False
+    except OSError as error:
+        raise StoreError(f"{redacted(shard.url)} cannot be looked up ({reason(error)}): check the rights") from error
+    if not is_same:
+        raise SourceError(f"{redacted(shard.url)} has changed since the job was planned: start the same command again")
 
 
 def _block(

@@ -34,7 +34,7 @@ from pipelines.read import Columns, read
 from pipelines.report import Summary, reasons_in_words
 from pipelines.resources import Hardware, connect, share_out
 from pipelines.spec import JobSpec
-from pipelines.storage import Location, locate, names_in, redacted
+from pipelines.storage import Location, locate, names_in, redacted, remove
 from pipelines.survive import counted, open_ledger, surviving, surviving_actor
 from pipelines.units import Stream, Task, fingerprint_of, number_of
 from pipelines.write import Part, write_part
@@ -292,7 +292,7 @@ def _remove_superseded(output: Location, manifest: Manifest, present: Iterable[s
     known = {part.name for part in manifest.parts}
     for name in present:
         if name.startswith("part-") and name not in known:
-            output.fs.rm_file(output.child(name).path)
+            remove(output.child(name))
 
 
 def _summary(plan: JobPlan, labelled: list[Part], *, seconds: float) -> Summary:

@@ -1,25 +1,34 @@
-"""URLs in, listings and bytes out, bytes into files in one stroke: local disk and any fsspec store."""
+"""URLs in, listings and bytes out, bytes into files in one stroke: local disk and any fsspec store.
+
+Faults of a store that may pass are waited out (``convbert.stores.retried``); everything here does so.
+"""
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
-from fsspec.core import url_to_fs
+from fsspec import AbstractFileSystem
+from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
 
-from pipelines.errors import OutputError, SpecError
+from convbert.stores import FileSystem, file_info, open_store, read_range, reason, retried
+from convbert.stores import redacted as redacted
+from pipelines.errors import OutputError, SpecError, StoreError
 
 _THREADS = 32
+_FIRST_BLOCK_BYTES, _LARGEST_BLOCK_BYTES = 1 << 20, 16 << 20
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
-FileSystem = Any  # fsspec.AbstractFileSystem, which has no types
+Info = dict[str, Any]  # what a store says of a file or folder: at least name, type and size
 
 
 class Location(NamedTuple):
@@ -33,9 +42,14 @@ class Location(NamedTuple):
         return Location(self.fs, f"{self.path.rstrip('/')}/{name}")
 
     @property
+    def is_local(self) -> bool:
+        """On a disk of this machine."""
+        return isinstance(self.fs, LocalFileSystem)
+
+    @property
     def url(self) -> str:
         """The place as users write it: a plain absolute path on local disk, else protocol://path."""
-        return self.path if isinstance(self.fs, LocalFileSystem) else str(self.fs.unstrip_protocol(self.path))
+        return self.path if self.is_local else str(self.fs.unstrip_protocol(self.path))
 
 
 def locate(url: str) -> Location:
@@ -45,28 +59,29 @@ def locate(url: str) -> Location:
         SpecError: a protocol that is unknown, or whose package is not installed.
     """
     try:
-        fs, path = url_to_fs(os.path.expanduser(url))
+        fs, path = open_store(os.path.expanduser(url))
     except (ImportError, ValueError) as error:
-        raise SpecError(f"{redacted(url)} cannot be opened: {error}") from error
+        raise SpecError(f"{redacted(url)} cannot be opened: {reason(error)}") from error
     return Location(fs, path)
 
 
 def put(target: Location, data: bytes) -> None:
     """Make a file with this content in one stroke: readers see all of it or none.
 
-    Local disk: a temporary neighbour, fsync, rename. Object stores: one put, no rename.
+    Local disk: a temporary neighbour, fsync, rename. Object stores: one put, no rename; where its answer is lost,
+    it is put again, with the same bytes.
 
     Raises:
         OutputError: it cannot be written.
     """
     try:
-        if isinstance(target.fs, LocalFileSystem):
+        if target.is_local:
             _put_locally(Path(target.path), data)
         else:
-            target.fs.pipe_file(target.path, data)
+            retried(lambda: target.fs.pipe_file(target.path, data))
     except OSError as error:
         raise OutputError(
-            f"{redacted(target.url)} cannot be written ({error}): check the address, rights and space"
+            f"{redacted(target.url)} cannot be written ({reason(error)}): check the address, rights and space"
         ) from error
 
 
@@ -97,9 +112,127 @@ def _umask() -> int:
 
 
 def exists(place: Location) -> bool:
-    """Whether there is a file, asked of the store itself."""
-    place.fs.invalidate_cache()
-    return bool(place.fs.exists(place.path))
+    """Whether there is a file, asked of the store itself.
+
+    Raises:
+        OutputError: the store does not say.
+    """
+    try:
+        file_info(place.fs, place.path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise OutputError(f"{redacted(place.url)} cannot be looked up ({reason(error)}): check the rights") from error
+    return True
+
+
+def remove(place: Location) -> None:
+    """Remove a file, if it is there.
+
+    Raises:
+        OutputError: it cannot be removed.
+    """
+    try:
+        retried(lambda: place.fs.rm_file(place.path))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise OutputError(f"{redacted(place.url)} cannot be removed ({reason(error)}): check the rights") from error
+
+
+def read_bytes(place: Location) -> bytes:
+    """All of a file.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+    """
+    return read_range(place.fs, place.path, 0, int(file_info(place.fs, place.path)["size"]))
+
+
+def open_input(place: Location) -> BinaryIO:
+    """A file to read and seek in, wherever it lies.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        StoreError: the store refuses or does not answer, now or while the file is read.
+        OSError: it lies on a local disk that cannot be read.
+    """
+    if place.is_local:
+        return cast(BinaryIO, place.fs.open(place.path, "rb"))
+    try:
+        size = int(file_info(place.fs, place.path)["size"])
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StoreError(f"{redacted(place.url)} cannot be read ({reason(error)}): check the rights") from error
+    return cast(BinaryIO, RemoteFile(place, size))
+
+
+class RemoteFile(io.RawIOBase):
+    """A file in a store, read in blocks: each comes whole or is asked for again, whatever happens on the way.
+
+    Blocks that follow each other double from 1 to 16 MiB, so that little is read in vain and long runs take few
+    requests. What goes wrong is a StoreError and no OSError, which would tell readers that the content is damaged.
+
+    Args:
+        place: where it lies.
+        size: its length in bytes.
+    """
+
+    def __init__(self, place: Location, size: int) -> None:
+        self._place = place
+        self._size = size
+        self._position = 0
+        self._start = 0  # of the block
+        self._block = memoryview(b"")
+        self._ahead = _FIRST_BLOCK_BYTES
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def tell(self) -> int:
+        """Where the next byte is read."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to an offset from the start, from here or from the end."""
+        self._position = max(0, {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence] + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer; less only at the end of the file."""
+        target = memoryview(buffer).cast("B")
+        wanted = min(len(target), max(0, self._size - self._position))
+        filled = 0
+        while filled < wanted:
+            inside = self._position - self._start
+            if not 0 <= inside < len(self._block):
+                self._fetch(wanted - filled)
+                inside = 0
+            piece = self._block[inside : inside + wanted - filled]
+            target[filled : filled + len(piece)] = piece
+            filled += len(piece)
+            self._position += len(piece)
+        return filled
+
+    def _fetch(self, wanted: int) -> None:
+        """The block that begins at the position."""
+        follows = len(self._block) > 0 and self._position == self._start + len(self._block)
+        self._ahead = min(2 * self._ahead, _LARGEST_BLOCK_BYTES) if follows else _FIRST_BLOCK_BYTES
+        stop = min(self._size, self._position + max(self._ahead, min(wanted, _LARGEST_BLOCK_BYTES)))
+        try:
+            block = read_range(self._place.fs, self._place.path, self._position, stop)
+        except OSError as error:
+            raise StoreError(
+                f"{redacted(self._place.url)} cannot be read at byte {self._position} ({reason(error)}): "
+                "start the same command again"
+            ) from error
+        self._start, self._block = self._position, memoryview(block)
 
 
 def many_at_a_time(function: Callable[[_In], _Out], items: Iterable[_In]) -> list[_Out]:
@@ -108,16 +241,85 @@ def many_at_a_time(function: Callable[[_In], _Out], items: Iterable[_In]) -> lis
         return list(pool.map(function, items))
 
 
-def names_in(folder: Location) -> dict[str, dict[str, Any]]:
-    """File names directly in a folder with what the store says of each; empty where there is none."""
-    folder.fs.invalidate_cache()
+def names_in(folder: Location) -> dict[str, Info]:
+    """File names directly in a folder with what the store says of each; empty where there is none.
+
+    Raises:
+        OutputError: it cannot be listed.
+    """
     try:
-        infos = folder.fs.ls(folder.path, detail=True)
+        entries = _entries(folder)
+    except OSError as error:
+        raise OutputError(f"{redacted(folder.url)} cannot be listed ({reason(error)}): check the rights") from error
+    return {info["name"].rsplit("/", 1)[-1]: info for info in entries if info["type"] == "file"}
+
+
+def files_below(folder: Location) -> list[Info]:
+    """All files in a folder and the folders in it.
+
+    Raises:
+        OSError: a folder that cannot be listed; fsspec's own walk leaves it out in silence.
+    """
+    fs = folder.fs
+    if _lists_flat(fs):
+        fs.invalidate_cache()
+        found: dict[str, Info] = retried(lambda: fs.find(folder.path, detail=True))
+        return list(found.values())
+    files: list[Info] = []
+    folders = [folder.path]
+    while folders:
+        entries = list(_entries_of(fs, folders))
+        files += [info for info in entries if info["type"] == "file"]
+        folders = [info["name"] for info in entries if info["type"] == "directory"]
+    return files
+
+
+def files_matching(pattern: Location) -> list[Info]:
+    """All files that a glob names: ``*``, ``?`` and ``[…]`` within a name, ``**`` over folders.
+
+    Raises:
+        OSError: a folder that cannot be listed; fsspec's own glob leaves it out in silence.
+    """
+    fs, path = pattern
+    n_plain = len(re.split(r"[*?[]", path, maxsplit=1)[0].split("/")) - 1
+    names = path.split("/")
+    root, levels = "/".join(names[:n_plain]) or fs.root_marker, names[n_plain:]
+    if "**" in path:
+        matches = re.compile(glob_translate(path)).match
+        return [info for info in files_below(Location(fs, root)) if matches(info["name"])]
+    found: list[Info] = [{"name": root, "type": "directory"}]
+    for level in levels:
+        matches = re.compile(glob_translate(level)).match
+        entries = _entries_of(fs, [info["name"] for info in found if info["type"] == "directory"])
+        found = [info for info in entries if matches(info["name"].rsplit("/", 1)[-1])]
+    return [info for info in found if info["type"] == "file"]
+
+
+def _entries_of(fs: FileSystem, folders: list[str]) -> Iterator[Info]:
+    """What lies directly in any of these folders."""
+    for entries in many_at_a_time(lambda path: _entries(Location(fs, path)), folders):
+        yield from entries
+
+
+def _entries(folder: Location) -> list[Info]:
+    """What lies directly in a folder; nothing where there is none."""
+
+    def ask() -> list[Info]:
+        folder.fs.invalidate_cache(folder.path)
+        return [
+            {**info, "name": info["name"].rstrip("/")}
+            for info in folder.fs.ls(folder.path, detail=True)
+            if info["name"].rstrip("/") != folder.path.rstrip("/")  # some stores have a marker for the folder itself
+        ]
+
+    try:
+        return retried(ask)
     except FileNotFoundError:
-        return {}
-    return {info["name"].rsplit("/", 1)[-1]: info for info in infos if info["type"] == "file"}
+        return []
 
 
-def redacted(text: str) -> str:
-    """A URL without the user and password it may carry: what may stand in logs, errors and manifests."""
-    return re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", text)
+def _lists_flat(fs: FileSystem) -> bool:
+    """Whether it finds all below a folder in one listing of its own, as object stores do."""
+    if isinstance(fs, AsyncFileSystem):
+        return type(fs)._find is not AsyncFileSystem._find
+    return type(fs).find is not AbstractFileSystem.find

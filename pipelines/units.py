@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from itertools import accumulate, count, groupby
 
 from convbert.checkpoints.location import change_mark
+from convbert.stores import FileSystem, file_info, reason
 from pipelines.errors import SourceError
-from pipelines.storage import Location, locate, redacted
+from pipelines.storage import Info, Location, files_below, files_matching, locate, redacted
 
 PARQUET_SUFFIX = ".parquet"
 SUFFIXES = (PARQUET_SUFFIX, *(name + packed for name in (".jsonl", ".json") for packed in ("", ".gz", ".zst")))
@@ -140,26 +141,37 @@ def list_shards(inputs: Iterable[str]) -> list[Shard]:
 
 
 def _shards_of(url: str) -> list[Shard]:
-    fs, path = locate(url)
+    fs, path = place = locate(url)
     try:
-        fs.invalidate_cache()  # a process that runs for days sees new shards
         if any(character in path for character in "*?["):
-            infos = fs.glob(path, detail=True)
-        elif fs.isdir(path):
-            infos = {name: info for name, info in fs.find(path, detail=True).items() if _is_visible(name, below=path)}
-        elif fs.exists(path):
-            if not path.endswith(SUFFIXES):
-                raise SourceError(f"{redacted(url)} is no kind of file that can be read: give {', '.join(SUFFIXES)}")
-            infos = {path: fs.info(path)}
+            infos = files_matching(place)
+        elif (found := file_info(fs, path))["type"] == "directory":
+            infos = [info for info in files_below(place) if _is_visible(info["name"], below=path)]
+        elif path.endswith(SUFFIXES):
+            infos = [{**found, "name": path}]
         else:
-            infos = {}
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{redacted(url)} cannot be listed ({error}): check the address and credentials") from error
-    return [
-        Shard(Location(fs, name).url, int(info["size"]), change_mark(info))
-        for name, info in infos.items()
-        if info["type"] == "file" and name.endswith(SUFFIXES)
-    ]
+            raise SourceError(f"{redacted(url)} is no kind of file that can be read: give {', '.join(SUFFIXES)}")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise SourceError(
+            f"{redacted(url)} cannot be listed ({reason(error)}): check the address and credentials"
+        ) from error
+    return [_shard(fs, info) for info in infos if info["type"] == "file" and info["name"].endswith(SUFFIXES)]
+
+
+def shard_at(url: str) -> Shard:
+    """The present version of one file.
+
+    Raises:
+        OSError: it is not there, or its store does not say.
+    """
+    fs, path = locate(url)
+    return _shard(fs, {**file_info(fs, path), "name": path})
+
+
+def _shard(fs: FileSystem, info: Info) -> Shard:
+    return Shard(Location(fs, info["name"]).url, int(info["size"]), change_mark(info))
 
 
 def _is_visible(name: str, *, below: str) -> bool:

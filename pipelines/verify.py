@@ -15,13 +15,13 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
-from pipelines.errors import OutputError, PipelineError
+from pipelines.errors import OutputError
 from pipelines.manifest import Manifest, ShardEntry, read_manifest
 from pipelines.plan import recipe_key
 from pipelines.read import ids_of
 from pipelines.spec import DEFAULT_ID_COLUMN
-from pipelines.storage import Location, locate, many_at_a_time, names_in, redacted
-from pipelines.units import Shard, fingerprint_of, list_shards
+from pipelines.storage import Location, locate, many_at_a_time, names_in, open_input, redacted
+from pipelines.units import Shard, fingerprint_of, shard_at
 from pipelines.write import Part
 
 
@@ -151,7 +151,7 @@ def _ids_of_part(part: Location) -> Iterator[str]:
 
 
 def _batches(part: Location, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    with part.fs.open(part.path, "rb") as file:
+    with open_input(part) as file:
         if part.path.endswith(".parquet"):
             yield from pq.ParquetFile(file).iter_batches(columns=columns)
         else:
@@ -162,8 +162,8 @@ def _batches(part: Location, columns: list[str]) -> Iterator[pa.RecordBatch]:
 def _unchanged(entry: ShardEntry, key: str) -> Shard | None:
     """The shard, where it still is what was labelled."""
     try:
-        (shard,) = list_shards([entry.url])
-    except PipelineError:
+        shard = shard_at(entry.url)
+    except OSError:
         return None
     return shard if shard.fingerprint(key) == entry.fingerprint else None
 

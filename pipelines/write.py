@@ -18,7 +18,7 @@ from pipelines.envelope import Envelope
 from pipelines.errors import RunError
 from pipelines.heads import Head
 from pipelines.predict import N_TOKENS
-from pipelines.storage import Location, locate, put
+from pipelines.storage import Location, locate, open_input, put
 
 Format = Literal["parquet", "arrow"]
 SUFFIXES: dict[Format, str] = {"parquet": ".parquet", "arrow": ".arrow"}
@@ -103,7 +103,7 @@ def serialised(table: pa.Table, output_format: Format) -> bytes:
 
 def read_schema(part: Location) -> pa.Schema:
     """Schema of a part file, without its rows."""
-    with part.fs.open(part.path, "rb") as file:
+    with open_input(part) as file:
         if part.path.endswith(SUFFIXES["parquet"]):
             return pq.read_schema(file)
         return pa.ipc.open_file(file).schema

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
@@ -15,13 +16,17 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # read when Ray is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import fsspec
 import torch
 import transformers
+
+from tests.fault_proxy import FaultProxy
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(2)
 
+READ_TIMEOUT_S = 1.0  # of the clients of the tests' S3 server
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{c}" for c in LETTERS + "0123456789")]
 VOCAB += [*"0123456789", "the", "mail", "free", "offer", "##ing", "now", ".", ",", "!"]
@@ -74,22 +79,30 @@ def sentences() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def s3() -> Iterator[None]:
-    """An S3 server process's worth of moto on a free port, found through the environment like a real store."""
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultProxy]:
+    """An S3 server process's worth of moto on a free port, found through the environment like a real store.
+
+    Every request goes through the proxy, which spoils some where a test asks it to.
+    """
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    host, port = server.get_host_and_port()
-    os.environ |= {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
+    settings = {"config_kwargs": {"read_timeout": READ_TIMEOUT_S}}
+    os.environ |= {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
     os.environ |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
-    yield
+    os.environ |= {"FSSPEC_S3": json.dumps(settings), "CONVBERT_CACHE": str(tmp_path_factory.mktemp("cache"))}
+    fsspec.config.conf["s3"] = settings  # this process has read its environment already
+    with FaultProxy(server.get_host_and_port(), delay_s=1.2 * READ_TIMEOUT_S) as proxy:
+        os.environ["AWS_ENDPOINT_URL"] = proxy.url
+        fsspec.filesystem("s3").mkdir("bucket")
+        yield proxy
     server.stop()
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(s3: None) -> Iterator[None]:
+def ray_cluster(s3: FaultProxy) -> Iterator[None]:
     """The one Ray cluster of the test session; its workers see the environment of this moment."""
     import ray
 

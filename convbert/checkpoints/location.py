@@ -7,13 +7,15 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
 import fsspec
-from fsspec.core import url_to_fs
 
 from convbert.checkpoints.formats import FORMATS, OTHER_SUFFIXES, TF1_DATA
 from convbert.errors import CheckpointError
+from convbert.stores import FileSystem, copy_file, open_store, reason, redacted, retried
 
 CACHE_VARIABLE = "CONVBERT_CACHE"
 
@@ -27,6 +29,7 @@ def local_folder(folder_or_url: str | Path) -> Path:
     Raises:
         CheckpointError: nothing there, or it cannot be read.
     """
+    url = redacted(str(folder_or_url))
     if "://" not in str(folder_or_url):
         folder = Path(folder_or_url).expanduser()
         if not folder.is_dir():
@@ -35,30 +38,44 @@ def local_folder(folder_or_url: str | Path) -> Path:
             )
         return folder
     try:
-        fs, root = url_to_fs(str(folder_or_url))
+        fs, root = open_store(str(folder_or_url))
     except (ImportError, ValueError) as error:
-        raise CheckpointError(f"{folder_or_url} cannot be opened: {error}") from error
+        raise CheckpointError(f"{url} cannot be opened: {reason(error)}") from error
     if isinstance(fs, fsspec.get_filesystem_class("file")):
         return local_folder(root)
-    try:
-        files = [info for info in fs.ls(root, detail=True) if info["type"] == "file"]
-    except FileNotFoundError as error:
-        raise CheckpointError(f"no checkpoint folder at {folder_or_url}: check the address") from error
-    except Exception as error:  # each file system has its client's own errors
-        raise CheckpointError(f"{folder_or_url} cannot be listed ({error}): check address and rights") from error
+    files = _files(fs, root, url)
     if not files:
-        raise CheckpointError(f"the folder {folder_or_url} is empty: give one with config.json and weights")
-    marks = sorted((info["name"], info.get("size"), change_mark(info)) for info in files)
-    version = hashlib.sha256(json.dumps([str(folder_or_url), marks]).encode()).hexdigest()[:32]
+        raise CheckpointError(f"the folder {url} is empty: give one with config.json and weights")
+    version = hashlib.sha256(json.dumps([str(folder_or_url), _marks(files)]).encode()).hexdigest()[:32]
     cached = _cache_root() / version
     if not cached.is_dir():
         try:
-            _copy(fs, _needed([str(info["name"]) for info in files]), cached)
+            _copy(fs, _needed(files), cached, is_unchanged=lambda: _marks(_files(fs, root, url)) == _marks(files))
         except CheckpointError:
             raise
-        except Exception as error:  # each file system has its client's own errors
-            raise CheckpointError(f"{folder_or_url} cannot be copied to {cached} ({error}): try again") from error
+        except OSError as error:
+            raise CheckpointError(f"{url} cannot be copied to {cached} ({reason(error)}): try again") from error
     return cached
+
+
+def _files(fs: FileSystem, root: str, url: str) -> list[dict[str, Any]]:
+    """What the store itself says of each file in a folder."""
+
+    def ask() -> list[dict[str, Any]]:
+        fs.invalidate_cache()
+        return [info for info in fs.ls(root, detail=True) if info["type"] == "file"]
+
+    try:
+        return retried(ask)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no checkpoint folder at {url}: check the address") from error
+    except OSError as error:
+        raise CheckpointError(f"{url} cannot be listed ({reason(error)}): check address and rights") from error
+
+
+def _marks(files: list[dict[str, Any]]) -> list[list[Any]]:
+    """What tells one version of the files from another."""
+    return sorted([info["name"], info.get("size"), change_mark(info)] for info in files)
 
 
 def path_beside(index: Path, name: object) -> Path:
@@ -91,31 +108,39 @@ def change_mark(info: dict[str, object]) -> str:
     return ""
 
 
-def _needed(names: list[str]) -> list[str]:
+def _needed(files: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """All files but weights that are never read because those of another format go before them."""
-    bases = {name.rsplit("/", 1)[-1] for name in names}
+    bases = {_base(info) for info in files}
     for form in FORMATS:
         if {form.single_name, form.index_name} & bases:
             unread = (*(other.suffix for other in FORMATS if other is not form), *OTHER_SUFFIXES)
-            return [name for name in names if not name.endswith(unread) and not re.fullmatch(TF1_DATA, name)]
-    return names
+            return [
+                info for info in files if not info["name"].endswith(unread) and not re.fullmatch(TF1_DATA, info["name"])
+            ]
+    return files
+
+
+def _base(info: dict[str, Any]) -> str:
+    return str(info["name"]).rsplit("/", 1)[-1]
 
 
 def _cache_root() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "convbert")
 
 
-def _copy(fs: fsspec.AbstractFileSystem, names: list[str], target: Path) -> None:
-    """Copy into a temporary neighbour, then rename: a reader never sees half a checkpoint."""
+def _copy(fs: FileSystem, files: list[dict[str, Any]], target: Path, *, is_unchanged: Callable[[], bool]) -> None:
+    """Copy into a temporary neighbour, then rename: a reader never sees half a checkpoint, nor a mix of two."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         partial = Path(scratch) / "checkpoint"
         partial.mkdir()
-        for name in names:
-            base = name.rsplit("/", 1)[-1]
+        for info in files:
+            base = _base(info)
             if base in ("", ".", "..") or PureWindowsPath(base).name != base:
                 raise CheckpointError(f"a file of the checkpoint is named {base!r}: refused")
-            fs.get_file(name, str(partial / base))
+            copy_file(fs, info["name"], int(info["size"]), partial / base)
+        if not is_unchanged():
+            raise OSError("its files changed while they were copied")
         try:
             partial.rename(target)
         except OSError:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.envelope import Envelope
+from pipelines.errors import SourceError, StoreError
 from pipelines.read import Columns, read, read_unit, text_name
+from pipelines.storage import locate, put
 from pipelines.units import Stream, Unit, list_shards
+from tests.fault_proxy import FaultProxy
 
 
 def columns(*kept: tuple[str, pa.DataType], id: str | None = "id", texts: tuple[str, ...] = ("text",)) -> Columns:
     return Columns(texts=texts, id=id, kept=pa.schema([pa.field(*pair) for pair in kept]))
 
 
-def unit(path: Path, start: int = 0, stop: int | None = None) -> Unit:
+def unit(path: Path | str, start: int = 0, stop: int | None = None) -> Unit:
     return Unit("part-a-0123456789abcdef-00000", tuple(list_shards([str(path)])), start, stop)
 
 
@@ -224,3 +228,38 @@ def test_pairs_need_both_texts(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", {"a": "x", "b": "y"}, {"a": "x"}, {"a": None, "b": 2})
     block = read_unit(unit(path), columns(texts=("a", "b")))
     assert block["error"].to_pylist() == [None, "b is missing", "a is null; b is a number, not a string"]
+
+
+@pytest.mark.parametrize("change", ["later", "longer", "gone"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet"])
+def test_a_shard_that_is_not_the_planned_one_any_more_is_refused(name: str, change: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table({"text": ["fine"]}), path)
+    else:
+        jsonl(path, {"text": "fine"})
+    planned = unit(path, 0, 1)
+    assert read_unit(planned, columns())["error"].to_pylist() == [None]
+    if change == "later":
+        os.utime(path, (1, 1))
+    elif change == "longer":
+        path.write_bytes(path.read_bytes() + b"more")
+        os.utime(path, (float(planned.shard.mark), float(planned.shard.mark)))
+    else:
+        path.unlink()
+    with pytest.raises(SourceError, match=rf"{name} has changed since the job was planned: start the same command"):
+        read_unit(planned, columns())
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.parquet"])
+def test_a_store_that_fails_is_no_damage_of_the_shard(name: str, tmp_path: Path, s3: FaultProxy) -> None:
+    """Damaged data becomes rows with an error; a store that refuses must not."""
+    if name.endswith("parquet"):
+        pq.write_table(pa.table({"text": ["fine"] * 10}), tmp_path / name)
+    else:
+        jsonl(tmp_path / name, {"text": "fine"})
+    put(locate(f"s3://bucket/refused/{name}"), (tmp_path / name).read_bytes())
+    planned = unit(f"s3://bucket/refused/{name}", 0, None if name.endswith("gz") else 10)
+    assert set(read_unit(planned, columns())["error"].to_pylist()) == {None}
+    with s3.next_faults("denied", method="GET"), pytest.raises(StoreError, match="cannot be read at byte 0"):
+        read_unit(planned, columns())

@@ -24,6 +24,7 @@ from pipelines.run import pipeline, run
 from pipelines.spec import JobSpec
 from pipelines.write import Part
 from tests.conftest import save_checkpoint
+from tests.fault_proxy import FaultProxy
 from tests.oracle import classify
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -194,22 +195,31 @@ def test_file_urls_work_like_paths(corpus: Path, checkpoint: Path, tmp_path: Pat
 
 
 def test_corpus_model_and_output_can_lie_in_an_object_store(
-    corpus: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: Path, checkpoint: Path, tmp_path: Path, s3: FaultProxy
 ) -> None:
-    monkeypatch.setenv("CONVBERT_CACHE", str(tmp_path / "cache"))
     store = fsspec.filesystem("s3")
-    store.mkdir("bucket")
     store.put(f"{corpus}/", "bucket/corpus/", recursive=True)
     store.put(f"{checkpoint}/", "bucket/model/", recursive=True)
-    stored = job("s3://bucket/corpus", "s3://bucket/out", "s3://bucket/model")
-    in_store = run(stored)
+    store.put(f"{checkpoint}/", "bucket/same-model/", recursive=True)
+    in_store = run(job("s3://bucket/corpus", "s3://bucket/out", "s3://bucket/model"))
     on_disk = run(job(corpus, tmp_path / "out", checkpoint))
     assert (in_store.rows, in_store.failed, in_store.labels) == (on_disk.rows, on_disk.failed, on_disk.labels)
-    names = [path.rsplit("/", 1)[-1] for path in store.ls("bucket/out", refresh=True)]
-    assert {"_manifest.json", "_SUCCESS"} < set(names)
-    assert len(names) == len(parts(tmp_path / "out")) + 2
-    again = run(stored)
+    calm = stored_files("bucket/out")
+    assert {"_manifest.json", "_SUCCESS"} < set(calm)
+    assert len(calm) == len(parts(tmp_path / "out")) + 2
+    with s3.faults(0.05, seed=9):
+        stormy = run(job("s3://bucket/corpus", "s3://bucket/stormy", "s3://bucket/same-model"))
+    assert sum(s3.counts.values()) >= 3, s3.requests
+    assert (stormy.rows, stormy.failed, stormy.labels) == (in_store.rows, in_store.failed, in_store.labels)
+    del calm["_manifest.json"]
+    assert {name: data for name, data in stored_files("bucket/stormy").items() if name != "_manifest.json"} == calm
+    again = run(job("s3://bucket/corpus", "s3://bucket/out", "s3://bucket/model"))
     assert again.lines()[0].startswith("nothing to do")
+
+
+def stored_files(folder: str) -> dict[str, bytes]:
+    store = fsspec.filesystem("s3")
+    return {path.rsplit("/", 1)[-1]: store.cat_file(path) for path in store.ls(folder, detail=False, refresh=True)}
 
 
 def test_reading_and_encoding_run_beside_the_actors(

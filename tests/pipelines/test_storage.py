@@ -1,11 +1,36 @@
 from __future__ import annotations
 
+import io
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pipelines.errors import OutputError, SpecError
-from pipelines.storage import locate, names_in, put, redacted
+from pipelines import jsonl, storage
+from pipelines.errors import OutputError, SourceError, SpecError, StoreError
+from pipelines.inspect import open_parquet
+from pipelines.storage import (
+    Location,
+    RemoteFile,
+    exists,
+    files_below,
+    files_matching,
+    locate,
+    names_in,
+    open_input,
+    put,
+    read_bytes,
+    remove,
+)
+from pipelines.units import list_shards
+from tests.fault_proxy import FAULTS, FaultProxy
 
 
 def test_local_places_are_plain_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,6 +79,247 @@ def test_a_folder_that_is_not_there_has_no_names(tmp_path: Path) -> None:
     assert names_in(locate(str(tmp_path / "none"))) == {}
 
 
-def test_credentials_do_not_stand_in_urls() -> None:
-    assert redacted("read s3://key:secret@bucket/a and b") == "read s3://***@bucket/a and b"
-    assert redacted("/home/a@b/c") == "/home/a@b/c"
+def test_removing_leaves_nothing_and_minds_nothing(tmp_path: Path) -> None:
+    place = locate(str(tmp_path)).child("a")
+    put(place, b"x")
+    assert exists(place)
+    remove(place)
+    remove(place)
+    assert not exists(place)
+
+
+@given(
+    st.binary(max_size=300),
+    st.lists(
+        st.tuples(st.sampled_from([io.SEEK_SET, io.SEEK_CUR, io.SEEK_END]), st.integers(-50, 350), st.integers(0, 90))
+    ),
+)
+def test_a_remote_file_reads_like_the_bytes_it_holds(data: bytes, moves: list[tuple[int, int, int]]) -> None:
+    place = locate("memory://remote-file/a")
+    place.fs.pipe_file(place.path, data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "_FIRST_BLOCK_BYTES", 7)
+        patch.setattr(storage, "_LARGEST_BLOCK_BYTES", 20)
+        file, plain = RemoteFile(place, len(data)), io.BytesIO(data)
+        assert file.read(5) == plain.read(5)
+        for whence, offset, n in moves:
+            here = {io.SEEK_SET: 0, io.SEEK_CUR: plain.tell(), io.SEEK_END: len(data)}[whence]
+            offset = max(offset, -here)
+            assert file.seek(offset, whence) == plain.seek(offset, whence) == file.tell()
+            assert file.read(n) == plain.read(n)
+
+
+def test_blocks_double_as_long_as_they_follow_each_other() -> None:
+    place = locate("memory://blocks/a")
+    put(place, bytes(100))
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "_FIRST_BLOCK_BYTES", 4)
+        patch.setattr(storage, "_LARGEST_BLOCK_BYTES", 16)
+        patch.setattr(
+            storage, "read_range", lambda fs, path, start, stop: asked.append((start, stop)) or bytes(stop - start)
+        )
+        file = RemoteFile(place, 100)
+        while file.tell() < 50:
+            file.read(1)
+        file.seek(90)
+        file.read(10)
+    assert asked == [(0, 4), (4, 12), (12, 28), (28, 44), (44, 60), (90, 100)]
+
+
+@pytest.fixture(scope="module", params=["local", "memory", "s3"])
+def tree(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Location:
+    """Some files in folders, on a disk, in memory and in an S3 store."""
+    if request.param == "s3":
+        request.getfixturevalue("s3")
+    base = str(tmp_path_factory.mktemp("tree")) if request.param == "local" else f"{request.param}://bucket/tree"
+    folder = locate(base)
+    for name in ("a.json", "b.json", "x/a.json", "x/deep/a.json", "y/a.json", "y/b.txt", "z[1]/a.json"):
+        put(folder.child(name), name.encode())
+    return folder
+
+
+def below(folder: Location, infos: list[storage.Info]) -> list[str]:
+    return sorted(info["name"].removeprefix(folder.path.rstrip("/") + "/") for info in infos)
+
+
+def test_everything_below_a_folder_is_found(tree: Location) -> None:
+    names = ["a.json", "b.json", "x/a.json", "x/deep/a.json", "y/a.json", "y/b.txt", "z[1]/a.json"]
+    assert below(tree, files_below(tree)) == names
+    assert set(names_in(tree)) == {"a.json", "b.json"}
+    assert names_in(tree.child("none")) == {}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.json", ["a.json", "b.json"]),
+        ("?.json", ["a.json", "b.json"]),
+        ("[b-z].json", ["b.json"]),
+        ("*/a.json", ["x/a.json", "y/a.json", "z[1]/a.json"]),
+        ("[xy]/?.json", ["x/a.json", "y/a.json"]),
+        ("x/*/*", ["x/deep/a.json"]),
+        ("**/a.json", ["a.json", "x/a.json", "x/deep/a.json", "y/a.json", "z[1]/a.json"]),
+        ("y/**", ["y/a.json", "y/b.txt"]),
+        ("none/*", []),
+    ],
+)
+def test_globs_name_what_fsspecs_own_do(pattern: str, expected: list[str], tree: Location) -> None:
+    found = files_matching(tree.child(pattern))
+    assert below(tree, found) == expected
+    own = tree.fs.glob(tree.child(pattern).path, detail=True)
+    assert sorted(info["name"] for info in found) == sorted(n for n, info in own.items() if info["type"] == "file")
+
+
+# --- a real S3 server behind a proxy that spoils its answers --------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def store(s3: FaultProxy) -> Iterator[Location]:
+    """Two files in a bucket, a client that leaves retrying to us, and waits of moments."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("convbert.stores.FIRST_WAIT_S", 0.02)
+        patch.setenv("AWS_MAX_ATTEMPTS", "1")
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        folder = locate("s3://bucket/faults")
+        put(folder.child("a.jsonl"), LINES)
+        sink = io.BytesIO()
+        pq.write_table(pa.table({"n": range(3000)}), sink)
+        put(folder.child("b.parquet"), sink.getvalue())
+        yield folder
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+LINES = b"".join(json.dumps({"n": n, "text": "x" * (n % 50)}).encode() + b"\n" for n in range(3000))
+
+
+def reads_lines(folder: Location) -> None:
+    assert [line + b"\n" for _, line in jsonl.lines(folder.child("a.jsonl"), 0, None)] == LINES.splitlines(
+        keepends=True
+    )
+
+
+def reads_parquet(folder: Location) -> None:
+    shard = list_shards([folder.child("b.parquet").url])[0]
+    with open_parquet(shard) as file:
+        assert file.read()["n"].to_pylist() == list(range(3000))
+
+
+def reads_bytes(folder: Location) -> None:
+    assert read_bytes(folder.child("a.jsonl")) == LINES
+
+
+def lists(folder: Location) -> None:
+    assert set(names_in(folder)) == {"a.jsonl", "b.parquet"}
+
+
+def lists_shards(folder: Location) -> None:
+    urls = [folder.child(name).url for name in ("a.jsonl", "b.parquet")]
+    assert [shard.url for shard in list_shards([folder.url])] == urls
+
+
+def lists_a_glob(folder: Location) -> None:
+    assert [shard.url for shard in list_shards([f"{folder.url}/*.jsonl"])] == [folder.child("a.jsonl").url]
+
+
+def puts(folder: Location) -> None:
+    put(folder.child("a.jsonl"), LINES)
+    assert folder.fs.cat_file(folder.child("a.jsonl").path) == LINES
+
+
+def removes(folder: Location) -> None:
+    put(folder.child("c"), b"x")
+    remove(folder.child("c"))
+    assert not exists(folder.child("c"))
+
+
+OPERATIONS = [
+    (reads_lines, "GET"),
+    (reads_parquet, "GET"),
+    (reads_bytes, "HEAD"),
+    (lists, "GET"),
+    (lists_shards, "GET"),
+    (lists_a_glob, "GET"),
+    (puts, "PUT"),
+    (removes, "DELETE"),
+]
+each_operation = pytest.mark.parametrize(
+    ("operation", "method"), OPERATIONS, ids=[operation.__name__ for operation, _ in OPERATIONS]
+)
+
+
+@each_operation
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_operation_survives_every_fault(
+    operation: Callable[[Location], None], method: str, fault: str, store: Location, s3: FaultProxy
+) -> None:
+    with s3.next_faults(fault, method=method):
+        operation(store)
+    assert s3.counts == {fault: 1}
+
+
+def test_a_stream_goes_on_where_it_was_cut(store: Location, s3: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_FIRST_BLOCK_BYTES", 1000)
+    monkeypatch.setattr(storage, "_LARGEST_BLOCK_BYTES", 5000)
+    with s3.faults(0.3, *(set(FAULTS) - {"time_out", "refused"})):
+        reads_lines(store)
+    assert sum(s3.counts.values()) >= 5
+
+
+@each_operation
+def test_what_the_store_refuses_fails_at_once(
+    operation: Callable[[Location], None], method: str, store: Location, s3: FaultProxy
+) -> None:
+    with s3.next_faults("denied", "denied", method=method):
+        with pytest.raises((StoreError, OutputError, SourceError, PermissionError)) as raised:
+            operation(store)
+        assert s3.counts == {"denied": 1}
+    assert "\n" not in str(raised.value)
+    assert operation is reads_bytes or store.url in str(raised.value)
+
+
+def test_what_is_not_there_fails_at_once(store: Location, s3: FaultProxy) -> None:
+    with s3.faults(0):
+        with pytest.raises(FileNotFoundError):
+            open_input(store.child("none"))
+        with pytest.raises(OutputError, match="s3://no-bucket/a cannot be written"):
+            put(locate("s3://no-bucket/a"), b"x")
+        with pytest.raises(SourceError, match="no input at s3://no-bucket/in"):
+            list_shards(["s3://no-bucket/in"])
+    assert sum(s3.requests.values()) <= 6
+
+
+def test_a_job_without_credentials_is_told_so_at_once(s3: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    fs = fsspec.filesystem("s3", skip_instance_cache=True)
+    with pytest.raises(OutputError, match=r"cannot be written \(Unable to locate credentials\)"):
+        put(Location(fs, "bucket/a"), b"x")
+
+
+def test_patience_has_an_end(store: Location, s3: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVBERT_STORE_PATIENCE_S", "0.3")
+    with (
+        s3.faults(1, "slow_down"),
+        pytest.raises(OutputError, match=r"reduce your request rate.*given up after \d+ tries"),
+    ):
+        put(store.child("never"), b"x")
+    assert not exists(store.child("never"))
+
+
+@pytest.mark.parametrize(
+    ("method", "fault"), [("PUT", "error_500"), ("POST", "error_500"), ("POST", "reset_in_answer")]
+)
+def test_a_part_in_many_pieces_leaves_none_behind(method: str, fault: str, store: Location, s3: FaultProxy) -> None:
+    """s3fs sends what is larger than 100 MB as an upload of several pieces, which is completed or dropped."""
+    fs = fsspec.filesystem("s3", skip_instance_cache=True)
+    fs.retries = 1
+    fs.pipe_file = partial(fs.pipe_file, chunksize=5 << 20)
+    place, data = Location(fs, store.child(f"{method}-{fault}").path), bytes(range(256)) * (11 << 12)
+    with s3.next_faults("", fault, method=method):
+        put(place, data)
+        assert s3.counts == {fault: 1}
+        assert s3.requests["POST"] >= 3
+    assert read_bytes(place) == data
+    assert fs.call_s3("list_multipart_uploads", Bucket="bucket").get("Uploads", []) == []
+    remove(place)

@@ -10,6 +10,7 @@ import pytest
 from convbert import CheckpointError, ConvBertForSequenceClassification
 from convbert.checkpoints import fingerprint, local_folder, read_weights
 from convbert.checkpoints.location import path_beside
+from tests.fault_proxy import FaultProxy
 
 
 @pytest.fixture
@@ -62,15 +63,46 @@ def test_a_copy_that_breaks_leaves_no_half_checkpoint(remote: str, tmp_path: Pat
     fs = fsspec.filesystem("memory")
     with pytest.MonkeyPatch.context() as patch:
 
-        def broken(path: str, target: str) -> None:
-            Path(target).write_bytes(b"half")
+        def broken(self: object, path: str, start: int, end: int) -> bytes:
+            if path.endswith("config.json"):
+                return b"." * (end - start)
             raise OSError("connection lost")
 
-        patch.setattr(type(fs), "get_file", lambda self, path, target: broken(path, target))
+        patch.setattr(type(fs), "cat_file", broken)
         with pytest.raises(CheckpointError, match=r"memory://bucket/model .*connection lost.*try again"):
             local_folder(remote)
     assert not list((tmp_path / "cache").iterdir())
     assert read_weights(remote)
+
+
+def test_a_checkpoint_that_changes_under_the_copy_is_not_kept(remote: str, tmp_path: Path) -> None:
+    fs = fsspec.filesystem("memory")
+    plain = type(fs).cat_file
+    with pytest.MonkeyPatch.context() as patch:
+
+        def changing(self: object, path: str, start: int, end: int) -> bytes:
+            data: bytes = plain(self, path, start, end)
+            fs.pipe("/bucket/model/vocab.txt", b"new")
+            return data
+
+        patch.setattr(type(fs), "cat_file", changing)
+        with pytest.raises(CheckpointError, match=r"memory://bucket/model .*changed while they were copied.*try again"):
+            local_folder(remote)
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_checkpoint_in_s3_survives_what_happens_on_the_way(
+    classifier: ConvBertForSequenceClassification, tmp_path: Path, s3: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONVBERT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("convbert.stores.COPY_BLOCK_BYTES", 2_000)
+    classifier.save_pretrained(tmp_path / "model")
+    fsspec.filesystem("s3").put(f"{tmp_path / 'model'}/", "bucket/flaky-model/", recursive=True)
+    with s3.faults(0.2, "error_500", "reset", "reset_in_answer", "truncated", "short", seed=1):
+        copied = local_folder("s3://bucket/flaky-model")
+    assert sum(s3.counts.values()) >= 2
+    files = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    assert {path.name: path.read_bytes() for path in copied.iterdir()} == files
 
 
 def test_a_file_systems_own_errors_are_named(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:

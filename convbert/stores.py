@@ -1,0 +1,234 @@
+"""Calls to a store in, their results out: faults that pass are waited out, and ranges of bytes come whole."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import re
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fsspec.core import url_to_fs
+
+logger = logging.getLogger(__name__)
+
+PATIENCE_VARIABLE = "CONVBERT_STORE_PATIENCE_S"
+DEFAULT_PATIENCE_S = 120.0
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 20.0
+S3FS_TRIES = 1  # botocore tries each request 5 times already; with s3fs's own, a silent store was asked 125 times
+COPY_BLOCK_BYTES = 32 << 20
+
+FileSystem = Any  # fsspec.AbstractFileSystem, which has no types
+_Out = TypeVar("_Out")
+_RANDOM = random.SystemRandom()  # workers that share a seed must not come back in step
+
+_PASSING_STATUS = {408, 425, 429}  # and all of a server's own errors but those
+_LASTING_STATUS = {501, 505}
+_PASSING_CODES = {  # S3's codes under a status that else lasts
+    "BadDigest",  # a body that was damaged on its way
+    "IncompleteBody",
+    "NoSuchUpload",  # a completed upload whose answer was lost, completed once more
+    "OperationAborted",
+    "RequestTimeout",
+}
+_PASSING_NAMES = {  # errors of the stores' clients, which need not be installed
+    "ChecksumError",  # gcsfs
+    "ChunkedEncodingError",  # requests
+    "ClientConnectionError",  # aiohttp
+    "ClientPayloadError",  # aiohttp: the body ends too early
+    "ConnectionError",  # botocore, requests
+    "FlexibleChecksumError",  # botocore: a body that was damaged on its way
+    "HTTPClientError",  # botocore: no answer, or none in time
+    "IncompleteRead",  # http.client
+    "IncompleteReadError",  # azure
+    "ResponseParserError",  # botocore: an answer that is no XML, or half of it
+    "ServiceRequestError",  # azure
+    "ServiceResponseError",  # azure
+    "Timeout",  # requests
+    "TransportError",  # google.auth, httpx
+}
+_LASTING_ERRORS = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+
+
+class ShortReadError(OSError):
+    """Fewer bytes than were asked for and are there."""
+
+
+def open_store(url: str) -> tuple[FileSystem, str]:
+    """The file system of a local path or fsspec URL, and the path in it.
+
+    Raises:
+        ImportError, ValueError: a protocol that is unknown, or whose package is not installed.
+    """
+    fs, path = url_to_fs(url)
+    if "s3" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol):
+        fs.retries = S3FS_TRIES
+    return fs, path
+
+
+def retried(call: Callable[[], _Out]) -> _Out:
+    """The result of a call, which is made again while it fails with what may pass: throttling, resets, time-outs.
+
+    The waits between calls double from half a second to 20, with jitter. From the first fault on, no call begins
+    after ``$CONVBERT_STORE_PATIENCE_S`` (120) seconds.
+
+    Raises:
+        OSError: what does not pass, such as FileNotFoundError and PermissionError, at once; the rest when patience
+            is at an end.
+    """
+    first_fault = None
+    attempt = 0
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            attempt += 1
+            now = time.monotonic()
+            first_fault = now if first_fault is None else first_fault
+            wait = _RANDOM.uniform(0.5, 1.0) * min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1))
+            if not may_pass(error):
+                raise _as_os_error(error) from error
+            if now + wait > first_fault + patience_s():
+                raise OSError(
+                    f"{reason(error)}; given up after {attempt} tries in {now - first_fault:.0f} s"
+                ) from error
+            logger.log(logging.WARNING if attempt > 1 else logging.DEBUG, "%s; again in %.1f s", reason(error), wait)
+        time.sleep(wait)
+
+
+def patience_s() -> float:
+    """Seconds after a first fault in which a call is tried again."""
+    return float(os.environ.get(PATIENCE_VARIABLE) or DEFAULT_PATIENCE_S)
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the same call may succeed later."""
+    chain = list(_chain(error))
+    if any(_code(link) in _PASSING_CODES for link in chain):
+        return True
+    if isinstance(error, _LASTING_ERRORS) or any(_is_lasting(link) for link in chain):
+        return False
+    for link in chain:  # the outermost that tells
+        status = _status(link)
+        if status is not None:
+            return status in _PASSING_STATUS or (status >= 500 and status not in _LASTING_STATUS)
+        if isinstance(link, (ConnectionError, TimeoutError, asyncio.TimeoutError, ShortReadError)):
+            return True
+        if {kind.__name__ for kind in type(link).__mro__} & _PASSING_NAMES:
+            return True
+    return False
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line without secrets."""
+    return redacted(" ".join(str(error).split())) or type(error).__name__
+
+
+def redacted(text: str) -> str:
+    """A text without passwords, signatures and keys: what may stand in logs, errors and manifests."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+_SECRET_NAMES = (
+    r"X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|Signature|sig|AWSAccessKeyId|GoogleAccessId|(?:\w+_)?token"
+    r"|(?:aws_)?(?:access_key_id|secret_access_key|session_token)|AccountKey|SharedAccessSignature|account_key|secret"
+)
+_SECRETS = (
+    (re.compile(r"(\w+://)[^/@\s]+@"), r"\1***@"),
+    (re.compile(rf"(?i)(?<![\w-])({_SECRET_NAMES})=[^&\s;,'\"()<>]+"), r"\1=***"),
+    (re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"), "***"),
+    (re.compile(r"(?i)\b(Bearer) [\w.~+/=-]+"), r"\1 ***"),
+)
+
+
+def file_info(fs: FileSystem, path: str) -> dict[str, Any]:
+    """What the store itself says of a file or folder now.
+
+    Raises:
+        OSError: as ``retried``; FileNotFoundError where there is nothing.
+    """
+
+    def ask() -> dict[str, Any]:
+        fs.invalidate_cache()  # a process that runs for days sees what is new
+        found: dict[str, Any] = fs.info(path)
+        return found
+
+    return retried(ask)
+
+
+def read_range(fs: FileSystem, path: str, start: int, stop: int) -> bytes:
+    """The bytes [start, stop) of a file, all of them.
+
+    Raises:
+        OSError: as ``retried``, or the file has become shorter.
+    """
+
+    def read() -> bytes:
+        data: bytes = fs.cat_file(path, start=start, end=stop)
+        if len(data) > stop - start:
+            raise OSError(f"{len(data)} bytes came where {stop - start} were asked for: the store serves no ranges")
+        if len(data) < stop - start:
+            if int(file_info(fs, path)["size"]) < stop:
+                raise OSError(f"it has become shorter than {stop} bytes since it was listed")
+            raise ShortReadError(f"{len(data)} bytes came of {stop - start}")
+        return data
+
+    return retried(read) if stop > start else b""
+
+
+def copy_file(fs: FileSystem, path: str, size: int, target: Path) -> None:
+    """Copy a file of known size to local disk, block by block.
+
+    Raises:
+        OSError: as ``read_range``, or from the disk.
+    """
+    with target.open("wb") as file:
+        for start in range(0, size, COPY_BLOCK_BYTES):
+            file.write(read_range(fs, path, start, min(size, start + COPY_BLOCK_BYTES)))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from: clients translate errors and keep the answer in the cause."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _status(error: BaseException) -> int | None:
+    """HTTP status that a client's error carries."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        value = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        value = getattr(response, "status_code", None)
+    candidates = [value, *(getattr(error, name, None) for name in ("status_code", "status", "code"))]
+    return next((int(found) for found in candidates if str(found).isdigit()), None)
+
+
+def _code(error: BaseException) -> str | None:
+    """S3's name of an error."""
+    response = getattr(error, "response", None)
+    return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+
+
+def _is_lasting(error: BaseException) -> bool:
+    """A certificate that does not fit, or a host that no name server knows."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return True
+    return isinstance(error, socket.gaierror) and error.errno == socket.EAI_NONAME
+
+
+def _as_os_error(error: Exception) -> OSError:
+    """A client's own error as the OSError that callers expect."""
+    if isinstance(error, OSError):
+        return error
+    kind = FileNotFoundError if _status(error) == 404 else PermissionError if _status(error) in (401, 403) else OSError
+    return kind(reason(error))

@@ -1,0 +1,220 @@
+"""Which faults pass, how long they are waited out, and what may not stand in a message."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import botocore.exceptions as boto
+import pytest
+from botocore.parsers import ResponseParserError
+from fsspec.implementations.memory import MemoryFileSystem
+
+from convbert import stores
+from convbert.stores import ShortReadError, copy_file, may_pass, read_range, reason, redacted, retried
+
+
+def s3_error(status: int, code: str) -> Exception:
+    response: Any = {"Error": {"Code": code, "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return boto.ClientError(response, "GetObject")
+
+
+def caused_by(cause: BaseException, error: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+class HttpError(Exception):
+    """As gcsfs, azure and huggingface_hub raise them."""
+
+    def __init__(self, **values: object) -> None:
+        super().__init__("failed")
+        vars(self).update(values)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError(104, "Connection reset by peer"),
+        ConnectionRefusedError(111, "refused"),
+        TimeoutError("late"),
+        asyncio.TimeoutError(),
+        ShortReadError("3 bytes came of 4"),
+        caused_by(s3_error(503, "SlowDown"), OSError(16, "Please reduce your request rate.")),
+        caused_by(s3_error(500, "InternalError"), OSError(121, "internal")),
+        caused_by(s3_error(400, "RequestTimeout"), TimeoutError("idle")),
+        caused_by(s3_error(404, "NoSuchUpload"), FileNotFoundError("upload")),
+        s3_error(429, "TooManyRequests"),
+        boto.EndpointConnectionError(endpoint_url="http://x"),
+        boto.ReadTimeoutError(endpoint_url="http://x"),
+        ResponseParserError("no XML"),
+        boto.FlexibleChecksumError(error_msg="Expected checksum a did not match"),
+        aiohttp.ClientPayloadError("incomplete"),
+        aiohttp.ServerDisconnectedError(),
+        HttpError(code=503),
+        HttpError(code="429"),
+        HttpError(status_code=500),
+        caused_by(socket.gaierror(socket.EAI_AGAIN, "try again"), ConnectionError("no name server")),
+    ],
+    ids=repr,
+)
+def test_what_passes(error: Exception) -> None:
+    assert may_pass(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError("bucket/key"),
+        PermissionError("Forbidden"),
+        OSError(28, "No space left on device"),
+        OSError("Forbidden: bucket"),
+        caused_by(s3_error(403, "InvalidAccessKeyId"), PermissionError("no such key id")),
+        caused_by(s3_error(404, "NoSuchBucket"), FileNotFoundError("bucket")),
+        caused_by(s3_error(416, "InvalidRange"), OSError(22, "range")),
+        s3_error(400, "InvalidRequest"),
+        s3_error(501, "NotImplemented"),
+        boto.NoCredentialsError(),
+        HttpError(code=401),
+        HttpError(status_code=403),
+        caused_by(ssl.SSLCertVerificationError("expired"), boto.SSLError(endpoint_url="https://x", error="expired")),
+        caused_by(socket.gaierror(socket.EAI_NONAME, "unknown"), boto.EndpointConnectionError(endpoint_url="http://x")),
+        TypeError("a mistake of ours"),
+    ],
+    ids=repr,
+)
+def test_what_lasts(error: Exception) -> None:
+    assert not may_pass(error)
+    calls = []
+
+    def fail() -> None:
+        calls.append(1)
+        raise error
+
+    with pytest.raises(OSError, match=".") as raised:
+        retried(fail)
+    assert len(calls) == 1
+    assert isinstance(error, OSError) <= (raised.value is error)
+
+
+class Clock:
+    """Time that passes only while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.sleeps: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.sleeps.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(stores, "time", clock)
+    return clock
+
+
+def test_waits_double_with_jitter_until_patience_ends(clock: Clock) -> None:
+    def fail() -> None:
+        raise ConnectionResetError("reset\nby peer")
+
+    with pytest.raises(OSError, match=r"^reset by peer; given up after \d+ tries in \d+ s$"):
+        retried(fail)
+    expected = [min(20.0, 0.5 * 2**n) for n in range(len(clock.sleeps))]
+    assert all(0.5 * most <= slept <= most for slept, most in zip(clock.sleeps, expected, strict=True))
+    assert 100 <= sum(clock.sleeps) <= 120
+
+
+def test_patience_counts_from_the_first_fault(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVBERT_STORE_PATIENCE_S", "5")
+    answers: list[Any] = [TimeoutError("late"), TimeoutError("late"), "whole"]
+
+    def slow() -> str:
+        clock.now += 300 if len(answers) == 3 else 0
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return str(answer)
+
+    assert retried(slow) == "whole"
+
+
+class Lying(MemoryFileSystem):
+    """A store that sends other lengths than it was asked for."""
+
+    cachable = False
+    store: dict[str, Any] = {}  # noqa: RUF012 # apart from the real one's
+    lengths: list[int]
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+        data: bytes = super().cat_file(path, start, end)
+        return (data + b"more")[: self.lengths.pop(0)] if self.lengths else data
+
+
+@pytest.fixture
+def lying() -> Lying:
+    fs = Lying()
+    fs.pipe_file("/a", b"0123456789")
+    return fs
+
+
+def test_a_short_read_is_read_again(lying: Lying, clock: Clock) -> None:
+    lying.lengths = [3, 0]
+    assert read_range(lying, "/a", 2, 8) == b"234567"
+    assert len(clock.sleeps) == 2
+
+
+def test_a_file_that_shrank_and_a_store_without_ranges_are_told_at_once(lying: Lying, clock: Clock) -> None:
+    lying.lengths = [9]
+    with pytest.raises(OSError, match="9 bytes came where 6 were asked for"):
+        read_range(lying, "/a", 2, 8)
+    lying.pipe_file("/a", b"0123")
+    with pytest.raises(OSError, match="shorter than 8 bytes"):
+        read_range(lying, "/a", 2, 8)
+    assert clock.sleeps == []
+
+
+def test_a_copy_is_made_of_whole_blocks(
+    lying: Lying, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "COPY_BLOCK_BYTES", 4)
+    lying.lengths = [4, 1, 4]
+    copy_file(lying, "/a", 10, tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == b"0123456789"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("read s3://key:secret@bucket/a and b", "read s3://***@bucket/a and b"),
+        ("/home/a@b/c", "/home/a@b/c"),
+        (
+            "https://h/a?X-Amz-Algorithm=A&X-Amz-Credential=AK%2Fus&X-Amz-Signature=0fe#x",
+            "https://h/a?X-Amz-Algorithm=A&X-Amz-Credential=***&X-Amz-Signature=***",
+        ),
+        ("url='https://a.blob/c/b?sv=2&sig=a%2Fb%3D&se=3'", "url='https://a.blob/c/b?sv=2&sig=***&se=3'"),
+        ("AccountName=me;AccountKey=Eby8==;Suffix=x", "AccountName=me;AccountKey=***;Suffix=x"),
+        ("https://h/a?X-Goog-Signature=12ab", "https://h/a?X-Goog-Signature=***"),
+        ("https://h/a?access_token=ya29.x", "https://h/a?access_token=***"),
+        ("Authorization: Bearer ya29.a0-x_y", "Authorization: Bearer ***"),
+        ("the key AKIAIOSFODNN7EXAMPLE is unknown", "the key *** is unknown"),
+        ("'aws_secret_access_key=wJalrXU/x'", "'aws_secret_access_key=***'"),
+        ("s3://bucket/design=2/part?partition=sig", "s3://bucket/design=2/part?partition=sig"),
+    ],
+)
+def test_secrets_do_not_stand_in_texts(text: str, shown: str) -> None:
+    assert redacted(text) == shown
+
+
+def test_a_reason_is_one_line() -> None:
+    assert reason(OSError("400, message:\n  s3://a:b@c")) == "400, message: s3://***@c"
+    assert reason(asyncio.TimeoutError()) == "TimeoutError"

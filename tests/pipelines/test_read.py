@@ -244,7 +244,7 @@ def test_a_shard_that_is_not_the_planned_one_any_more_is_refused(name: str, chan
         os.utime(path, (1, 1))
     elif change == "longer":
         path.write_bytes(path.read_bytes() + b"more")
-        os.utime(path, (float(planned.shard.mark), float(planned.shard.mark)))
+        os.utime(path, (float(planned.shards[0].mark), float(planned.shards[0].mark)))
     else:
         path.unlink()
     with pytest.raises(SourceError, match=rf"{name} has changed since the job was planned: start the same command"):

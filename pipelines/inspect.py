@@ -10,9 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import SourceError
-from pipelines.jsonl import LineError, compression_of, parse, sample_lines
+from pipelines.jsonl import LineError, compression_of, is_unicode, parse, sample_lines
 from pipelines.storage import many_at_a_time, redacted
 from pipelines.units import Range, Shard, byte_ranges, row_ranges
+
+MOST_UNITS = 100_000  # of a Parquet shard, whose footer may claim any number of rows
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ def _inspect(shard: Shard, unit_rows: int) -> Inspection:
 def _inspect_parquet(shard: Shard, unit_rows: int) -> Inspection:
     with open_parquet(shard) as file:
         groups = [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
+        if min(groups, default=0) < 0 or sum(groups) > MOST_UNITS * unit_rows:
+            raise SourceError(
+                f"{redacted(shard.url)} claims {sum(groups):,} rows, more than {MOST_UNITS:,} units: "
+                "it is damaged, or --unit-rows is too low"
+            )
         return Inspection(shard, row_ranges(groups, unit_rows), file.schema_arrow)
 
 
@@ -89,7 +96,8 @@ def infer_schema(sample: Iterable[bytes]) -> pa.Schema:
         except LineError:
             continue
         for name, value in record.items():
-            values.setdefault(name, []).append(value)
+            if is_unicode(name):  # a column has no other names
+                values.setdefault(name, []).append(value)
     return pa.schema([pa.field(name, _scalar_type(column)) for name, column in values.items()])
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.inspect import open_parquet
-from pipelines.jsonl import LineError, json_kind, lines, parse
+from pipelines.jsonl import LineError, is_unicode, json_kind, lines, parse
 from pipelines.storage import redacted
 from pipelines.units import Unit
 
@@ -155,8 +155,10 @@ def _parquet_blocks(unit: Unit, columns: Columns) -> Iterator[pa.Table]:
                 for batch in _slices(file, group, columns, row - group_start, last - group_start):
                     yield _parquet_block(batch, [f"{base}#{row + i}" for i in range(len(batch))], columns)
                     row += len(batch)
+                reason = f"row group {group} of the shard ends before this row, which its footer counts"
             except (OSError, pa.ArrowException) as error:
                 reason = f"row group {group} of the shard cannot be read: {error}"
+            if row < last:
                 yield _failed([f"{base}#{i}" for i in range(row, last)], [reason] * (last - row), columns)
             group_start = group_stop
 
@@ -255,18 +257,9 @@ def _checked_text(value: Any, name: str) -> tuple[str | None, str | None]:
             return None, f"{name} is not UTF-8: byte 0x{value[error.start]:02x} at {error.start}"
     if not isinstance(value, str):
         return None, f"{name} is null" if value is None else f"{name} is {json_kind(value)}, not a string"
-    if not _is_unicode(value):
+    if not is_unicode(value):
         return None, f"{name} holds half of a surrogate pair, which is no character"
     return value, None
-
-
-def _is_unicode(text: str) -> bool:
-    """JSON can escape half of a surrogate pair, which UTF-8 cannot write."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _id(value: Any, place: str) -> str:
@@ -275,7 +268,7 @@ def _id(value: Any, place: str) -> str:
         value = value.decode("utf-8", errors="replace")
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    return value if isinstance(value, str) and _is_unicode(value) else place
+    return value if isinstance(value, str) and is_unicode(value) else place
 
 
 def kept_array(values: Sequence[Any], f: pa.Field) -> tuple[pa.Array, Reasons]:

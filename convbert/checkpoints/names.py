@@ -149,4 +149,4 @@ def _renamed(name: str, rules: tuple[Rule, ...]) -> tuple[str | None, Layout]:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and (one.is_meta or torch.equal(one, other))
+    return (one.shape, one.dtype) == (other.shape, other.dtype) and (one.is_meta or torch.equal(one, other))

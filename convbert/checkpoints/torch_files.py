@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from pathlib import Path
 
 import torch
@@ -42,6 +43,8 @@ def read_bin(path: Path) -> dict[str, Tensor]:
         CheckpointError: the file is damaged, holds something else than named tensors, or would run code.
     """
     try:
+        if zipfile.is_zipfile(path):
+            _check_stored(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -52,7 +55,25 @@ def read_bin(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read ({_first_line(error)}): copy it again") from error
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise CheckpointError(f"{path} is no table of weights: give the file that save_pretrained wrote")
+    for name, tensor in weights.items():
+        if not _is_plain(tensor):
+            raise CheckpointError(f"{name} of {path} is no plain tensor: give the file that save_pretrained wrote")
     return renamed(((str(name), tensor) for name, tensor in weights.items()), OLD_TORCH_RULES, source=path)
+
+
+def _check_stored(path: Path) -> None:
+    """See that nothing grows when it is read: torch.save compresses nothing, though torch.load would inflate it."""
+    with zipfile.ZipFile(path) as archive:
+        packed = [member for member in archive.infolist() if member.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise ValueError(f"{packed[0].filename} in it is compressed")
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether every element has bytes of its own: not sparse, nested, on the meta device or one element repeated."""
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.device.type != "cpu":
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _first_line(error: Exception) -> str:

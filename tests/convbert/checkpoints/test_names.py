@@ -77,3 +77,5 @@ def test_two_different_tensors_of_one_name_are_refused() -> None:
     assert list(renamed(same, OLD_TORCH_RULES, source="x")) == ["a.LayerNorm.weight"]
     with pytest.raises(CheckpointError, match=r"two different tensors for a.LayerNorm.weight"):
         renamed([same[0], ("a.LayerNorm.weight", torch.zeros(2))], OLD_TORCH_RULES, source="x")
+    with pytest.raises(CheckpointError, match=r"two different tensors for a.LayerNorm.weight"):
+        renamed([same[0], ("a.LayerNorm.weight", torch.ones(2, dtype=torch.float64))], OLD_TORCH_RULES, source="x")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import pickletools
 import zipfile
 from pathlib import Path
+from typing import IO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,6 +15,8 @@ from torch import Tensor
 from convbert.checkpoints.keras_files import from_keras
 from convbert.checkpoints.names import OLD_TORCH_RULES, renamed
 from convbert.errors import CheckpointError
+
+_N_OLD_PICKLES = 5  # of the format before zip files: magic number, version, machine, tensors, keys of their bytes
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -43,8 +47,7 @@ def read_bin(path: Path) -> dict[str, Tensor]:
         CheckpointError: the file is damaged, holds something else than named tensors, or would run code.
     """
     try:
-        if zipfile.is_zipfile(path):
-            _check_stored(path)
+        _check_growth(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -61,12 +64,29 @@ def read_bin(path: Path) -> dict[str, Tensor]:
     return renamed(((str(name), tensor) for name, tensor in weights.items()), OLD_TORCH_RULES, source=path)
 
 
-def _check_stored(path: Path) -> None:
-    """See that nothing grows when it is read: torch.save compresses nothing, though torch.load would inflate it."""
+def _check_growth(path: Path) -> None:
+    """See that nothing in the file makes more memory than the file has bytes, as torch.load would let it.
+
+    torch.save compresses nothing, and has no use for ``bytearray``, which fills as much memory as it is told to.
+    """
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            return _check_pickles(file, _N_OLD_PICKLES)
     with zipfile.ZipFile(path) as archive:
-        packed = [member for member in archive.infolist() if member.compress_type != zipfile.ZIP_STORED]
-    if packed:
-        raise ValueError(f"{packed[0].filename} in it is compressed")
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{member.filename} in it is compressed")
+            if member.filename.endswith("/data.pkl"):
+                with archive.open(member) as file:
+                    _check_pickles(file, 1)
+    return None
+
+
+def _check_pickles(file: IO[bytes], n_pickles: int) -> None:
+    for _ in range(n_pickles):
+        for code, argument, _ in pickletools.genops(file):
+            if code.name == "GLOBAL" and str(argument).endswith(" bytearray"):
+                raise pickle.UnpicklingError("it makes a bytearray")
 
 
 def _is_plain(tensor: Tensor) -> bool:

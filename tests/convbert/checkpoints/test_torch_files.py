@@ -115,6 +115,21 @@ def test_a_tensor_without_bytes_of_its_own_is_refused(saved: Path, tensor: torch
         read_weights(saved)
 
 
+class TakesMemory:
+    """A pickle of this fills a terabyte when it is opened."""
+
+    def __reduce__(self) -> tuple[object, tuple[int]]:
+        return bytearray, (10**12,)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_bomb_is_refused_unread(saved: Path, legacy: bool) -> None:
+    torch.save({"a": TakesMemory()}, saved / "pytorch_model.bin", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match=r"pytorch_model.bin is refused") as found:
+        read_weights(saved)
+    assert "bytearray" in str(found.value.__cause__)
+
+
 def test_a_zip_bomb_is_refused_unread(saved: Path) -> None:
     with zipfile.ZipFile(saved / "pytorch_model.bin", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(10**6))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -134,8 +134,9 @@ class ConvBertConfig(_Fields):
         return self.n_mixed_heads * self.head_width
 
     def _validate(self) -> None:
-        for name in _COUNTS:
-            self._require(name, _is_whole(getattr(self, name), at_least=1), "must be a whole number of at least 1")
+        for name, most in _COUNTS.items():
+            fits = _is_whole(getattr(self, name), at_least=1) and getattr(self, name) <= most
+            self._require(name, fits, f"must be a whole number of at least 1 and at most {most}")
         for name in _NUMBERS:
             value = getattr(self, name)
             self._require(name, _is_number(value), "must be a number of at least 0")
@@ -243,11 +244,14 @@ class ConvBertConfig(_Fields):
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise CheckpointError(f"{folder_or_url} has no {CONFIG_NAME}: is it a checkpoint folder?") from error
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             raise CheckpointError(f"{CONFIG_NAME} of {folder_or_url} cannot be read: {error}") from error
         if not isinstance(values, dict):
             raise CheckpointError(f"{CONFIG_NAME} of {folder_or_url} must hold a JSON object")
-        return cls.from_dict(values, **changes)
+        try:
+            return cls.from_dict(values, **changes)
+        except (ConfigError, RecursionError) as error:  # the latter from quoting a value nested nearly too deep to read
+            raise ConfigError(f"{CONFIG_NAME} of {folder_or_url}: {error}") from error
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json into a local folder, which is made where it is missing."""
@@ -257,19 +261,22 @@ class ConvBertConfig(_Fields):
 
 
 _LABEL_KEYS = {"num_labels", "id2label", "label2id"}
-_COUNTS = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "embedding_size",
-    "head_ratio",
-    "conv_kernel_size",
-    "num_groups",
-)
+MOST_LABELS = 1_000_000
+_MOST = 2**31 - 1  # products of two sizes are sizes of tensors, which torch counts in 64 bits
+_COUNTS = {
+    "vocab_size": _MOST,
+    "hidden_size": _MOST,
+    "num_hidden_layers": 256,  # each costs time and memory before it has a weight
+    "num_attention_heads": _MOST,
+    "intermediate_size": _MOST,
+    "max_position_embeddings": _MOST,
+    "type_vocab_size": _MOST,
+    "embedding_size": _MOST,
+    "head_ratio": _MOST,
+    "conv_kernel_size": _MOST,
+    "num_groups": _MOST,
+}
+"""The largest value of each field that counts something."""
 _NUMBERS = ("initializer_range", "layer_norm_eps")
 _RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 _TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
@@ -291,21 +298,26 @@ def _is_whole(value: object, *, at_least: int) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
 
 
 def _labels(
     num_labels: int | None, id2label: Mapping[Any, Any] | None, label2id: Mapping[Any, Any] | None
 ) -> dict[int, str]:
     """Label names by class index, from any of the three ways to give them."""
+    for name, mapping in (("id2label", id2label), ("label2id", label2id)):
+        if not isinstance(mapping, (Mapping, type(None))):
+            raise ConfigError(f"{name} ({mapping!r}) must map class indices and labels to each other")
     if id2label is not None:
-        labels = {_class_index(index, "id2label"): str(label) for index, label in id2label.items()}
+        labels = {_class_index(index, "id2label"): _label(label) for index, label in id2label.items()}
     elif label2id is not None:
-        labels = {_class_index(index, "label2id"): str(label) for label, index in label2id.items()}
+        labels = {_class_index(index, "label2id"): _label(label) for label, index in label2id.items()}
     else:
         n_labels = 2 if num_labels is None else num_labels
-        if not _is_whole(n_labels, at_least=1):
-            raise ConfigError(f"num_labels ({n_labels!r}) must be a whole number of at least 1")
+        if not _is_whole(n_labels, at_least=1) or n_labels > MOST_LABELS:
+            raise ConfigError(
+                f"num_labels ({n_labels!r}) must be a whole number of at least 1 and at most {MOST_LABELS}"
+            )
         return {index: f"LABEL_{index}" for index in range(n_labels)}
     if not labels or sorted(labels) != list(range(len(labels))):
         raise ConfigError(f"id2label must number its labels 0, 1, 2, … without holes; it has {sorted(labels)}")
@@ -316,6 +328,15 @@ def _labels(
     if label2id:
         _check_inverse(labels, label2id)
     return dict(sorted(labels.items()))
+
+
+def _label(value: object) -> str:
+    label = str(value)
+    try:
+        label.encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair
+        raise ConfigError(f"the label {label!r} holds half of a surrogate pair: write whole characters") from error
+    return label
 
 
 def _check_inverse(labels: dict[int, str], label2id: Mapping[Any, Any]) -> None:
@@ -330,7 +351,7 @@ def _check_inverse(labels: dict[int, str], label2id: Mapping[Any, Any]) -> None:
 
 
 def _class_index(value: object, name: str) -> int:
-    if isinstance(value, str) and value.isdecimal():  # JSON has no other keys
+    if isinstance(value, str) and value.isdecimal() and len(value) < 20:  # JSON has no other keys
         return int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return value

@@ -8,9 +8,30 @@ ConvBertError
 └── InputError         ids, offsets or masks that the model cannot take              (also a ValueError)
 """
 
+LONGEST_MESSAGE = 1000
+
+
+def one_line(message: str) -> str:
+    """A message as one printable line, whatever names and values of a hostile file it quotes.
+
+    Characters that a terminal would obey or cannot show become escapes; of a message beyond ``LONGEST_MESSAGE``
+    characters the middle goes, for it begins with the thing and ends with the remedy.
+    """
+    if len(message) > LONGEST_MESSAGE:
+        half = LONGEST_MESSAGE // 2
+        message = f"{message[:half]} … {message[-half:]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in message)
+
 
 class ConvBertError(Exception):
-    """Root of all errors raised on purpose by convbert."""
+    """Root of all errors raised on purpose by convbert.
+
+    Args:
+        message: given as ``one_line`` makes it.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class ConfigError(ConvBertError, ValueError):

@@ -17,7 +17,7 @@ from typing_extensions import Self
 
 from convbert import layers
 from convbert.activations import ACTIVATIONS, Activation
-from convbert.checkpoints import LoadReport, load_into, read_config, read_weights, save_weights
+from convbert.checkpoints import LoadReport, check_fit, load_into, read_config, read_weights, save_weights
 from convbert.config import ConvBertConfig
 from convbert.errors import ConfigError, InputError
 from convbert.losses import class_loss, span_loss, text_loss
@@ -73,9 +73,22 @@ class PreTrainedModel(nn.Module):
     @classmethod
     def load(cls, folder_or_url: str | Path, *, config: ConvBertConfig | None = None) -> tuple[Self, LoadReport]:
         """As ``from_pretrained``, with the names that did not meet in place of warnings."""
-        model = cls(config or read_config(folder_or_url))
-        report = load_into(model, read_weights(folder_or_url), base_prefix=cls.base_prefix, source=str(folder_or_url))
-        return model.eval(), report
+        config = config or read_config(folder_or_url)
+        weights, names = read_weights(folder_or_url), {"base_prefix": cls.base_prefix, "source": str(folder_or_url)}
+        check_fit(cls._without_memory(config, source=str(folder_or_url)), weights, **names)
+        model = cls(config)
+        return model.eval(), load_into(model, weights, **names)
+
+    @classmethod
+    def _without_memory(cls, config: ConvBertConfig, *, source: str) -> Self:
+        """The model's shapes, with no memory behind them."""
+        try:
+            with torch.device("meta"):
+                return cls(config)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"the config of {source} asks for a tensor that no memory holds ({error}): check its sizes"
+            ) from error
 
     def save_pretrained(self, folder: str | Path, *, max_shard_bytes: int | None = None) -> None:
         """Write config.json and model.safetensors, which Transformers reads, into a local folder.

@@ -10,9 +10,18 @@ PipelineError
 └── RunError        a run that did not bring every record out
 """
 
+from convbert.errors import one_line
+
 
 class PipelineError(Exception):
-    """Root of all errors raised on purpose by pipelines."""
+    """Root of all errors raised on purpose by pipelines.
+
+    Args:
+        message: given as ``one_line`` makes it.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class SpecError(PipelineError):

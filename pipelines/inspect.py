@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 
 from convbert.stores import reason
 from pipelines.errors import SourceError
-from pipelines.jsonl import LineError, compression_of, parse, sample_lines
+from pipelines.jsonl import LineError, compression_of, is_unicode, parse, sample_lines
 from pipelines.storage import many_at_a_time, open_input, redacted
 from pipelines.units import Range, Shard, Stream, Task, byte_ranges, row_ranges, stretches, units_of
 
 MAX_UNIT_BYTES = 64 * 2**20  # of plain text: a unit must fit into a worker, however long its rows are
+MOST_UNITS = 100_000  # of a Parquet shard, whose footer may claim any number of rows
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,13 @@ def _inspect_parquet(shard: Shard, unit_rows: int) -> Inspection:
         groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
         rows = [group.num_rows for group in groups]
         mean_row = sum(group.total_byte_size for group in groups) / max(1, sum(rows))
-        ranges = row_ranges(rows, max(1, min(unit_rows, int(MAX_UNIT_BYTES / max(mean_row, 1)))))
-        return Inspection(shard, stretches(ranges, rows), file.schema_arrow)
+        unit_rows = max(1, min(unit_rows, int(MAX_UNIT_BYTES / max(mean_row, 1))))
+        if min(rows, default=0) < 0 or sum(rows) > MOST_UNITS * unit_rows:
+            raise SourceError(
+                f"{redacted(shard.url)} claims {sum(rows):,} rows, more than {MOST_UNITS:,} units: "
+                "it is damaged, or --unit-rows is too low"
+            )
+        return Inspection(shard, stretches(row_ranges(rows, unit_rows), rows), file.schema_arrow)
 
 
 def _inspect_jsonl(shard: Shard, unit_rows: int) -> Inspection:
@@ -106,7 +112,8 @@ def infer_schema(sample: Iterable[bytes]) -> pa.Schema:
         except LineError:
             continue
         for name, value in record.items():
-            values.setdefault(name, []).append(value)
+            if is_unicode(name):  # a column has no other names
+                values.setdefault(name, []).append(value)
     return pa.schema([pa.field(name, _scalar_type(column)) for name, column in values.items()])
 
 

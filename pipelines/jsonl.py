@@ -12,6 +12,8 @@ import pyarrow as pa
 from pipelines.storage import Location, open_input
 
 SAMPLE_BYTES = 1 << 18
+LONGEST_LINE_BYTES = 256 << 20
+_LONGEST_SAMPLE_BYTES = 16 << 20  # of a line: many shards are sampled at a time
 _BUFFER_BYTES = 1 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -26,11 +28,14 @@ def compression_of(url: str) -> str | None:
     return next((name for suffix, name in _COMPRESSIONS.items() if url.endswith(suffix)), None)
 
 
-def lines(source: Location, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
+def lines(
+    source: Location, start: int, stop: int | None, *, longest: int = LONGEST_LINE_BYTES
+) -> Iterator[tuple[int, bytes]]:
     """The non-blank lines that begin in the bytes [start, stop), each with its offset in the plain stream.
 
     A line is everything up to a line feed; a carriage return before it and a leading byte-order mark
-    are taken away.
+    are taken away. Of a line of more than ``longest`` bytes only so many and one more are given, for which
+    ``parse`` says why: a small compressed shard can hold a line that no memory does.
 
     Raises:
         OSError: the file cannot be read, or its compressed stream is damaged.
@@ -40,22 +45,25 @@ def lines(source: Location, start: int, stop: int | None) -> Iterator[tuple[int,
         offset = start
         if start > 0:  # the line that holds byte start - 1 belongs to the unit before, unless it ends there
             stream.seek(start - 1)
-            offset += len(stream.readline()) - 1
-        for line in stream if stop is None or offset < stop else ():
+            offset += _skip_line(stream) - 1
+        while (stop is None or offset < stop) and (line := stream.readline(longest + 1)):
+            is_whole = len(line) <= longest or line.endswith(b"\n")
             content = line.removeprefix(_BYTE_ORDER_MARK) if offset == 0 else line
-            if (content := content.rstrip(b"\r\n")) and not content.isspace():
+            if not is_whole:
+                yield offset, line
+            elif (content := content.rstrip(b"\r\n")) and not content.isspace():
                 yield offset, content
-            offset += len(line)
-            if stop is not None and offset >= stop:
-                break
+            offset += len(line) + (0 if is_whole else _skip_line(stream))
 
 
 def parse(line: bytes) -> dict[str, Any]:
     """The record that a line holds.
 
     Raises:
-        LineError: no UTF-8, no JSON, or no object.
+        LineError: no UTF-8, no JSON, no object, or more than ``LONGEST_LINE_BYTES``.
     """
+    if len(line) > LONGEST_LINE_BYTES:
+        raise LineError(f"the line is longer than {LONGEST_LINE_BYTES:,} bytes: split the record")
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -86,11 +94,30 @@ def sample_lines(source: Location, n_bytes: int = SAMPLE_BYTES) -> list[bytes]:
     """
     sample: list[bytes] = []
     try:
-        sample.extend(line for _, line in lines(source, 0, n_bytes))
+        sample.extend(line for _, line in lines(source, 0, n_bytes, longest=_LONGEST_SAMPLE_BYTES))
     except OSError:
         if not sample:
             raise
     return sample
+
+
+def is_unicode(text: str) -> bool:
+    """JSON can escape half of a surrogate pair, which UTF-8 cannot write."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _skip_line(stream: io.BufferedReader) -> int:
+    """Go on to the next line; how many bytes lie before it."""
+    n_bytes = 0
+    while piece := stream.readline(_BUFFER_BYTES):
+        n_bytes += len(piece)
+        if piece.endswith(b"\n"):
+            break
+    return n_bytes
 
 
 def _plain(raw: Any, compression: str | None) -> io.BufferedReader:

@@ -122,7 +122,7 @@ def _inspect(name: str, url: str, spec: JobSpec) -> tuple[HeadPlan, str, Encodin
         tokenizer = ConvBertTokenizer.from_pretrained(url)
         head = head_for(config, tokenizer, spec, source=redacted(url))
         model = load_model(head, name, url, config)
-        encoding = _encoding(head, config, tokenizer, spec)
+        encoding = _encoding(head, config, tokenizer, spec, source=redacted(url))
     except ConvBertError as error:
         raise ModelError(f"--head {name}: {redacted(str(error))}") from error
     except ModelError as error:
@@ -132,7 +132,9 @@ def _inspect(name: str, url: str, spec: JobSpec) -> tuple[HeadPlan, str, Encodin
     return plan, weights_fingerprint(model.base_model), encoding
 
 
-def _encoding(head: Head, config: ConvBertConfig, tokenizer: ConvBertTokenizer, spec: JobSpec) -> Encoding:
+def _encoding(
+    head: Head, config: ConvBertConfig, tokenizer: ConvBertTokenizer, spec: JobSpec, *, source: str
+) -> Encoding:
     """How a head's input is made; its name, and what other heads need of it, are yet to come.
 
     Raises:
@@ -140,8 +142,8 @@ def _encoding(head: Head, config: ConvBertConfig, tokenizer: ConvBertTokenizer, 
     """
     if tokenizer.vocab_size > config.vocab_size:
         raise ModelError(
-            f"the tokenizer has ids up to {tokenizer.vocab_size - 1}, but the model only {config.vocab_size} "
-            "embeddings: tokenizer and weights do not belong together"
+            f"the tokenizer of {source} has ids up to {tokenizer.vocab_size - 1}, but the model only "
+            f"{config.vocab_size} embeddings: tokenizer and weights do not belong together"
         )
     longest = min(config.max_position_embeddings, tokenizer.model_max_length or config.max_position_embeddings)
     if spec.max_length is not None and spec.max_length > longest:

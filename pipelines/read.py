@@ -21,10 +21,11 @@ from convbert.stores import file_info, reason
 from pipelines.envelope import Envelope
 from pipelines.errors import SourceError, StoreError
 from pipelines.inspect import open_parquet
-from pipelines.jsonl import LineError, compression_of, json_kind, lines, parse
+from pipelines.jsonl import LineError, compression_of, is_unicode, json_kind, lines, parse
 from pipelines.storage import redacted
 from pipelines.units import Shard, Stream, Task, Unit
 
+MOST_SMALL_ROWS = 1 << 20  # of a small shard, whose footer nobody has checked
 _BATCH_ROWS = 8192
 _BATCH_BYTES = 1 << 24
 
@@ -281,7 +282,12 @@ def _parquet_blocks(shard: Shard, start: int, stop: int | None, columns: Columns
     """Rows [start, stop); where a row group is damaged, an error for each of its rows that is left."""
     base = redacted(shard.url)
     with open_parquet(shard) as file:
-        stop = file.metadata.num_rows if stop is None else stop
+        if stop is None:
+            stop = file.metadata.num_rows
+            if stop > MOST_SMALL_ROWS:
+                raise SourceError(
+                    f"{base} has {shard.size:,} bytes and claims {stop:,} rows: it is damaged, leave it out of --input"
+                )
         group_start = 0
         for group in range(file.metadata.num_row_groups):
             group_stop = group_start + file.metadata.row_group(group).num_rows
@@ -290,9 +296,12 @@ def _parquet_blocks(shard: Shard, start: int, stop: int | None, columns: Columns
                 for batch in _slices(file, group, columns, row - group_start, last - group_start):
                     yield _parquet_block(batch, [f"{base}#{row + i}" for i in range(len(batch))], columns)
                     row += len(batch)
+                reason = f"row group {group} of the shard ends before this row, which its footer counts"
             except (OSError, pa.ArrowException) as error:
                 reason = f"row group {group} of the shard cannot be read: {error}"
-                yield _failed([f"{base}#{i}" for i in range(row, last)], [reason] * (last - row), columns)
+            for first in range(row, last, _BATCH_ROWS):
+                ids = [f"{base}#{i}" for i in range(first, min(first + _BATCH_ROWS, last))]
+                yield _failed(ids, [reason] * len(ids), columns)
             group_start = group_stop
 
 
@@ -390,18 +399,9 @@ def _checked_text(value: Any, name: str) -> tuple[str | None, str | None]:
             return None, f"{name} is not UTF-8: byte 0x{value[error.start]:02x} at {error.start}"
     if not isinstance(value, str):
         return None, f"{name} is null" if value is None else f"{name} is {json_kind(value)}, not a string"
-    if not _is_unicode(value):
+    if not is_unicode(value):
         return None, f"{name} holds half of a surrogate pair, which is no character"
     return value, None
-
-
-def _is_unicode(text: str) -> bool:
-    """JSON can escape half of a surrogate pair, which UTF-8 cannot write."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _id(value: Any, place: str) -> str:
@@ -410,7 +410,7 @@ def _id(value: Any, place: str) -> str:
         value = value.decode("utf-8", errors="replace")
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    return value if isinstance(value, str) and _is_unicode(value) else place
+    return value if isinstance(value, str) and is_unicode(value) else place
 
 
 def kept_array(values: Sequence[Any], f: pa.Field) -> tuple[pa.Array, Reasons]:

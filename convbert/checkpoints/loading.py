@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from convbert.errors import WeightsError
 
+MOST_MISSING = 2**30  # 4 GiB; a head on an encoder has a thousandth
+
 
 class LoadReport(NamedTuple):
     """Names that did not meet: ``missing`` keep their initialisation, ``unexpected`` are not used."""
@@ -30,6 +32,31 @@ def load_into(model: nn.Module, weights: Mapping[str, Tensor], *, base_prefix: s
             model and not in the checkpoint; each is named.
     """
     own = model.state_dict()
+    found = check_fit(model, weights, base_prefix=base_prefix, source=source)
+    aliases = tied_names(model)
+    for alias, name in aliases.items():
+        if alias in found and name in found and not _become_equal(found[alias], found[name], own[name].dtype):
+            raise WeightsError(
+                f"{alias} and {name} of {source} differ, but the config ties them: "
+                "set tie_word_embeddings to false in config.json"
+            )
+        if alias in found:
+            found.setdefault(name, found[alias])
+    model.load_state_dict({name: found[name] for name in own.keys() & found.keys()}, strict=False)
+    met = found.keys() | {alias for alias, name in aliases.items() if name in found}
+    return LoadReport(sorted(own.keys() - met), sorted(found.keys() - own.keys()))
+
+
+def check_fit(model: nn.Module, weights: Mapping[str, Tensor], *, base_prefix: str, source: str) -> dict[str, Tensor]:
+    """The weights by the model's names, all of them such as the model has.
+
+    The model may lie on the meta device: what its config claims is checked before there is memory for it.
+
+    Raises:
+        WeightsError: a weight of another shape than the model's, or of integers; or a model that is far larger
+            than its weights.
+    """
+    own = model.state_dict()
     found = _with_prefix_of(own, weights, base_prefix)
     for name in sorted(own.keys() & found.keys()):
         if own[name].shape != found[name].shape:
@@ -42,18 +69,13 @@ def load_into(model: nn.Module, weights: Mapping[str, Tensor], *, base_prefix: s
                 f"{name} of {source} holds {found[name].dtype}, no floating-point weights: "
                 "give the checkpoint before its quantisation"
             )
-    aliases = tied_names(model)
-    for alias, name in aliases.items():
-        if alias in found and name in found and not torch.equal(found[alias], found[name]):
-            raise WeightsError(
-                f"{alias} and {name} of {source} differ, but the config ties them: "
-                "set tie_word_embeddings to false in config.json"
-            )
-        if alias in found:
-            found.setdefault(name, found[alias])
-    model.load_state_dict({name: found[name] for name in own.keys() & found.keys()}, strict=False)
-    met = found.keys() | {alias for alias, name in aliases.items() if name in found}
-    return LoadReport(sorted(own.keys() - met), sorted(found.keys() - own.keys()))
+    n_missing = sum(parameter.numel() for name, parameter in model.named_parameters() if name not in found)
+    if n_missing > MOST_MISSING:
+        raise WeightsError(
+            f"the config asks for {n_missing:,} weights that {source} does not hold: "
+            "config.json and weights do not belong together"
+        )
+    return found
 
 
 def tied_names(model: nn.Module) -> dict[str, str]:
@@ -64,6 +86,10 @@ def tied_names(model: nn.Module) -> dict[str, str]:
         for name, parameter in model.named_parameters(remove_duplicate=False)
         if first.setdefault(id(parameter), name) != name
     }
+
+
+def _become_equal(one: Tensor, other: Tensor, dtype: torch.dtype) -> bool:
+    return torch.equal(one.to(dtype), other.to(dtype))
 
 
 def _with_prefix_of(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

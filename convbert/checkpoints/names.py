@@ -26,7 +26,7 @@ def as_it_is(tensor: Tensor) -> Tensor:
 
 def reversed_axes(tensor: Tensor) -> Tensor:
     """(in, out) -> (out, in); (1, in, out) -> (out, in, 1); (out/G, in/G, G) -> (G, in/G, out/G)."""
-    return tensor.permute(*reversed(range(tensor.dim())))
+    return tensor.permute(tuple(reversed(range(tensor.dim()))))
 
 
 def taps_last(tensor: Tensor) -> Tensor:
@@ -149,4 +149,4 @@ def _renamed(name: str, rules: tuple[Rule, ...]) -> tuple[str | None, Layout]:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and (one.is_meta or torch.equal(one, other))
+    return (one.shape, one.dtype) == (other.shape, other.dtype) and (one.is_meta or torch.equal(one, other))

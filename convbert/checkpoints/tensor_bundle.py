@@ -24,6 +24,8 @@ TABLE_MAGIC = 0xDB4775248B80FB57
 FOOTER_BYTES = 48
 TRAILER_BYTES = 5  # compression, then the CRC of block and compression
 DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8", 19: "<f2"}  # DataType of tensorflow/core/framework/types.proto
+MOST_DIMENSIONS = 8
+MOST_ELEMENTS = 2**48  # no file holds as many
 
 Message = dict[int, list[int | bytes]]
 """Field number -> values: integers of varint and fixed fields, bytes of the others."""
@@ -203,10 +205,13 @@ def _message(data: bytes) -> Message:
 
 
 def _variable(entry: Message) -> Variable:
-    shape = _message(_content(entry, 2))
+    dims = _message(_content(entry, 2)).get(2, [])
+    shape = tuple(_integer(_message(dim), 1) for dim in dims if isinstance(dim, bytes))
+    if len(shape) > MOST_DIMENSIONS or math.prod(size + 1 for size in shape) > MOST_ELEMENTS:
+        raise _DamageError(f"a variable has the shape {shape}")
     return Variable(
         dtype=_integer(entry, 1),
-        shape=tuple(_integer(_message(dim), 1) for dim in shape.get(2, []) if isinstance(dim, bytes)),
+        shape=shape,
         shard=_integer(entry, 3),
         offset=_integer(entry, 4),
         size=_integer(entry, 5),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import pickletools
+import zipfile
 from pathlib import Path
+from typing import IO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,6 +15,8 @@ from torch import Tensor
 from convbert.checkpoints.keras_files import from_keras
 from convbert.checkpoints.names import OLD_TORCH_RULES, renamed
 from convbert.errors import CheckpointError
+
+_N_OLD_PICKLES = 5  # of the format before zip files: magic number, version, machine, tensors, keys of their bytes
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -42,6 +47,7 @@ def read_bin(path: Path) -> dict[str, Tensor]:
         CheckpointError: the file is damaged, holds something else than named tensors, or would run code.
     """
     try:
+        _check_growth(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -52,7 +58,42 @@ def read_bin(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read ({_first_line(error)}): copy it again") from error
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise CheckpointError(f"{path} is no table of weights: give the file that save_pretrained wrote")
+    for name, tensor in weights.items():
+        if not _is_plain(tensor):
+            raise CheckpointError(f"{name} of {path} is no plain tensor: give the file that save_pretrained wrote")
     return renamed(((str(name), tensor) for name, tensor in weights.items()), OLD_TORCH_RULES, source=path)
+
+
+def _check_growth(path: Path) -> None:
+    """See that nothing in the file makes more memory than the file has bytes, as torch.load would let it.
+
+    torch.save compresses nothing, and has no use for ``bytearray``, which fills as much memory as it is told to.
+    """
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            return _check_pickles(file, _N_OLD_PICKLES)
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{member.filename} in it is compressed")
+            if member.filename.endswith("/data.pkl"):
+                with archive.open(member) as file:
+                    _check_pickles(file, 1)
+    return None
+
+
+def _check_pickles(file: IO[bytes], n_pickles: int) -> None:
+    for _ in range(n_pickles):
+        for code, argument, _ in pickletools.genops(file):
+            if code.name == "GLOBAL" and str(argument).endswith(" bytearray"):
+                raise pickle.UnpicklingError("it makes a bytearray")
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether every element has bytes of its own: not sparse, nested, on the meta device or one element repeated."""
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.device.type != "cpu":
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _first_line(error: Exception) -> str:

@@ -19,6 +19,7 @@ NORMALISATION = {
     "tokenize_chinese_chars": "handle_chinese_chars",
 }
 """The library's name of each of BERT's settings."""
+MOST_HOLES = 1_000_000  # ids that no token has
 _PUNCTUATION = r"[!-/:-@\[-`{-~\p{P}]"  # BERT counts every ASCII symbol
 
 
@@ -45,11 +46,31 @@ def from_json(path: str | Path) -> Tokenizer:
     """
     try:
         backend = Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
-    except Exception as error:  # the library raises bare Exception for whatever it cannot parse
+    except BaseException as error:  # the library raises bare Exception for whatever it cannot parse, and panics
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         raise TokenizerError(f"{path} cannot be read as a tokenizer: {error}") from error
     backend.no_truncation()
     backend.no_padding()
     return backend
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether the library has met what it thought impossible; that is no Exception."""
+    return type(error).__name__ == "PanicException"
+
+
+def check_ids(backend: Tokenizer) -> None:
+    """See that the ids are about as many as the tokens, for much is made for every id.
+
+    Raises:
+        TokenizerError: no tokens, or ids far beyond their number.
+    """
+    ids = backend.get_vocab().values()
+    if not ids:
+        raise TokenizerError("the vocabulary is empty: it must have tokens")
+    if max(ids) - len(ids) > MOST_HOLES:
+        raise TokenizerError(f"the vocabulary has ids up to {max(ids)}, but only {len(ids)} tokens: it is damaged")
 
 
 def normalisation(backend: Tokenizer) -> dict[str, bool | None]:

@@ -21,16 +21,18 @@ SPECIAL_NAME = "special_tokens_map.json"
 ADDED_NAME = "added_tokens.json"
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """What a special token can be for, in Transformers' order."""
-_PLAIN = (
-    "do_lower_case",
-    "strip_accents",
-    "tokenize_chinese_chars",
-    "never_split",
-    "padding_side",
-    "truncation_side",
-    "clean_up_tokenization_spaces",
-)
+_PLAIN: dict[str, type] = {
+    "do_lower_case": bool,
+    "strip_accents": bool,
+    "tokenize_chinese_chars": bool,
+    "never_split": list,
+    "padding_side": str,
+    "truncation_side": str,
+    "clean_up_tokenization_spaces": bool,
+}
+"""Settings that are taken as they stand, and what each must be."""
 _ADDED_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+_KINDS = {bool: "true or false", list: "a list", str: "a string", dict: "an object"}
 _UNBOUNDED = 10**18  # Transformers writes 1e30 for "no limit"
 
 
@@ -52,17 +54,23 @@ def read_settings(folder: Path, *, source: str | Path) -> dict[str, Any]:
     if "added_tokens_decoder" not in config:
         config |= _read_object(folder / SPECIAL_NAME)
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    extra = [_token(token) for token in (extra.values() if isinstance(extra, dict) else extra)]
-    special = {role: _token(config[role]) for role in ROLES if config.get(role)}
-    settings |= {name: config[name] for name in _PLAIN if config.get(name) is not None}
+    extra = list(extra.values()) if isinstance(extra, dict) else _checked("extra_special_tokens", extra, list)
+    extra = [_token("extra_special_tokens", token) for token in extra]
+    special = {role: _token(role, config[role]) for role in ROLES if config.get(role)}
+    settings |= {
+        name: _checked(name, config[name], kind) for name, kind in _PLAIN.items() if config.get(name) is not None
+    }
+    settings["never_split"] = [_text("never_split", word) for word in settings.get("never_split", ())]
     settings |= special
     if "model_max_length" in config:
         settings["model_max_length"] = _limit(config["model_max_length"])
     if "added_tokens_decoder" in config:
-        added = {int(index): _token(token) for index, token in config["added_tokens_decoder"].items()}
+        decoder = _checked("added_tokens_decoder", config["added_tokens_decoder"], dict)
+        added = {_index(index): _token("added_tokens_decoder", token) for index, token in decoder.items()}
     else:
         names = {str(token) for token in (*special.values(), *extra)}
-        added = {index: _legacy_token(name, names) for name, index in _read_object(folder / ADDED_NAME).items()}
+        tokens = _read_object(folder / ADDED_NAME)
+        added = {_index(index): _legacy_token(_text(ADDED_NAME, name), names) for name, index in tokens.items()}
     return {**settings, "added_tokens": added, "extra_special_tokens": extra}
 
 
@@ -71,11 +79,38 @@ def added_token_fields(token: AddedToken) -> dict[str, Any]:
     return {name: getattr(token, name) for name in _ADDED_FIELDS}
 
 
-def _token(token: str | dict[str, Any]) -> str | AddedToken:
+def _checked(name: str, value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise TokenizerError(f"{name} ({value!r:.80}) must be {_KINDS[kind]}")
+    return value
+
+
+def _text(name: str, value: Any) -> str:
+    try:
+        str(_checked(name, value, str)).encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair
+        raise TokenizerError(
+            f"{name} ({value!a:.80}) holds half of a surrogate pair: write whole characters"
+        ) from error
+    return str(value)
+
+
+def _token(name: str, token: Any) -> str | AddedToken:
     """A token of a JSON file, with the properties that an object states."""
-    if isinstance(token, str):
-        return token
-    return AddedToken(**{name: token[name] for name in _ADDED_FIELDS if name in token})
+    if not isinstance(token, dict):
+        return _text(name, token)
+    content, *properties = _ADDED_FIELDS
+    flags = {key: _checked(f"{key} of {name}", token[key], bool) for key in properties if key in token}
+    return AddedToken(_text(name, token.get(content)), **flags)
+
+
+def _index(value: Any) -> int:
+    """A token's id, which is a key of one file and a value of another."""
+    if isinstance(value, str) and value.isdecimal() and len(value) < 20:
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise TokenizerError(f"an added token has the id {value!r:.80}: it must be 0, 1, 2, …")
+    return value
 
 
 def _legacy_token(name: str, special: set[str]) -> AddedToken:
@@ -83,9 +118,11 @@ def _legacy_token(name: str, special: set[str]) -> AddedToken:
 
 
 def _limit(length: Any) -> int | None:
-    if length is not None and not isinstance(length, (int, float)):
-        raise TokenizerError(f"model_max_length ({length!r}) in {CONFIG_NAME} must be a number of tokens, or null")
-    return None if length is None or length > _UNBOUNDED else int(length)
+    if length is None:
+        return None
+    if not isinstance(length, (int, float)) or isinstance(length, bool) or not length >= 1:
+        raise TokenizerError(f"model_max_length ({length!r:.80}) must be a number of tokens, at least 1, or null")
+    return None if length > _UNBOUNDED else int(length)
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -94,7 +131,7 @@ def _read_object(path: Path) -> dict[str, Any]:
         return {}
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TokenizerError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise TokenizerError(f"{path} must hold a JSON object")

@@ -8,6 +8,7 @@ from typing import Any
 from tokenizers import Encoding
 
 from convbert.errors import TokenizerError
+from convbert.tokenization.backend import is_panic
 
 EncodeBatch = Callable[[list[Any]], list[Encoding]]
 
@@ -60,7 +61,7 @@ def _attempt(encode_batch: EncodeBatch, inputs: list[Any]) -> tuple[list[Encodin
     except Exception as error:
         return [], error
     except BaseException as error:  # the library panics where a stride leaves a pair no room, and that is no Exception
-        if type(error).__name__ != "PanicException":
+        if not is_panic(error):
             raise
         return [], error
 

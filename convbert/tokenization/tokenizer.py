@@ -155,7 +155,14 @@ class ConvBertTokenizer(Vocabulary):
             CheckpointError: no such folder.
             TokenizerError: no vocabulary there, or one that cannot be read.
         """
-        return cls(**{**read_settings(local_folder(folder_or_url), source=folder_or_url), **changes})
+        folder = local_folder(folder_or_url)
+        try:
+            return cls(**{**read_settings(folder, source=folder_or_url), **changes})
+        except (
+            TokenizerError,
+            RecursionError,
+        ) as error:  # the latter from quoting a value nested nearly too deep to read
+            raise TokenizerError(f"the tokenizer of {folder_or_url}: {error}") from error
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write tokenizer.json, tokenizer_config.json and for WordPiece vocab.txt into a local folder."""

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordPiece
 
 from convbert.errors import TokenizerError
-from convbert.tokenization.backend import without_holes
+from convbert.tokenization.backend import check_ids, without_holes
 from convbert.tokenization.files import ROLES
 
 DEFAULT_TOKENS = {
@@ -93,6 +93,7 @@ class Vocabulary:
         clean_up_tokenization_spaces: bool,
     ) -> None:
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
+        check_ids(backend)
         self._backend = backend
         self._lock = threading.Lock()
         self._restore_added(added_tokens)

@@ -35,7 +35,8 @@ def head_for(config: ConvBertConfig, tokenizer: ConvBertTokenizer, spec: JobSpec
     """
     if spec.task == Embedding.task:
         return Embedding(config, tokenizer, spec)
-    architectures = config.extra.get("architectures") or []
+    named = config.extra.get("architectures")
+    architectures = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
     for name in architectures:
         if name in HEADS:
             head = HEADS[name]

@@ -165,6 +165,11 @@ def test_labels_may_be_given_in_three_ways(given: dict[str, Any], names: list[st
         ({"label2id": {"a": 0.5}}, "class index 0.5"),
         ({"num_labels": 0}, r"num_labels \(0\)"),
         ({"num_labels": "3"}, r"num_labels \('3'\)"),
+        ({"num_labels": 10**12}, r"num_labels \(1000000000000\) must be .* at most 1000000"),
+        ({"id2label": ["a", "b"]}, r"id2label \(\['a', 'b'\]\) must map"),
+        ({"id2label": {0: "\ud800"}}, "label '.ud800' holds half of a surrogate pair"),
+        ({"label2id": 2}, r"label2id \(2\) must map"),
+        ({"id2label": {"9" * 5000: "a"}}, "class index '999"),
     ],
 )
 def test_labels_that_contradict_each_other_are_refused(given: dict[str, Any], message: str) -> None:
@@ -180,6 +185,9 @@ def test_labels_that_contradict_each_other_are_refused(given: dict[str, Any], me
         ({"num_hidden_layers": True}, r"num_hidden_layers \(True\)"),
         ({"vocab_size": 0}, r"vocab_size \(0\) must be a whole number of at least 1"),
         ({"vocab_size": None}, r"vocab_size \(None\)"),
+        ({"vocab_size": 10**12}, r"vocab_size \(1000000000000\) must be .* at most 2147483647"),
+        ({"num_hidden_layers": 10**9}, r"num_hidden_layers \(1000000000\) must be .* at most 256"),
+        ({"layer_norm_eps": 10**400}, r"layer_norm_eps \(1000"),
         ({"layer_norm_eps": float("nan")}, r"layer_norm_eps \(nan\) must be a number"),
         ({"layer_norm_eps": "1e-12"}, r"layer_norm_eps \('1e-12'\)"),
         ({"initializer_range": float("inf")}, r"initializer_range \(inf\)"),
@@ -242,9 +250,15 @@ def test_loading_may_change_fields(tmp_path: Path) -> None:
         ConvBertConfig.from_pretrained(tmp_path, num_label=4)
 
 
-@pytest.mark.parametrize("content", [None, "{", "[1]", b"\xff\xfe{"])
+@pytest.mark.parametrize("content", [None, "{", "[1]", b"\xff\xfe{", "[" * 100_000])
 def test_a_folder_without_a_readable_config_is_refused(tmp_path: Path, content: str | bytes | None) -> None:
     if content is not None:
         (tmp_path / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(CheckpointError, match=r"config\.json"):
+        ConvBertConfig.from_pretrained(tmp_path)
+
+
+def test_a_refused_value_is_told_with_its_file(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"hidden_act": "one\\ntwo"}')
+    with pytest.raises(ConfigError, match=rf"config.json of {tmp_path}: hidden_act .*choose one of"):
         ConvBertConfig.from_pretrained(tmp_path)

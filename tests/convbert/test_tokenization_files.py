@@ -243,6 +243,20 @@ def test_settings_may_be_changed_on_loading(tmp_path: Path) -> None:
         ({"added_tokens": {"new": 99}}, "'new' has the id 99 in the checkpoint and 12"),
         ({"tokenizer_config": {"never_split": ["nope"]}}, "'nope'"),
         ({"tokenizer_config": {"model_max_length": "512"}}, r"model_max_length \('512'\)"),
+        ({"tokenizer_config": {"model_max_length": float("nan")}}, r"model_max_length \(nan\)"),
+        ({"tokenizer_config": {"model_max_length": -1}}, r"model_max_length \(-1\) .* at least 1"),
+        ({"tokenizer_config": {"do_lower_case": "no"}}, r"do_lower_case \('no'\) must be true or false"),
+        ({"tokenizer_config": {"padding_side": 1}}, r"padding_side \(1\) must be a string"),
+        ({"tokenizer_config": {"never_split": "a"}}, r"never_split \('a'\) must be a list"),
+        ({"tokenizer_config": {"never_split": [1]}}, r"never_split \(1\) must be a string"),
+        ({"tokenizer_config": {"mask_token": ["[MASK]"]}}, r"mask_token \(\['\[MASK\]'\]\) must be a string"),
+        ({"tokenizer_config": {"mask_token": {"lstrip": True}}}, r"mask_token \(None\) must be a string"),
+        ({"tokenizer_config": {"mask_token": {"content": "a", "lstrip": 1}}}, r"lstrip of mask_token \(1\)"),
+        ({"tokenizer_config": {"mask_token": "\ud800"}}, r"mask_token \('.ud800'\) holds half of a surrogate pair"),
+        ({"tokenizer_config": {"extra_special_tokens": 3}}, r"extra_special_tokens \(3\) must be a list"),
+        ({"tokenizer_config": {"added_tokens_decoder": [3]}}, r"added_tokens_decoder \(\[3\]\) must be an object"),
+        ({"tokenizer_config": {"added_tokens_decoder": {"x": "a"}}}, "an added token has the id 'x'"),
+        ({"added_tokens": {"new": [99]}}, r"an added token has the id \[99\]"),
     ],
 )
 def test_files_that_contradict_each_other_are_refused(tmp_path: Path, files: dict[str, Any], message: str) -> None:
@@ -257,5 +271,20 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"has neither tokenizer\.json nor vocab\.txt"):
         ConvBertTokenizer.from_pretrained(tmp_path)
     (write_vocab(tmp_path) / "tokenizer_config.json").write_text("{")
-    with pytest.raises(TokenizerError, match="cannot be read"):
+    with pytest.raises(TokenizerError, match=rf"the tokenizer of {tmp_path}: .* cannot be read"):
+        ConvBertTokenizer.from_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[" * 100_000)
+    with pytest.raises(TokenizerError, match=r"tokenizer_config.json cannot be read"):
+        ConvBertTokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("vocab", "message"),
+    [({}, "the vocabulary is empty"), ({"[UNK]": 0, "a": 2**32 - 1}, "ids up to 4294967295, but only 2 tokens")],
+)
+def test_a_vocabulary_of_nothing_but_holes_is_refused(tmp_path: Path, vocab: dict[str, int], message: str) -> None:
+    document = json.loads(Tokenizer(WordPiece({}, unk_token="[UNK]")).to_str())
+    document["model"]["vocab"] = vocab
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(TokenizerError, match=message):
         ConvBertTokenizer.from_pretrained(tmp_path)

@@ -11,6 +11,7 @@ import pytest
 from pipelines.errors import SourceError
 from pipelines.inspect import Inspection, check_columns, infer_schema, inspect, kept_schema
 from pipelines.units import list_shards
+from tests.fuzz.strategies import claim_rows
 
 
 def parquet(path: Path, columns: dict[str, Any], **options: Any) -> None:
@@ -89,6 +90,18 @@ def test_shards_without_records_need_no_columns(tmp_path: Path) -> None:
 def test_all_kinds_of_text_are_taken(values: pa.Array, tmp_path: Path) -> None:
     parquet(tmp_path / "a.parquet", {"text": values})
     check_columns(inspected(tmp_path), text_columns=["text"], other_columns=[])
+
+
+@pytest.mark.parametrize("n_rows", [10**15, 2**62])
+def test_a_footer_that_claims_more_rows_than_there_can_be_units_is_refused(n_rows: int, tmp_path: Path) -> None:
+    parquet(tmp_path / "a.parquet", {"text": ["x"] * 1000})
+    claim_rows(tmp_path / "a.parquet", 1000, n_rows)
+    with pytest.raises(SourceError, match=rf"a.parquet claims {n_rows:,} rows, more than 100,000 units"):
+        inspected(tmp_path)
+
+
+def test_names_that_no_column_can_have_are_passed_over() -> None:
+    assert infer_schema([b'{"\\ud800": 1, "a": 1}']).names == ["a"]
 
 
 def test_json_columns_get_the_narrowest_type_that_holds_them() -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines import jsonl
 from pipelines.jsonl import LineError, lines, parse, sample_lines
 from pipelines.storage import locate, put
 
@@ -78,3 +79,23 @@ def test_the_sample_is_the_beginning(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"a": 1}\n' * 100)
     assert sample_lines(locate(str(path)), 30) == [b'{"a": 1}'] * 4
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+@pytest.mark.parametrize("end", [b"\n", b""])
+def test_a_line_longer_than_the_limit_is_cut_and_reading_goes_on(suffix: str, end: bytes, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    content = [b"1234", b"12345678", b"123456789", b" " * 9, b"x" * 3_000_000, b"ok"]
+    path.write_bytes(PACKERS[suffix](b"\n".join(content) + end))
+    offsets = list(itertools.accumulate((len(line) + 1 for line in content), initial=0))
+    found = list(lines(locate(str(path)), 0, None, longest=8))
+    assert found == [(offset, line[:9]) for offset, line in zip(offsets, content, strict=False)]
+    if suffix == ".jsonl":  # a range may begin in the middle of a long line
+        assert list(lines(locate(str(path)), offsets[4] + 5, None, longest=8)) == [(offsets[5], b"ok")]
+
+
+def test_a_line_longer_than_the_limit_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonl, "LONGEST_LINE_BYTES", 8)
+    assert parse(b'{"a": 1}') == {"a": 1}
+    with pytest.raises(LineError, match="the line is longer than 8 bytes: split the record"):
+        parse(b'{"a": 10}')

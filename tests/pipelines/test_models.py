@@ -28,6 +28,15 @@ def test_a_plan_says_what_the_checkpoint_predicts(checkpoint: Path) -> None:
     assert (only.encoding.max_length, only.encoding.inputs) == (128, Inputs("text", ("text",)))
 
 
+@pytest.mark.parametrize("architectures", [None, 3, "ConvBertForMaskedLM", [], [1], [["ConvBertModel"]], ["BertModel"]])
+def test_a_checkpoint_for_no_known_task_is_refused(architectures: object, checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": architectures}))
+    with pytest.raises(ModelError, match=r"is a checkpoint for (no task|BertModel) \(architectures in config.json\)"):
+        plan_passes(spec(model=str(folder)))
+
+
 def test_the_shorter_of_model_and_tokenizer_is_the_limit(checkpoint: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(checkpoint, tmp_path / "copy")
     (folder / "tokenizer_config.json").write_text('{"model_max_length": 64}')

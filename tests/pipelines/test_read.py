@@ -16,6 +16,7 @@ from pipelines.read import Columns, read, read_unit, text_name
 from pipelines.storage import locate, put
 from pipelines.units import Stream, Unit, list_shards
 from tests.fault_proxy import FaultProxy
+from tests.fuzz.strategies import claim_rows
 
 
 def columns(*kept: tuple[str, pa.DataType], id: str | None = "id", texts: tuple[str, ...] = ("text",)) -> Columns:
@@ -210,6 +211,16 @@ def test_a_damaged_row_group_fails_its_rows_only(tmp_path: Path) -> None:
     assert block["error"].to_pylist()[:50] == [None] * 50
     assert all(error.startswith("row group 1 of the shard cannot be read") for error in block["error"].to_pylist()[50:])
     assert block["id"].to_pylist() == [f"{path}#{row}" for row in range(100)]
+
+
+def test_rows_that_only_the_footer_counts_are_failures(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["x"] * 1000}), path)
+    claim_rows(path, 1000, 1003)
+    block = read_unit(unit(path, 998, 1003), columns())
+    reason = "row group 0 of the shard ends before this row, which its footer counts"
+    assert block["error"].to_pylist() == [None, None, reason, reason, reason]
+    assert block["id"].to_pylist() == [f"{path}#{row}" for row in range(998, 1003)]
 
 
 def test_kept_columns_get_their_planned_type_and_misfits_say_so(tmp_path: Path) -> None:

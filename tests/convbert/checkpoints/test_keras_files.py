@@ -124,13 +124,14 @@ def test_a_link_into_another_file_is_not_followed(folder: Path) -> None:
     assert not any("stolen" in name for name in read_weights(folder))
 
 
-def test_a_dataset_that_was_never_written_is_named(folder: Path) -> None:
+@pytest.mark.parametrize("chunks", [None, (5,)])
+def test_a_dataset_that_was_never_written_is_named(folder: Path, chunks: tuple[int, ...] | None) -> None:
     import h5py
 
     with h5py.File(folder / "tf_model.h5", "a") as file:
         path = "convbert/tf_conv_bert_model/convbert/embeddings/LayerNorm"
         del file[path]["beta:0"]
-        file[path].create_dataset("beta:0", (5,), "f4")
+        file[path].create_dataset("beta:0", (5,) if chunks is None else (10**12,), "f4", chunks=chunks)
     with pytest.raises(CheckpointError, match=r"beta:0 .*never written"):
         read_weights(folder)
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from convbert import (
     ConvBertConfig,
+    ConvBertError,
     ConvBertForMaskedLM,
     ConvBertForSequenceClassification,
     ConvBertForTokenClassification,
@@ -113,6 +115,36 @@ def test_from_pretrained_gives_the_type_that_is_asked_for(
     assert not half.training
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vocab_size": 2**31 - 1}, r"word_embeddings.weight of .* has shape \(17, 7\)"),
+        ({"max_position_embeddings": 2**31 - 1}, r"position_embeddings.weight of .* has shape \(9, 7\)"),
+        ({"hidden_size": 2**31 - 4, "num_groups": 1}, "a tensor that no memory holds"),
+    ],
+)
+def test_what_a_config_claims_is_checked_before_memory_is_taken(
+    classifier: ConvBertForSequenceClassification,
+    config: ConvBertConfig,
+    tmp_path: Path,
+    change: dict[str, int],
+    message: str,
+) -> None:
+    classifier.save_pretrained(tmp_path)
+    with pytest.raises(ConvBertError, match=message) as found:
+        ConvBertForSequenceClassification.load(tmp_path, config=replace(config, **change))
+    assert str(tmp_path) in str(found.value)
+
+
+def test_a_model_far_larger_than_its_weights_is_refused(
+    classifier: ConvBertForSequenceClassification, config: ConvBertConfig, tmp_path: Path
+) -> None:
+    classifier.save_pretrained(tmp_path)
+    save_file({"other": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"asks for 15,0\d\d,\d{3},\d{3} weights that .* does not hold"):
+        ConvBertModel.load(tmp_path, config=replace(config, vocab_size=2**31 - 1))
+
+
 class TestTies:
     def test_are_found(self, language_model: ConvBertForMaskedLM) -> None:
         assert tied_names(language_model) == {LM_HEAD: WORDS}
@@ -148,3 +180,11 @@ class TestTies:
         assert torch.equal(loaded.convbert.embeddings.word_embeddings.weight, weights[WORDS])
         del weights[LM_HEAD]
         assert load(loaded, weights).missing == [LM_HEAD]
+
+    def test_are_compared_as_the_model_holds_them(
+        self, language_model: ConvBertForMaskedLM, config: ConvBertConfig
+    ) -> None:
+        weights = language_model.state_dict()
+        weights[WORDS] = weights[WORDS].bfloat16()
+        weights[LM_HEAD] = weights[WORDS].float()
+        assert load(ConvBertForMaskedLM(config), weights) == ([], [])

@@ -24,6 +24,7 @@ def test_layouts_move_each_axis_where_the_docstring_says() -> None:
     assert torch.equal(reversed_axes(dense)[2, 1], dense[1, 2])
     grouped = torch.rand(out_width, in_width, groups)
     assert torch.equal(reversed_axes(grouped)[3, 1, 2], grouped[2, 1, 3])
+    assert reversed_axes(torch.tensor(1.0)) == 1  # a hostile file may say so
     depthwise = torch.rand(taps, in_width, 1)
     assert torch.equal(taps_last(depthwise)[1, 0, 4], depthwise[4, 1, 0])
     assert column(torch.rand(out_width)).shape == (out_width, 1)
@@ -77,3 +78,5 @@ def test_two_different_tensors_of_one_name_are_refused() -> None:
     assert list(renamed(same, OLD_TORCH_RULES, source="x")) == ["a.LayerNorm.weight"]
     with pytest.raises(CheckpointError, match=r"two different tensors for a.LayerNorm.weight"):
         renamed([same[0], ("a.LayerNorm.weight", torch.zeros(2))], OLD_TORCH_RULES, source="x")
+    with pytest.raises(CheckpointError, match=r"two different tensors for a.LayerNorm.weight"):
+        renamed([same[0], ("a.LayerNorm.weight", torch.ones(2, dtype=torch.float64))], OLD_TORCH_RULES, source="x")

@@ -15,6 +15,8 @@ from convbert import CheckpointError
 from convbert.checkpoints import tensor_bundle
 from convbert.checkpoints.crc32c import crc32c, masked
 from convbert.checkpoints.tensor_bundle import TensorBundle
+from tests.fuzz.strategies import varint
+from tests.fuzz.targets import index_of
 
 DAMAGE = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -100,6 +102,16 @@ def test_bfloat16_and_slices_are_refused_by_name(index: Path) -> None:
             bundle.read(name)
 
 
+@pytest.mark.parametrize("shape", [(0, 2**63), (2**40, 2**40), (1,) * 100])
+def test_a_shape_that_no_file_holds_is_refused(index: Path, shape: tuple[int, ...]) -> None:
+    entries = dict(tensor_bundle._table(index.read_bytes()))
+    dims = b"".join(b"\x12" + varint(1 + len(varint(size))) + b"\x08" + varint(size) for size in shape)
+    entries[b"global_step"] = b"\x08\x01\x12" + varint(len(dims)) + dims
+    index.write_bytes(index_of(entries))
+    with pytest.raises(CheckpointError, match="a variable has the shape"):
+        TensorBundle(index)
+
+
 def read_all(index: Path) -> None:
     bundle = TensorBundle(index)
     for name in bundle.variables:
@@ -113,11 +125,3 @@ def damage_of(index: Path) -> str:
     except CheckpointError as error:
         return str(error)
     return str(index)
-
-
-def varint(value: int) -> bytes:
-    groups = bytearray()
-    while value >= 0x80:
-        groups.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*groups, value])

@@ -100,6 +100,43 @@ def test_a_cut_bin_is_named(
         read_weights(saved)
 
 
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(2, 3).to_sparse(),
+        torch.zeros(2, 3, device="meta"),
+        torch.zeros(1).expand(10**9, 10**9),
+    ],
+    ids=["sparse", "meta", "one element repeated"],
+)
+def test_a_tensor_without_bytes_of_its_own_is_refused(saved: Path, tensor: torch.Tensor) -> None:
+    torch.save({"a": tensor}, saved / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"a of .*pytorch_model.bin is no plain tensor"):
+        read_weights(saved)
+
+
+class TakesMemory:
+    """A pickle of this fills a terabyte when it is opened."""
+
+    def __reduce__(self) -> tuple[object, tuple[int]]:
+        return bytearray, (10**12,)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_bomb_is_refused_unread(saved: Path, legacy: bool) -> None:
+    torch.save({"a": TakesMemory()}, saved / "pytorch_model.bin", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match=r"pytorch_model.bin is refused") as found:
+        read_weights(saved)
+    assert "bytearray" in str(found.value.__cause__)
+
+
+def test_a_zip_bomb_is_refused_unread(saved: Path) -> None:
+    with zipfile.ZipFile(saved / "pytorch_model.bin", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**6))
+    with pytest.raises(CheckpointError, match=r"archive/data.pkl in it is compressed"):
+        read_weights(saved)
+
+
 def test_a_zip_that_is_no_checkpoint_is_named(saved: Path) -> None:
     with zipfile.ZipFile(saved / "pytorch_model.bin", "w") as archive:
         archive.writestr("hello.txt", "hello")

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test soak lint bench clean
 
 setup: $(VENV)/.installed
 
@@ -18,6 +18,12 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Hours of trouble in minutes: kills, spoilt storage and broken input (KILLS=50), then hostile files (MINUTES=5).
+soak: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,soak]'
+	$(BIN)/python -m tests.soak.campaign --kills $(or $(KILLS),50)
+	$(BIN)/python -m tests.fuzz.campaign --minutes $(or $(MINUTES),5)
 
 lint: setup
 	$(BIN)/ruff format --check .

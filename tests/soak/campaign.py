@@ -34,11 +34,11 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from moto.server import ThreadedMotoServer
 from ray.cluster_utils import Cluster
-from tests.fault_proxy import FaultProxy
-from tests.soak.stores import find_weed, seaweedfs
 
 from pipelines.storage import locate, names_in, read_bytes
 from pipelines.verify import verify
+from tests.fault_proxy import FaultProxy
+from tests.soak.stores import find_weed, seaweedfs
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("driver", "actor", "worker", "node")
@@ -68,6 +68,7 @@ class Campaign:
         cluster: with worker nodes that may be killed.
         rng: decides when what is killed.
         kills: by kind, while a run was labelling.
+        next_kinds: of what is killed next, the next one last.
         faults: of the store, by kind.
         runs: that were finished.
         starts: of the command, the undisturbed run's included.
@@ -77,6 +78,7 @@ class Campaign:
     cluster: Cluster
     rng: random.Random
     kills: Counter[str] = field(default_factory=Counter)
+    next_kinds: list[str] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
     runs: int = 0
     starts: int = 0
@@ -128,7 +130,8 @@ class Campaign:
         while driver.poll() is None and not self._processes("actor"):
             time.sleep(0.1)
         time.sleep(self.rng.uniform(0, 2))
-        kind = self.rng.choice(KINDS)
+        self.next_kinds = self.next_kinds or self.rng.sample(KINDS, len(KINDS))  # each in turn, in any order
+        kind = self.next_kinds[-1]
         victims = self._processes(kind)
         if driver.poll() is not None or (kind in ("actor", "worker") and not victims):
             return
@@ -141,20 +144,18 @@ class Campaign:
             self.cluster.add_node(**NODE)
         else:
             os.kill(self.rng.choice(victims), signal.SIGKILL)
-        self.kills[kind] += 1
+        self.kills[self.next_kinds.pop()] += 1
 
     def _processes(self, kind: str) -> list[int]:
-        """Ids of the processes on the worker nodes that hold a model, or that run a task."""
+        """Ids of the processes on the worker nodes that hold a model, or of all other workers there."""
         found = []
         for node in self.cluster.worker_nodes:
             raylet = node.all_processes["raylet"][0].process.pid
             for pid in _children(raylet):
                 title = _read(f"/proc/{pid}/cmdline")
                 is_actor = title.startswith("ray::MapWorker")
-                is_task = (
-                    title.startswith("ray::") and not title.startswith(("ray::IDLE", "ray::Ledger")) and not is_actor
-                )
-                if is_actor if kind == "actor" else is_task:
+                is_other = title.startswith("ray::") and not is_actor
+                if is_actor if kind == "actor" else is_other:
                     found.append(pid)
         return sorted(found)
 
@@ -185,10 +186,13 @@ def make_corpus(folder: Path, n_texts: int, rng: random.Random) -> None:
     quarter = len(records) // 3
     (folder / "b.jsonl").write_text("\n".join(records[:quarter]))
     (folder / "c.jsonl.gz").write_bytes(gzip.compress("\n".join(records[quarter : 2 * quarter]).encode()))
-    damaged = gzip.compress("\n".join(records[2 * quarter :]).encode())
-    (folder / "d.jsonl.gz").write_bytes(damaged[: len(damaged) * 2 // 3])
+    padded = [
+        f'{{"pad": "{rng.randbytes(40_000).hex()}", "text": "Offer {number}", "label": "spam"}}' for number in range(40)
+    ]
+    damaged = gzip.compress("\n".join([*padded, *records[2 * quarter :]]).encode())
+    (folder / "d.jsonl.gz").write_bytes(damaged[: len(damaged) * 2 // 3])  # more than a megabyte can be read
     for number in range(20):
-        (folder / f"small-{number:02d}.jsonl").write_text(f'{{"text": "Free offer {number}"}}\n')
+        (folder / f"small-{number:02d}.jsonl").write_text(f'{{"text": "Free offer {number}", "label": "spam"}}\n')
     (folder / "empty.jsonl").touch()
 
 

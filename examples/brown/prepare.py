@@ -23,7 +23,7 @@ ROWS_PER_GROUP = 256
 # The shard of plain JSON Lines, the third, is the small one.
 TWELFTHS = (0, 4, 8, 9, 10, 12)
 
-SCHEMA = pa.schema(
+TRAINING_SCHEMA = pa.schema(
     [
         ("id", pa.string()),  # document and number of the sentence in it
         ("text", pa.string()),
@@ -33,6 +33,8 @@ SCHEMA = pa.schema(
         ("kind", pa.string()),  # informative or imaginative
     ]
 )
+# What a job keeps of JSON Lines are numbers and strings, so that one string holds all tokens here: 0:3:DET 4:8:NOUN …
+CORPUS_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "text", "tokens", "kind")])
 
 DOCUMENT = re.compile(r"c([a-r])\d\d")
 IMAGINATIVE = frozenset("klmnpr")  # Brown's own top division of its genres; a to j are informative
@@ -135,6 +137,13 @@ def sentences(documents: Iterable[tuple[str, str]]) -> Iterator[Record]:
                 yield {"id": f"{name}-{number}", **record, "kind": kind}
 
 
+def in_one_string(record: Record) -> Record:
+    """A sentence as the corpus holds it: start, end and class of each token in one string."""
+    tokens = zip(record["starts"], record["ends"], record["tags"], strict=True)
+    joined = " ".join(f"{start}:{end}:{tag}" for start, end, tag in tokens)
+    return {"id": record["id"], "text": record["text"], "tokens": joined, "kind": record["kind"]}
+
+
 # --- documents and the split -------------------------------------------------------------------------------
 
 
@@ -178,8 +187,9 @@ def main() -> None:
     held_out = list(sentences(document for document in documents if is_held_out(document[0])))
 
     arguments.work.mkdir(parents=True, exist_ok=True)
-    write_parquet(training, arguments.work / "training.parquet", SCHEMA, rows_per_group=ROWS_PER_GROUP)
-    write_corpus(held_out, arguments.corpus, SCHEMA, rows_per_group=ROWS_PER_GROUP, twelfths=TWELFTHS)
+    write_parquet(training, arguments.work / "training.parquet", TRAINING_SCHEMA, rows_per_group=ROWS_PER_GROUP)
+    rows = [in_one_string(record) for record in held_out]
+    write_corpus(rows, arguments.corpus, CORPUS_SCHEMA, rows_per_group=ROWS_PER_GROUP, twelfths=TWELFTHS)
     report("training", training)
     report("held out", held_out)
 

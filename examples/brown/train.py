@@ -6,8 +6,6 @@ import argparse
 import random
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -19,7 +17,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from convbert import (
     ConvBertConfig,
-    ConvBertForMaskedLM,
     ConvBertForSequenceClassification,
     ConvBertForTokenClassification,
     ConvBertTokenizer,
@@ -35,21 +32,11 @@ KINDS = ["informative", "imaginative"]
 LOWERCASE = False  # capitals tell names
 MAX_LENGTH = 256
 BATCH_TOKENS = 1024
+EPOCHS = 7
+LEARNING_RATE = 1.5e-3
+DROPOUT = 0.1
+MASKED = 0.1  # share of the pieces that are hidden, so that the neighbours learn to tell
 AVERAGE_DECAY = 0.995
-
-
-@dataclass(frozen=True)
-class Phase:
-    """How often training reads the sentences and how hard it pushes."""
-
-    epochs: int
-    learning_rate: float
-    masked: float  # share of the pieces that are hidden
-    dropout: float
-
-
-PRETRAINING = Phase(epochs=1, learning_rate=2e-3, masked=0.15, dropout=0.0)
-LABELLING = Phase(epochs=5, learning_rate=1.5e-3, masked=0.05, dropout=0.1)
 
 
 class Sentence(NamedTuple):
@@ -106,7 +93,7 @@ def batches(sentences: list[Sentence], rng: random.Random) -> list[Batch]:
     return [Batch(*map(torch.tensor, zip(*group, strict=True))) for group in groups]
 
 
-# --- the model and its two phases -------------------------------------------------------------------
+# --- the model and its training --------------------------------------------------------------------
 
 
 class TwoHeads(nn.Module):
@@ -141,51 +128,25 @@ def _config(vocab_size: int, labels: list[str]) -> ConvBertConfig:
     )
 
 
-def pretrain(model: TwoHeads, sentences: list[Sentence], phase: Phase, rng: random.Random) -> None:
-    """Masked language modelling on the training sentences."""
-    words = ConvBertForMaskedLM(model.pos.config)
-    words.convbert = model.pos.convbert
-    words.generator_lm_head.weight = words.convbert.embeddings.word_embeddings.weight
-
-    def loss(batch: Batch) -> Tensor:
-        ids, hidden = hide(batch.ids, phase.masked)
-        states = words.convbert(ids).last_hidden_state[hidden]
-        return words.loss(words.logits(states), batch.ids[hidden]) if hidden.any() else states.sum()
-
-    fit_to([words], loss, sentences, phase, rng)
-
-
-def label(model: TwoHeads, sentences: list[Sentence], phase: Phase, rng: random.Random) -> TwoHeads:
+def train(model: TwoHeads, sentences: list[Sentence], rng: random.Random) -> TwoHeads:
     """Train both heads at once, and return the model with the running average of its weights."""
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE_DECAY))
 
     def loss(batch: Batch) -> Tensor:
-        tags, kinds = model(hide(batch.ids, phase.masked)[0])
+        tags, kinds = model(hide(batch.ids, MASKED)[0])
         return model.pos.loss(tags, batch.tags) + model.prose.loss(kinds, batch.kinds)
 
-    fit_to([model], loss, sentences, phase, rng, after_step=lambda: average.update_parameters(model))
-    return cast("TwoHeads", average.module)
-
-
-def fit_to(
-    modules: list[nn.Module],
-    loss_of: Callable[[Batch], Tensor],
-    sentences: list[Sentence],
-    phase: Phase,
-    rng: random.Random,
-    after_step: Callable[[], None] = lambda: None,
-) -> None:
-    """Train on all sentences, in a new order in every epoch of a phase."""
     fit(
-        modules,
+        [model],
         lambda: batches(sentences, rng),
-        loss_of,
-        epochs=phase.epochs,
-        steps_per_epoch=len(batches(sentences, random.Random())),
-        learning_rate=phase.learning_rate,
-        dropout=phase.dropout,
-        after_step=after_step,
+        loss,
+        epochs=EPOCHS,
+        steps_per_epoch=len(batches(sentences, random.Random(0))),
+        learning_rate=LEARNING_RATE,
+        dropout=DROPOUT,
+        after_step=lambda: average.update_parameters(model),
     )
+    return cast("TwoHeads", average.module)
 
 
 def accuracies(model: TwoHeads, sentences: list[Sentence]) -> tuple[float, float]:
@@ -234,8 +195,7 @@ def main() -> None:
         tokenizer = tokenizer_of(pieces, Path(scratch), lowercase=LOWERCASE, max_length=MAX_LENGTH)
     sentences = encode(training, tokenizer)
     model = TwoHeads(len(pieces))
-    pretrain(model, sentences, PRETRAINING, rng)
-    trained = label(model, sentences, LABELLING, rng)
+    trained = train(model, sentences, rng)
     if arguments.validate:
         of_tokens, of_sentences = accuracies(trained, encode(validation, tokenizer))
         print(f"validation accuracy: pos {of_tokens:.4f}, prose {of_sentences:.4f}")

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test soak lint bench clean
+.PHONY: setup demo demo-tags test soak lint bench clean
 
 setup: $(VENV)/.installed
 
@@ -15,6 +15,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python jobs/classify_corpus.py --config examples/spam/job.yaml
 	$(BIN)/python examples/spam/accuracy.py out/spam
+
+demo-tags: setup
+	$(BIN)/python jobs/tag_corpus.py --config examples/brown/job.yaml
+	$(BIN)/python examples/brown/accuracy.py out/brown
 
 test: setup
 	$(BIN)/python -m pytest

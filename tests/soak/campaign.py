@@ -44,6 +44,7 @@ ROOT = Path(__file__).parents[2]
 KINDS = ("driver", "actor", "worker", "node")
 STORAGE_FAULTS = 0.05  # share of requests to the store
 NODE = {"num_cpus": 2, "object_store_memory": 100 * 2**20}
+TASK_WORKERS = ("ray::IDLE", "ray::ReadTaskSource", "ray::MapBatches")  # an agent's death would be its node's
 KILLS_A_RUN = 6
 MOST_STARTS = 60  # of one run: more means that it does not get on
 QUICK_TO_NOTICE = {
@@ -147,15 +148,13 @@ class Campaign:
         self.kills[self.next_kinds.pop()] += 1
 
     def _processes(self, kind: str) -> list[int]:
-        """Ids of the processes on the worker nodes that hold a model, or of all other workers there."""
+        """Ids of the processes on the worker nodes that hold a model, or that run tasks or wait for them."""
         found = []
         for node in self.cluster.worker_nodes:
             raylet = node.all_processes["raylet"][0].process.pid
             for pid in _children(raylet):
                 title = _read(f"/proc/{pid}/cmdline")
-                is_actor = title.startswith("ray::MapWorker")
-                is_other = title.startswith("ray::") and not is_actor
-                if is_actor if kind == "actor" else is_other:
+                if title.startswith("ray::MapWorker" if kind == "actor" else TASK_WORKERS):
                     found.append(pid)
         return sorted(found)
 

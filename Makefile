@@ -28,6 +28,8 @@ soak: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,soak]'
 	$(BIN)/python -m tests.soak.campaign --kills $(or $(KILLS),50)
 	$(BIN)/python -m tests.fuzz.campaign --minutes $(or $(MINUTES),5)
+	for target in config tokenizer_config index tf1 jsonl; do \
+	    $(BIN)/python -m tests.fuzz.guided --target $$target --seconds 60 || exit 1; done
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -20,6 +20,7 @@ from pipelines.sequences import Sequences, add_sequences
 Kind = Literal["text", "pair", "question", "choices"]
 LongText = Literal["truncate", "window", "error"]
 Reasons = list["str | None"]
+MOST_CHARACTERS = 4_000_000  # of a text that is tokenised as a whole, which takes about 200 bytes for each
 
 
 @dataclass(frozen=True)
@@ -175,15 +176,19 @@ def _offsets(counts: Sequence[int]) -> NDArray[np.int64]:
 def _refusals(tokenizer: ConvBertTokenizer, encoding: Encoding, values: list[list[Any]]) -> Reasons:
     """Before tokenising: why each record cannot be encoded, None where it can."""
     reasons: Reasons = [None] * len(values[0])
+    if encoding.long_text != "truncate" or len(values) > 1:  # of a lone text that is cut, little is tokenised
+        huge = f"{{}} has more than {MOST_CHARACTERS:,} characters: split the record"
+        for name, texts in zip(encoding.inputs.columns, values, strict=True):
+            lengths = [len(text) if isinstance(text, str) else sum(map(len, text)) for text in texts]
+            reasons = _first_of(reasons, [huge.format(name) if n > MOST_CHARACTERS else None for n in lengths])
     if encoding.inputs.kind == "question":
         for name, texts in zip(encoding.inputs.columns, values, strict=True):
             reasons = _first_of(reasons, [None if text.strip() else f"{name} is empty" for text in texts])
     if _cuts_second(encoding) and encoding.long_text != "error":
         first, second = encoding.inputs.columns
         room = encoding.max_length - tokenizer.num_special_tokens_to_add(pair=True) - encoding.stride - 1
-        lengths = [
-            len(ids) - tokenizer.num_special_tokens_to_add() for ids in tokenizer.encode_batch(values[0]).input_ids
-        ]
+        known = [text if reason is None else "" for text, reason in zip(values[0], reasons, strict=True)]
+        lengths = [len(ids) - tokenizer.num_special_tokens_to_add() for ids in tokenizer.encode_batch(known).input_ids]
         crowded = f"{first} has {{}} tokens, which leaves {second} no room: the model takes {encoding.max_length}"
         reasons = _first_of(reasons, [crowded.format(n) if n > room else None for n in lengths])
     return reasons

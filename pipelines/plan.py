@@ -280,7 +280,7 @@ def _columns(spec: JobSpec, passes: list[EncoderPass], inspections: list[Inspect
     explicit_id = [spec.id_column] if spec.id_column else []
     check_columns(inspections, text_columns=texts, list_columns=lists, other_columns=[*explicit_id, *spec.keep_column])
     kept = kept_schema(inspections, spec.keep_column)
-    if made is not None:
+    if made is not None and spec.keep_column:
         known = read_schema(made)
         kept = pa.schema([known.field(name).remove_metadata() for name in spec.keep_column])
     return Columns(texts=texts, lists=lists, id=spec.id_column or DEFAULT_ID_COLUMN, kept=kept)

@@ -55,7 +55,7 @@ def run(spec: JobSpec) -> Summary:
     started = time.monotonic()
     labelled: list[Part] = []
     for _ in range(_ROUNDS):
-        plan = make_plan(spec)
+        plan, new = make_plan(spec), []
         _warn_of_vanished(plan)
         if spec.dry_run:
             return Summary.of(plan, parts=plan.parts, labelled=[], seconds=0.0, pending=plan.n_units)
@@ -63,13 +63,15 @@ def run(spec: JobSpec) -> Summary:
             break
         check_writable(output)
         unmark_success(output)
-        labelled += _label(plan) if plan.pending else []
-        if _commit(plan, labelled, output, seconds=time.monotonic() - started):
+        new = _label(plan) if plan.pending else []
+        labelled += new
+        if _commit(plan, new, output, seconds=time.monotonic() - started):
             break
         logger.warning("another run has changed %s meanwhile: planning again", redacted(spec.output))
     else:
         raise RunError(f"other runs keep changing {redacted(spec.output)}: let one of them finish, and start again")
-    summary = _summary(plan, labelled, seconds=time.monotonic() - started)
+    seconds = time.monotonic() - started if labelled else 0.0
+    summary = Summary.of(plan, parts=[*plan.parts, *new], labelled=labelled, seconds=seconds)
     if not summary.has_failed_too_often:
         mark_success(output)
     return summary
@@ -89,7 +91,7 @@ def _commit(plan: JobPlan, labelled: list[Part], output: Location, *, seconds: f
     Raises:
         RunError: a unit was lost or doubled.
     """
-    parts = {part.name: part for part in [*plan.parts, *labelled]}
+    parts = {part.name: part for part in [*plan.parts, *labelled]}  # Ray may do a unit twice
     manifest = _manifest(plan, list(parts.values()), seconds)
     _check_complete(plan, manifest)
     current = read_manifest(output)
@@ -293,9 +295,3 @@ def _remove_superseded(output: Location, manifest: Manifest, present: Iterable[s
     for name in present:
         if name.startswith("part-") and name not in known:
             remove(output.child(name))
-
-
-def _summary(plan: JobPlan, labelled: list[Part], *, seconds: float) -> Summary:
-    names = {part.name for part in labelled}
-    parts = [*(part for part in plan.parts if part.name not in names), *labelled]
-    return Summary.of(plan, parts=parts, labelled=labelled, seconds=seconds if labelled else 0.0)

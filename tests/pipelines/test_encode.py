@@ -122,6 +122,19 @@ def test_texts_without_words_are_special_tokens_alone(text: str, checkpoint: Pat
     assert ids(sequences(encode(block(text=[text]), [encoding(checkpoint)]))) == [[2, 3]]
 
 
+def test_texts_that_no_memory_should_hold_are_refused_where_all_of_them_is_tokenised(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.encode.MOST_CHARACTERS", 99)
+    huge = "text has more than 99 characters: split the record"
+    for long_text, error in (("truncate", None), ("window", huge), ("error", huge)):
+        encoded = encode(block(text=["free " * 20, "free"]), [encoding(checkpoint, long_text=long_text, stride=1)])
+        assert encoded["error"].to_pylist() == [error, None]
+    choices = encoding(checkpoint, inputs=Inputs("choices", ("text", "choices")))
+    encoded = encode(block(text=["free"], choices=[["mail" * 20, "offer " * 5]]), [choices])
+    assert encoded["error"].to_pylist() == ["choices has more than 99 characters: split the record"]
+
+
 def test_a_million_characters_become_windows(checkpoint: Path) -> None:
     spec = encoding(checkpoint, long_text="window", max_length=128, stride=32, needs_spans=True)
     found = sequences(encode(block(text=["free mail " * 100_000]), [spec]))

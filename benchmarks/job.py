@@ -33,6 +33,7 @@ from pipelines.predict import Predictor
 from pipelines.resources import share_out
 from pipelines.run import parts_from, pipeline
 from pipelines.spec import JobSpec
+from pipelines.survive import open_ledger
 
 
 class Recipe:
@@ -94,7 +95,7 @@ def run_ours(corpus: Path, checkpoint: Path, output: Path, scratch: Path) -> dic
     spec = JobSpec.of({"input": [str(corpus)], "output": str(output), "model": str(checkpoint)})
     plan = make_plan(spec)
     hardware = share_out(spec, "cpu", n_units=plan.n_units)
-    dataset = pipeline(plan, hardware, predictor=_timed(log))
+    dataset = pipeline(plan, hardware, open_ledger(), predictor=_timed(log))
     parts = [
         part for rows in dataset.iter_batches(batch_size=None, batch_format="pyarrow") for part in parts_from(rows)
     ]

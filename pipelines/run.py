@@ -117,15 +117,18 @@ def _label(plan: JobPlan) -> list[Part]:
     logger.info("%s", describe_sharing(plan.passes))
     logger.info("labelling %d units: %s, %s", plan.n_units, hardware.describe(), plan.precision)
     labelled: list[Part] = []
+    ledger = open_ledger()
     try:
         with Progress(n_units=plan.n_units) as progress:
-            for rows in pipeline(plan, hardware).iter_batches(batch_size=None, batch_format="pyarrow"):
+            for rows in pipeline(plan, hardware, ledger).iter_batches(batch_size=None, batch_format="pyarrow"):
                 parts = parts_from(rows)
                 labelled += parts
                 progress.add(parts)
                 _stop_if_hopeless(plan, labelled)
     except RayError as error:
         raise RunError(f"{_root_cause(error)} (finished parts stay: start the same command again)") from error
+    finally:
+        ray.kill(ledger)
     return labelled
 
 
@@ -155,7 +158,9 @@ def _root_cause(error: RayError) -> str:
     return redacted(own[-1] if own else text.splitlines()[-1])
 
 
-def pipeline(plan: JobPlan, hardware: Hardware, *, predictor: type[Predictor] = Predictor) -> ray.data.Dataset:
+def pipeline(
+    plan: JobPlan, hardware: Hardware, ledger: ActorHandle[Ledger], *, predictor: type[Predictor] = Predictor
+) -> ray.data.Dataset:
     """The way of the data: a unit is a row of the dataset from reading to its part; a row of figures comes out."""
     context = DataContext.get_current()
     context.target_max_block_size = 1  # byte: every row is a block of its own
@@ -164,7 +169,6 @@ def pipeline(plan: JobPlan, hardware: Hardware, *, predictor: type[Predictor] = 
     encodings = [encoder_pass.encoding for encoder_pass in plan.passes]
     heads = {head.name: head.head for encoder_pass in plan.passes for head in encoder_pass.heads}
     stage: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
-    ledger = open_ledger()
     model = {
         "device": plan.device,
         "precision": plan.precision,

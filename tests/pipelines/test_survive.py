@@ -80,7 +80,8 @@ def test_records_that_kill_their_process_are_marked_and_the_job_goes_on(
     spec = {"input": [str(tmp_path / "in")], "output": str(tmp_path / "out"), "model": str(checkpoint), "unit_rows": 6}
     predictor, stage = armed(tmp_path)
     monkeypatch.setattr(run, "encode", stage)
-    dataset = run.pipeline(make_plan(JobSpec.of(spec)), Hardware(1, 1, 1, 0, 2, 0.5), predictor=predictor)
+    plan = make_plan(JobSpec.of(spec))
+    dataset = run.pipeline(plan, Hardware(1, 1, 1, 0, 2, 0.5), open_ledger(), predictor=predictor)
     parts = [
         part for rows in dataset.iter_batches(batch_size=None, batch_format="pyarrow") for part in run.parts_from(rows)
     ]

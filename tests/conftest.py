@@ -106,6 +106,13 @@ def ray_cluster(s3: FaultProxy) -> Iterator[None]:
     """The one Ray cluster of the test session; its workers see the environment of this moment."""
     import ray
 
-    ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=300 * 2**20, logging_level="ERROR")
+    ray.init(
+        "local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=300 * 2**20,
+        logging_level="ERROR",
+        _system_config={"num_workers_soft_limit": 8},  # idle workers, which else import torch for every run anew
+    )
     yield
     ray.shutdown()

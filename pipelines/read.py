@@ -431,8 +431,13 @@ def _as_json(value: Any) -> Any:
     return (
         value
         if value is None or isinstance(value, (str, bytes))
-        else json.dumps(value, ensure_ascii=False, default=str)
+        else json.dumps(value, ensure_ascii=False, default=_as_text)
     )
+
+
+def _as_text(value: Any) -> str:
+    """What JSON has no type for."""
+    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _kept_value(value: Any, f: pa.Field) -> tuple[Any, str | None]:

@@ -235,6 +235,12 @@ def test_kept_columns_get_their_planned_type_and_misfits_say_so(tmp_path: Path) 
     assert block["error"].to_pylist() == [None, "n holds 'one', not int64", None]
 
 
+def test_a_kept_list_is_json_where_another_shard_makes_its_column_text(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["x"], "tags": [["NOUN", "ünï"]]}), tmp_path / "a.parquet")
+    block = read_unit(unit(tmp_path / "a.parquet", 0, 1), columns(("tags", pa.string())))
+    assert block["tags"].to_pylist() == ['["NOUN", "ünï"]']
+
+
 def test_pairs_need_both_texts(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", {"a": "x", "b": "y"}, {"a": "x"}, {"a": None, "b": 2})
     block = read_unit(unit(path), columns(texts=("a", "b")))

@@ -15,6 +15,7 @@ SAMPLE_BYTES = 1 << 18
 LONGEST_LINE_BYTES = 256 << 20
 _LONGEST_SAMPLE_BYTES = 16 << 20  # of a line: many shards are sampled at a time
 _BUFFER_BYTES = 1 << 20
+_UNPACKED_BUFFER_BYTES = 1 << 14  # what is lost before the place where a compressed stream is damaged
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
@@ -123,4 +124,6 @@ def _skip_line(stream: io.BufferedReader) -> int:
 def _plain(raw: Any, compression: str | None) -> io.BufferedReader:
     if compression is None:
         return io.BufferedReader(raw, _BUFFER_BYTES)
-    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), compression), _BUFFER_BYTES)
+    return io.BufferedReader(
+        pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), compression), _UNPACKED_BUFFER_BYTES
+    )

@@ -17,7 +17,7 @@ from pipelines.write import Part
 
 MANIFEST_NAME = "_manifest.json"
 SUCCESS_NAME = "_SUCCESS"
-FORMAT = 1
+FORMAT = 2
 _PACKAGES = ("convbert-pipelines", "pyarrow", "ray", "tokenizers", "torch")
 
 

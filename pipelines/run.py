@@ -8,6 +8,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import count
@@ -128,7 +129,8 @@ def _label(plan: JobPlan) -> list[Part]:
     except RayError as error:
         raise RunError(f"{_root_cause(error)} (finished parts stay: start the same command again)") from error
     finally:
-        ray.kill(ledger)
+        with suppress(RayError):  # the cluster may be gone
+            ray.kill(ledger)
     return labelled
 
 

@@ -56,7 +56,7 @@ def test_the_contract_is_kept() -> None:
     assert values["labels"] == {"prediction": {"a": 2}}
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": 99}', '{"format": 1}', '{"format": 1, "parts": 3}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 99}', '{"format": 2}', '{"format": 2, "parts": 3}'])
 def test_a_manifest_that_cannot_be_read_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "_manifest.json").write_text(text)
     with pytest.raises(OutputError, match=r"_manifest\.json .*(cannot be read|has format 99)"):

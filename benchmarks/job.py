@@ -26,6 +26,7 @@ import ray
 import torch
 import transformers
 from ray.data import ActorPoolStrategy, DataContext
+from ray.data.context import DEFAULT_TARGET_MAX_BLOCK_SIZE
 
 from benchmarks.inputs import SIZES, make_model, save, texts
 from pipelines.plan import make_plan
@@ -118,6 +119,7 @@ def _timed(log: str) -> type[Predictor]:
 def run_recipe(corpus: Path, checkpoint: Path, scratch: Path) -> dict[str, float]:
     """Ray's documented way to run a model over a corpus."""
     log = tempfile.mkstemp(dir=scratch)[1]
+    DataContext.get_current().target_max_block_size = DEFAULT_TARGET_MAX_BLOCK_SIZE  # our pipeline has set its own
     cores = int(ray.cluster_resources()["CPU"])
     dataset = ray.data.read_parquet(str(corpus)).map_batches(
         Recipe,

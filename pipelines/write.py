@@ -22,7 +22,7 @@ from pipelines.storage import Location, locate, open_input, put
 
 Format = Literal["parquet", "arrow"]
 SUFFIXES: dict[Format, str] = {"parquet": ".parquet", "arrow": ".arrow"}
-_NUMBER = re.compile(r"\d+")
+_NUMBER = re.compile(r"0x[0-9a-f]+|(?<![\w-])\d+\b")  # the 8 of UTF-8 is none
 _FIGURES = b"convbert.part"  # key of the schema metadata that carries a part's figures
 
 

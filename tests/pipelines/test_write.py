@@ -95,8 +95,8 @@ def test_a_unit_that_has_lost_rows_is_refused(tmp_path: Path) -> None:
 
 def test_reasons_that_differ_in_numbers_count_as_one(tmp_path: Path) -> None:
     table = block(4)
-    errors = ["byte 3 is odd", "text is null", "byte 17 is odd", None]
+    errors = ["no UTF-8: byte 0xff at 3", "text is null", "no UTF-8: byte 0x8a at 17", None]
     table = table.set_column(1, "error", pa.array(errors))
     part = write(table, tmp_path)
-    assert part.reasons == {"byte # is odd": 2, "text is null": 1}
-    assert part.examples == {"byte # is odd": "0", "text is null": "1"}
+    assert part.reasons == {"no UTF-8: byte # at #": 2, "text is null": 1}
+    assert part.examples == {"no UTF-8: byte # at #": "0", "text is null": "1"}

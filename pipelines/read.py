@@ -88,7 +88,9 @@ def ids_of(shard: Shard, id_column: str) -> Iterator[str]:
     """The ids of all records of a shard in their order, with a bounded number of records in memory."""
     columns = Columns(texts=(), id=id_column, kept=pa.schema([]))
     if shard.is_parquet:
-        blocks = _parquet_blocks(shard, 0, None, columns)
+        with open_parquet(shard) as file:
+            n_rows = file.metadata.num_rows
+        blocks = _parquet_blocks(shard, 0, n_rows, columns)
     else:
         lines = _lines(shard, 0, None)
         blocks = (

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.envelope import Envelope
 from pipelines.errors import SourceError, StoreError
-from pipelines.read import Columns, read, read_unit, text_name
+from pipelines.read import Columns, ids_of, read, read_unit, text_name
 from pipelines.storage import locate, put
 from pipelines.units import Stream, Unit, list_shards
 from tests.fault_proxy import FaultProxy
@@ -99,6 +99,17 @@ def test_small_shards_of_every_kind_make_one_unit(tmp_path: Path) -> None:
         f"{tmp_path}/d.parquet#0",
     ]
     assert block["error"][-1].as_py() == "text is missing"
+
+
+def test_a_small_shard_that_claims_many_rows_is_refused_but_a_large_one_is_recounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.read.MOST_SMALL_ROWS", 5)
+    pq.write_table(pa.table({"id": [str(i) for i in range(9)], "text": ["x"] * 9}), tmp_path / "a.parquet")
+    with pytest.raises(SourceError, match=r"a\.parquet has [\d,]+ bytes and claims 9 rows: .* leave it out of --input"):
+        read_unit(unit(tmp_path / "a.parquet"), columns())
+    assert list(ids_of(list_shards([str(tmp_path)])[0], "id")) == [str(i) for i in range(9)]
+    assert len(read_unit(unit(tmp_path / "a.parquet", 0, 9), columns())) == 9
 
 
 def test_neighbouring_units_are_read_in_one_go(tmp_path: Path) -> None:

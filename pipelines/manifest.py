@@ -13,6 +13,7 @@ from typing import Any
 from convbert.stores import reason
 from pipelines.errors import OutputError
 from pipelines.storage import Location, exists, put, read_bytes, redacted, remove
+from pipelines.units import fingerprint_of
 from pipelines.write import Part
 
 MANIFEST_NAME = "_manifest.json"
@@ -92,6 +93,14 @@ class Manifest:
             "parts": [asdict(part) for part in self.parts],
         }
         return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+
+
+def by_group(parts: Iterable[Part]) -> dict[str, list[Part]]:
+    """Parts by the fingerprint in their names, which is their shards' group."""
+    groups: dict[str, list[Part]] = {}
+    for part in parts:
+        groups.setdefault(fingerprint_of(part.name), []).append(part)
+    return groups
 
 
 def read_manifest(output: Location) -> Manifest | None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipelines.errors import OutputError, SourceError
 from pipelines.inspect import Inspection, check_columns, inspect, kept_schema
-from pipelines.manifest import Manifest, ShardEntry, differences, read_manifest
+from pipelines.manifest import Manifest, ShardEntry, by_group, differences, read_manifest
 from pipelines.models import EncoderPass, plan_passes
 from pipelines.read import Columns
 from pipelines.resources import choose_device, choose_precision
@@ -160,9 +160,7 @@ class _Labelled:
 
 
 def _labelled(manifest: Manifest) -> list[_Labelled]:
-    parts: dict[str, list[Part]] = {}
-    for part in manifest.parts:
-        parts.setdefault(fingerprint_of(part.name), []).append(part)
+    parts = by_group(manifest.parts)
     entries: dict[str, list[ShardEntry]] = {}
     for entry in manifest.shards:
         entries.setdefault(entry.group, []).append(entry)
@@ -224,12 +222,8 @@ def _pieces(shards: list[Shard], spec: JobSpec, key: str) -> tuple[list[_Piece],
 def _resumed(output: Location, pieces: list[_Piece], present: Names) -> dict[str, list[Part]]:
     """The parts that an interrupted run has left, by fingerprint and in their order."""
     wanted = {piece.fingerprint for piece in pieces}
-    names = sorted(name for name in present if name.startswith("part-") and fingerprint_of(name) in wanted)
-    figures = many_at_a_time(lambda name: part_figures(output.child(name), int(present[name]["size"])), names)
-    resumed: dict[str, list[Part]] = {}
-    for part in figures:
-        resumed.setdefault(fingerprint_of(part.name), []).append(part)
-    return resumed
+    names = sorted(name for name in present if fingerprint_of(name) in wanted)
+    return by_group(many_at_a_time(lambda name: part_figures(output.child(name), int(present[name]["size"])), names))
 
 
 def _pending(piece: _Piece, resumed: list[Part]) -> Iterator[Task]:

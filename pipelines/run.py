@@ -26,7 +26,7 @@ from pipelines.encode import encode
 from pipelines.envelope import Envelope
 from pipelines.errors import RunError
 from pipelines.ledger import Ledger
-from pipelines.manifest import Manifest, mark_success, read_manifest, unmark_success, versions, write_manifest
+from pipelines.manifest import Manifest, by_group, mark_success, read_manifest, unmark_success, versions, write_manifest
 from pipelines.models import describe_sharing
 from pipelines.plan import JobPlan, check_writable, is_whole_stream, make_plan
 from pipelines.predict import Predictor
@@ -275,9 +275,7 @@ def _check_complete(plan: JobPlan, manifest: Manifest) -> None:
     Raises:
         RunError: a unit was lost or doubled.
     """
-    parts: dict[str, list[Part]] = {}
-    for part in manifest.parts:
-        parts.setdefault(fingerprint_of(part.name), []).append(part)
+    parts = by_group(manifest.parts)
     for entry in manifest.shards:
         numbers = [number_of(part.name) for part in parts.get(entry.group, [])]
         if numbers != list(range(entry.units)):

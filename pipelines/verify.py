@@ -16,7 +16,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from pipelines.errors import OutputError
-from pipelines.manifest import Manifest, ShardEntry, read_manifest
+from pipelines.manifest import Manifest, ShardEntry, by_group, read_manifest
 from pipelines.plan import recipe_key
 from pipelines.read import ids_of
 from pipelines.spec import DEFAULT_ID_COLUMN
@@ -97,12 +97,11 @@ def verify(output_url: str) -> Verdict:
 
 def _groups(manifest: Manifest) -> list[tuple[list[ShardEntry], list[Part]]]:
     """Shards with the parts that their records are in."""
-    groups: dict[str, tuple[list[ShardEntry], list[Part]]] = {}
+    parts = by_group(manifest.parts)
+    entries: dict[str, list[ShardEntry]] = {group: [] for group in parts}
     for entry in manifest.shards:
-        groups.setdefault(entry.group, ([], []))[0].append(entry)
-    for part in manifest.parts:
-        groups.setdefault(fingerprint_of(part.name), ([], []))[1].append(part)
-    return list(groups.values())
+        entries.setdefault(entry.group, []).append(entry)
+    return [(its, parts.get(group, [])) for group, its in entries.items()]
 
 
 def _recount(output: Location, manifest: Manifest, entries: list[ShardEntry], parts: list[Part]) -> _Count:

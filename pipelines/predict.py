@@ -18,8 +18,7 @@ from pipelines.storage import redacted
 
 N_TOKENS = "__tokens"
 RESULT = "__result_"  # and the head's name: list of fixed-size lists of float32
-DEFAULT_BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DEFAULT_BATCH_TOKENS = {"cpu": 1024, "cuda": 65536}
 
 
 class Predictor:
@@ -28,7 +27,7 @@ class Predictor:
     Args:
         passes: encoders and their heads, as planned on the driver.
         device: ``cpu`` or ``cuda``.
-        precision: a key of DTYPES.
+        precision: one of ``convbert.engine.PRECISIONS``.
         max_batch_tokens: token budget of a micro-batch; None takes the device's default.
         n_threads: CPU threads to compute with; None leaves torch's own choice.
 
@@ -51,7 +50,7 @@ class Predictor:
             _LoadedPass(
                 encoder_pass,
                 device=device,
-                dtype=DTYPES[precision],
+                precision=precision,
                 max_batch_tokens=max_batch_tokens or DEFAULT_BATCH_TOKENS[device],
             )
             for encoder_pass in passes
@@ -76,7 +75,7 @@ class Predictor:
 class _LoadedPass:
     """An encoder with its heads in memory."""
 
-    def __init__(self, encoder_pass: EncoderPass, *, device: str, dtype: torch.dtype, max_batch_tokens: int) -> None:
+    def __init__(self, encoder_pass: EncoderPass, *, device: str, precision: str, max_batch_tokens: int) -> None:
         self.encoding = encoder_pass.encoding
         self.names = ", ".join(plan.name for plan in encoder_pass.heads)
         models = {plan.name: _load(plan) for plan in encoder_pass.heads}  # the engine copies what it needs of them
@@ -84,7 +83,7 @@ class _LoadedPass:
             next(iter(models.values())).base_model,
             {plan.name: plan.head.on_encoder(models[plan.name]) for plan in encoder_pass.heads},
             device=device,
-            dtype=dtype,
+            precision=precision,
             max_batch_tokens=max_batch_tokens,
         )
         try:

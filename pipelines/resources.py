@@ -76,9 +76,15 @@ def choose_device(device: str) -> str:
 
 
 def choose_precision(precision: str, device: str, *, kept: str | None) -> str:
-    """What ``auto`` means: what the output was begun with, else fp32 on a CPU and bf16 on a GPU."""
+    """What ``auto`` means: what the output was begun with, else fp32 on a CPU and bf16 on a GPU.
+
+    Raises:
+        SpecError: int8 on a GPU.
+    """
     if precision == "auto":
-        return kept or ("bf16" if device == "cuda" else "fp32")
+        precision = kept or ("bf16" if device == "cuda" else "fp32")
+    if precision == "int8" and device == "cuda":
+        raise SpecError("--precision int8 is for CPUs: on a GPU use bf16 or fp16, or choose --device cpu")
     return precision
 
 

@@ -46,7 +46,7 @@ class JobSpec(BaseModel):
     output_format: Literal["parquet", "arrow"] = Field("parquet", description="format of the parts")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes GPUs where the cluster has them")
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
-        "auto", description="auto: fp32 on a CPU, bf16 on a GPU"
+        "auto", description="auto: fp32 on a CPU, bf16 on a GPU; int8 is for CPUs"
     )
     min_actors: int | None = Field(None, ge=1, description="fewest model actors")
     max_actors: int | None = Field(None, ge=1, description="most model actors")
@@ -114,8 +114,6 @@ class JobSpec(BaseModel):
                 )
         if self.min_actors and self.max_actors and self.min_actors > self.max_actors:
             raise ValueError(f"--min-actors ({self.min_actors}) is above --max-actors ({self.max_actors})")
-        if self.precision == "int8":
-            raise ValueError("--precision int8 is not available yet: use fp32, bf16 or fp16")
         return self
 
     @classmethod

@@ -15,9 +15,11 @@ from convbert.engine.heads import (
     WholeRecord,
 )
 from convbert.engine.packing import Packed, micro_batches
+from convbert.engine.precision import PRECISIONS
 from convbert.engine.run import Engine, is_out_of_memory
 
 __all__ = [
+    "PRECISIONS",
     "EachToken",
     "Engine",
     "FirstToken",

@@ -1,10 +1,10 @@
 """A packed batch in, each token's hidden state as if its record were alone out.
 
 The same weights as convbert.layers, another way through them: matrix products run over the tokens and
-nothing else, attention over runs of equal length, both convolutions over a buffer with zero rows
-between the records. No record sees padding or a neighbour.
+nothing else, attention over runs of equal length, both convolutions without seeing a neighbour. No
+record sees padding or another record.
 
-Shapes: T tokens, G gapped rows, H hidden width, N heads, d head width, A = N·d, K kernel taps.
+Shapes: T tokens, H hidden width, N heads, d head width, A = N·d, K kernel taps.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from convbert import layers
 from convbert.activations import ACTIVATIONS
-from convbert.engine.packing import Layout, Packed, Run, layout
+from convbert.engine.attention import attend
+from convbert.engine.convolution import DepthwiseConvolution, dynamic_convolution
+from convbert.engine.linear import Linear, stacked
+from convbert.engine.packing import Indices, Layout, Packed, Run, layout
+from convbert.engine.precision import Kernels, kernels_for
 from convbert.models import ConvBertModel
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -29,6 +32,7 @@ class _Rows(NamedTuple):
 
     gapped: Tensor  # (T,)
     n_gapped: int
+    is_inside: Tensor  # (T, K)
     runs: list[Run]
 
 
@@ -38,36 +42,51 @@ class PackedEncoder:
     Args:
         model: the encoder; its weights are copied to the device and fused there, the model is left as it is.
         device: where to compute.
-        dtype: type to compute in.
+        precision: one of ``precision.PRECISIONS``.
+
+    Attributes:
+        dtype: type of the hidden states.
+
+    Raises:
+        InputError: the device does not compute in that precision.
     """
 
-    def __init__(self, model: ConvBertModel, *, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, model: ConvBertModel, *, device: torch.device, precision: str = "fp32") -> None:
+        kernels = kernels_for(precision, device)
         self.config = model.config
-        self.device = device
-        self.embeddings = placed(model.embeddings, device, dtype)
-        self.project = placed(model.embeddings_project, device, dtype) if hasattr(model, "embeddings_project") else None
-        self.layers = [_PackedLayer(layer, device=device, dtype=dtype, model=model) for layer in model.encoder.layer]
+        self.device, self.dtype = device, kernels.dtype
+        self.embeddings = placed(model.embeddings, device, self.dtype)
+        project = getattr(model, "embeddings_project", None)
+        self.project = None if project is None else placed(project, device, self.dtype)
+        self.layers = [_PackedLayer(layer, config=model.config, kernels=kernels) for layer in model.encoder.layer]
 
     @torch.inference_mode()
-    def __call__(self, batch: Packed) -> Tensor:
+    def __call__(self, batch: Packed, wanted: Indices | None = None) -> Tensor:
         """Last hidden states (T, H) on the device, in the order of the batch.
+
+        Args:
+            wanted: tokens whose states will be read, ascending; the states of the others are 0. None for all.
 
         Raises:
             InputError: a record without tokens or longer than ``max_position_embeddings``.
         """
         where = layout(
             batch.lengths,
-            reach=self.config.conv_kernel_size // 2,
+            n_taps=self.config.conv_kernel_size,
             max_length=self.config.max_position_embeddings,
             attended=batch.attended,
         )
         hidden = self._embed(batch, where)  # (T, E)
         if self.project is not None:
             hidden = self.project(hidden)  # (T, E) -> (T, H)
-        rows = _Rows(self._send(where.gapped_rows), where.n_gapped_rows, where.runs)
-        for layer in self.layers:
+        is_inside = torch.as_tensor(where.is_inside).to(self.device, self.dtype, non_blocking=True)
+        rows = _Rows(self._send(where.gapped_rows), where.n_gapped_rows, is_inside, where.runs)
+        for layer in self.layers[:-1]:
             hidden = layer(hidden, rows)
-        return hidden
+        if wanted is None:
+            return self.layers[-1](hidden, rows)
+        kept = self._send(wanted)
+        return torch.zeros_like(hidden).index_copy_(0, kept, self.layers[-1](hidden, rows, kept))
 
     def _embed(self, batch: Packed, where: Layout) -> Tensor:
         words = self.embeddings.word_embeddings(self._send(batch.input_ids))  # (T, E)
@@ -83,78 +102,37 @@ class PackedEncoder:
 class _PackedLayer:
     """One block over flat rows."""
 
-    def __init__(self, layer: Any, *, device: torch.device, dtype: torch.dtype, model: ConvBertModel) -> None:
-        config = model.config
-        self.n_heads, self.head_width, self.width = config.n_mixed_heads, config.head_width, config.attention_width
+    def __init__(self, layer: Any, *, config: Any, kernels: Kernels) -> None:
+        self.n_heads, self.width = config.n_mixed_heads, config.attention_width
         mixed: layers.MixedSelfAttention = layer.attention.self
-        fused = [mixed.query, mixed.key, mixed.value, mixed.conv_out_layer]
-        self.fused_weight = torch.cat([part.weight.detach() for part in fused]).to(device, dtype)  # (4A, H)
-        self.fused_bias = torch.cat([part.bias.detach() for part in fused]).to(device, dtype)
         separable = mixed.key_conv_attn_layer
-        depthwise = separable.depthwise.weight.detach()[:, 0]  # (H, 1, K) -> (H, K)
-        self.depthwise = depthwise.t().contiguous().to(device, dtype)  # (K, H)
-        self.pointwise = separable.pointwise.weight.detach()[..., 0].contiguous().to(device, dtype)  # (A, H)
-        self.pointwise_bias = separable.bias.detach()[:, 0].to(device, dtype)  # (A,)
-        self.kernel_layer = placed(mixed.conv_kernel_layer, device, dtype)
-        self.attention_output = placed(layer.attention.output, device, dtype)
-        self.intermediate_dense = placed(layer.intermediate.dense, device, dtype)
-        self.activation = ACTIVATIONS[config.hidden_act]
-        self.output = placed(layer.output, device, dtype)
+        self.fused = kernels.linear(*stacked([mixed.query, mixed.key, mixed.value, mixed.conv_out_layer]))
+        self.depthwise = DepthwiseConvolution(kernels.placed(separable.depthwise.weight))
+        self.pointwise = kernels.linear(separable.pointwise.weight.detach()[..., 0], separable.bias.detach()[:, 0])
+        self.kernel_layer = Linear(
+            kernels.placed(mixed.conv_kernel_layer.weight), kernels.placed(mixed.conv_kernel_layer.bias)
+        )
+        self.attention_output = kernels.residual(layer.attention.output)
+        self.feed_forward = kernels.feed_forward(layer, ACTIVATIONS[config.hidden_act])
 
-    def __call__(self, hidden: Tensor, rows: _Rows) -> Tensor:
-        """(T, H) -> (T, H)."""
-        fused = F.linear(hidden, self.fused_weight, self.fused_bias)  # (T, H) -> (T, 4A)
-        context = torch.empty(len(hidden), 2 * self.width, dtype=hidden.dtype, device=hidden.device)
-        self._attend(fused, rows.runs, out=context[:, : self.width])
+    def __call__(self, hidden: Tensor, rows: _Rows, wanted: Tensor | None = None) -> Tensor:
+        """(T, H) -> (T, H), or the wanted rows of that: what follows the mixing of tokens is needed for no others."""
+        fused = self.fused(hidden)  # (T, H) -> (T, 4A)
         query, conv_values = fused[:, : self.width], fused[:, 3 * self.width :]
-        kernels = self._kernels(hidden, query, rows)  # (T, N, K)
-        context[:, self.width :] = self._convolve(kernels, conv_values, rows)
-        attended = self.attention_output(context, hidden)
-        output: Tensor = self.output(self.activation(self.intermediate_dense(attended)), attended)
-        return output
-
-    def _attend(self, fused: Tensor, runs: list[Run], *, out: Tensor) -> None:
-        """Attention of each run of equal lengths, written into ``out`` (T, A)."""
-        for run in runs:
-            rows = slice(run.first_row, run.first_row + run.n_records * run.length)
-            heads = fused[rows].view(run.n_records, run.length, 4, self.n_heads, self.head_width)
-            q, k, v = (heads[:, :, part].transpose(1, 2) for part in range(3))  # (R, N, L, d)
-            k, v = k[:, :, : run.n_attended], v[:, :, : run.n_attended]
-            attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)  # (R, L, N, d)
-            out[rows].view(run.n_records, run.length, self.n_heads, self.head_width).copy_(attended)
+        context = hidden.new_empty(len(hidden), 2 * self.width)
+        attend(fused, rows.runs, n_heads=self.n_heads, out=context[:, : self.width])
+        kernels = self._kernels(hidden, query, rows)
+        context[:, self.width :] = dynamic_convolution(kernels, conv_values, rows.is_inside)
+        if wanted is not None:
+            context, hidden = context.index_select(0, wanted), hidden.index_select(0, wanted)
+        return self.feed_forward(self.attention_output(context, hidden))
 
     def _kernels(self, hidden: Tensor, query: Tensor, rows: _Rows) -> Tensor:
         """Each token's convolution kernels (T, N, K), from its span (paper equation 4)."""
-        gapped = _spread(hidden, rows)  # (G, H)
-        n_taps = len(self.depthwise)
-        n_out = rows.n_gapped - n_taps + 1
-        spans = gapped[:n_out] * self.depthwise[0]
-        for tap in range(1, n_taps):
-            spans.addcmul_(gapped[tap : tap + n_out], self.depthwise[tap])
-        centres = rows.gapped - n_taps // 2
-        span_key = F.linear(spans[centres], self.pointwise, self.pointwise_bias)  # (T, H) -> (T, A)
-        kernels: Tensor = self.kernel_layer(span_key * query)  # (T, A) -> (T, N·K)
-        return kernels.view(-1, self.n_heads, n_taps).softmax(-1)
-
-    def _convolve(self, kernels: Tensor, values: Tensor, rows: _Rows) -> Tensor:
-        """Each token's kernels over the values of its span: (T, N, K), (T, A) -> (T, A)."""
-        n_taps = kernels.shape[-1]
-        n_out = rows.n_gapped - n_taps + 1
-        centres = rows.gapped - n_taps // 2
-        gapped = _spread(values, rows).view(-1, self.n_heads, self.head_width)  # (G, N, d)
-        spread = kernels.new_zeros(n_out, self.n_heads, n_taps)
-        spread[centres] = kernels
-        mixed = gapped[:n_out] * spread[..., :1]
-        for tap in range(1, n_taps):
-            mixed.addcmul_(gapped[tap : tap + n_out], spread[..., tap : tap + 1])
-        return mixed[centres].flatten(1)
-
-
-def _spread(x: Tensor, rows: _Rows) -> Tensor:
-    """Rows (T, …) into a buffer (G, …) with zero rows between the records."""
-    gapped = x.new_zeros(rows.n_gapped, *x.shape[1:])
-    gapped[rows.gapped] = x
-    return gapped
+        spans = self.depthwise(hidden, rows.gapped, rows.n_gapped)  # (T, H)
+        span_key = self.pointwise(spans)  # (T, H) -> (T, A)
+        kernels = self.kernel_layer(span_key * query)  # (T, A) -> (T, N·K)
+        return kernels.view(len(hidden), self.n_heads, -1).softmax(-1)
 
 
 def placed(module: _Module, device: torch.device, dtype: torch.dtype) -> _Module:

@@ -41,6 +41,10 @@ class Head(nn.Module, ABC):
         """(R,) rows that each record gets: one, unless a subclass says otherwise."""
         return np.ones(len(batch.lengths), np.int64)
 
+    def reads(self, batch: Packed) -> Indices:
+        """Tokens whose hidden states it looks at, ascending: all, unless a subclass says otherwise."""
+        return np.arange(len(batch.input_ids))
+
 
 class FirstToken(Head):
     """A module on each record's first token: one row a record."""
@@ -51,7 +55,11 @@ class FirstToken(Head):
 
     def forward(self, hidden: Tensor, batch: Packed) -> Tensor:
         """(T, H) -> (R, …)."""
-        return self.module(hidden[_rows(batch.offsets[:-1], hidden)])
+        return self.module(hidden[_rows(self.reads(batch), hidden)])
+
+    def reads(self, batch: Packed) -> Indices:
+        """Where the records begin."""
+        return np.asarray(batch.offsets[:-1])
 
 
 class EachToken(Head):
@@ -80,11 +88,15 @@ class TokensWithId(Head):
 
     def forward(self, hidden: Tensor, batch: Packed) -> Tensor:
         """(T, H) -> (N, …)."""
-        return self.module(hidden[_rows(np.flatnonzero(batch.input_ids == self.token_id), hidden)])
+        return self.module(hidden[_rows(self.reads(batch), hidden)])
 
     def n_rows(self, batch: Packed) -> Indices:
         """How often the id stands in each record."""
         return np.add.reduceat(batch.input_ids == self.token_id, batch.offsets[:-1], dtype=np.int64)
+
+    def reads(self, batch: Packed) -> Indices:
+        """Where the id stands."""
+        return np.flatnonzero(batch.input_ids == self.token_id)
 
 
 class WholeRecord(Head):
@@ -156,7 +168,7 @@ class PseudoLikelihood(nn.Module):
             words = batch.input_ids[masks]
             ids = batch.input_ids.copy()
             ids[masks] = self.mask_id
-            hidden = encoder(batch._replace(input_ids=ids))
+            hidden = encoder(batch._replace(input_ids=ids), masks)
             logits = self.module(hidden[_rows(masks, hidden)]).float()
             scores = logits.log_softmax(-1)[torch.arange(len(words)), torch.as_tensor(words, dtype=torch.long)]
             np.add.at(totals, owners[copies], np.stack([scores.cpu().numpy(), np.ones(len(words))], 1))

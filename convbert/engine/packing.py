@@ -101,23 +101,25 @@ class Run(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Where the rows of a packed batch lie, for a convolution that reaches ``reach = K//2`` rows.
+    """Where the rows of a packed batch lie, for convolutions of K taps, which reach ``K // 2`` rows.
 
     Attributes:
         positions: (T,) position of each token in its record.
-        gapped_rows: (T,) row of each token in a buffer with ``reach`` zero rows before, between and
+        gapped_rows: (T,) row of each token in a buffer with ``K // 2`` zero rows before, between and
             after the records, so that a convolution over the buffer never sees a neighbour.
         n_gapped_rows: rows of that buffer.
+        is_inside: (T, K) whether each tap around a token falls on the token's own record.
         runs: neighbours of equal length, attended to in one call without padding.
     """
 
     positions: Indices
     gapped_rows: Indices
     n_gapped_rows: int
+    is_inside: NDArray[np.bool_]
     runs: list[Run]
 
 
-def layout(lengths: Indices, *, reach: int, max_length: int, attended: NDArray[np.integer] | None = None) -> Layout:
+def layout(lengths: Indices, *, n_taps: int, max_length: int, attended: NDArray[np.integer] | None = None) -> Layout:
     """Lay out the records of one micro-batch.
 
     Raises:
@@ -125,17 +127,20 @@ def layout(lengths: Indices, *, reach: int, max_length: int, attended: NDArray[n
     """
     _check_lengths(lengths, max_length)
     attended = lengths if attended is None else attended
+    reach = n_taps // 2
     starts = np.cumsum(lengths) - lengths
     n_tokens = int(lengths.sum())
     records = np.repeat(np.arange(len(lengths)), lengths)
-    tokens = np.arange(n_tokens)
+    positions = np.arange(n_tokens) - starts[records]
+    taps = positions[:, None] + np.arange(-reach, n_taps - reach)
     edges = np.flatnonzero(np.diff(lengths) | np.diff(attended)) + 1  # where a run ends
     firsts = np.concatenate([[0], edges])
     counts = np.diff(np.concatenate([firsts, [len(lengths)]]))
     return Layout(
-        positions=tokens - starts[records],
-        gapped_rows=tokens + reach * (records + 1),
+        positions=positions,
+        gapped_rows=np.arange(n_tokens) + reach * (records + 1),
         n_gapped_rows=n_tokens + reach * (len(lengths) + 1),
+        is_inside=(taps >= 0) & (taps < lengths[records, None]),
         runs=[
             Run(int(starts[f]), int(n), int(lengths[f]), int(attended[f])) for f, n in zip(firsts, counts, strict=True)
         ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Mapping
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -27,14 +28,15 @@ class Engine:
         encoder: the shared encoder.
         heads: what stands on it, by name.
         device: where to compute.
-        dtype: type to compute in; results are float32.
-        max_batch_tokens: token budget of a micro-batch. It trades memory for speed and does not change results.
+        precision: one of ``PRECISIONS``; results are float32.
+        max_batch_tokens: token budget of a micro-batch. It trades memory for speed and does not change results:
+            on a CPU the default is about what its caches hold, a GPU wants far more.
 
     Attributes:
         max_batch_tokens: the budget now: it is halved for good whenever the device runs out of memory.
 
     Raises:
-        InputError: a token budget below 1.
+        InputError: a token budget below 1, or a precision that the device does not compute in.
     """
 
     def __init__(
@@ -43,15 +45,15 @@ class Engine:
         heads: Mapping[str, Head | PseudoLikelihood],
         *,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        max_batch_tokens: int = 4096,
+        precision: str = "fp32",
+        max_batch_tokens: int = 1024,
     ) -> None:
         if max_batch_tokens < 1:
             raise InputError(f"max_batch_tokens ({max_batch_tokens}) must be at least 1")
         self.device = torch.device(device)
         self.max_batch_tokens = max_batch_tokens
-        self.encoder = PackedEncoder(encoder, device=self.device, dtype=dtype)
-        there = {name: placed(head, self.device, dtype) for name, head in heads.items()}
+        self.encoder = PackedEncoder(encoder, device=self.device, precision=precision)
+        there = {name: placed(head, self.device, self.encoder.dtype) for name, head in heads.items()}
         self.heads = {name: head for name, head in there.items() if isinstance(head, Head)}
         self.scorers = {name: head for name, head in there.items() if isinstance(head, PseudoLikelihood)}
 
@@ -115,7 +117,8 @@ class Engine:
         }
 
     def _run(self, batch: Packed, numbers: Indices) -> _Finished:
-        hidden = self.encoder(batch)
+        read = reduce(np.union1d, (head.reads(batch) for head in self.heads.values()))
+        hidden = self.encoder(batch, read if len(read) < len(batch.input_ids) else None)
         return _Finished(
             numbers,
             {name: head(hidden, batch).float() for name, head in self.heads.items()},

@@ -29,7 +29,6 @@ def test_model_is_short_for_a_head_called_prediction() -> None:
         ({"keep_column": ["__unit"]}, "'__unit'.*begin with two underscores"),
         ({"min_actors": 3, "max_actors": 2}, r"--min-actors \(3\) is above --max-actors \(2\)"),
         ({"long_text": "maybe"}, "--long-text"),
-        ({"precision": "int8"}, "--precision int8 is not available yet"),
         ({"colour": "red"}, "unknown setting 'colour'"),
         ({"max_failed_fraction": 1.5}, r"--max-failed-fraction \(1.5\)"),
         ({"output": "s3://key:secret@bucket", "unit_rows": "s3://key:secret@bucket"}, r"--unit-rows \(s3://\*\*\*@"),

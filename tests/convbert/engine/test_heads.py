@@ -143,7 +143,7 @@ def test_all_heads_share_one_pass(pair, monkeypatch: pytest.MonkeyPatch) -> None
     _, ours = pair("ConvBertForTokenClassification")
     calls: list[int] = []
     original = PackedEncoder.__call__
-    monkeypatch.setattr(PackedEncoder, "__call__", lambda self, batch: calls.append(1) or original(self, batch))
+    monkeypatch.setattr(PackedEncoder, "__call__", lambda *args: calls.append(1) or original(*args))
     heads: dict[str, Head] = {"a": EachToken(ours.classifier), "b": Pooled("mean"), "c": EachToken(ours.classifier)}
     results = Engine(ours.base_model, heads)(packed([4, 9]))
     assert len(calls) == 1

@@ -42,7 +42,7 @@ def test_take_gives_the_records_in_the_asked_order(lengths: np.ndarray, data: st
 
 @given(lengths_of, st.integers(0, 5))
 def test_layout_leaves_zero_rows_around_every_record(lengths: np.ndarray, reach: int) -> None:
-    rows = layout(lengths, reach=reach, max_length=40)
+    rows = layout(lengths, n_taps=2 * reach + 1, max_length=40)
     gapped = np.zeros(rows.n_gapped_rows, int)
     gapped[rows.gapped_rows] = np.repeat(np.arange(len(lengths)) + 1, lengths)
     expected = [0] * reach
@@ -52,9 +52,17 @@ def test_layout_leaves_zero_rows_around_every_record(lengths: np.ndarray, reach:
     assert rows.positions.tolist() == [position for length in lengths for position in range(length)]
 
 
+@given(lengths_of, st.integers(0, 5))
+def test_taps_are_inside_where_they_fall_on_the_tokens_own_record(lengths: np.ndarray, reach: int) -> None:
+    owners = np.pad(np.repeat(np.arange(len(lengths)), lengths), reach, constant_values=-1)
+    n_tokens = int(lengths.sum())
+    expected = [owners[token : token + 2 * reach + 1] == owners[token + reach] for token in range(n_tokens)]
+    np.testing.assert_array_equal(layout(lengths, n_taps=2 * reach + 1, max_length=40).is_inside, expected)
+
+
 @given(lengths_of)
 def test_runs_cover_the_rows_in_stretches_of_one_length(lengths: np.ndarray) -> None:
-    runs = layout(lengths, reach=1, max_length=40).runs
+    runs = layout(lengths, n_taps=3, max_length=40).runs
     assert [length for run in runs for length in [run.length] * run.n_records] == lengths.tolist()
     assert [run.first_row for run in runs] == [0, *np.cumsum([run.n_records * run.length for run in runs])[:-1]]
     assert all(a.length != b.length for a, b in itertools.pairwise(runs))
@@ -66,4 +74,4 @@ def test_runs_cover_the_rows_in_stretches_of_one_length(lengths: np.ndarray) -> 
 )
 def test_lengths_that_no_encoder_takes_are_named(lengths: list[int], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        layout(np.array(lengths, np.int64), reach=1, max_length=8)
+        layout(np.array(lengths, np.int64), n_taps=3, max_length=8)

@@ -52,6 +52,16 @@ def test_any_mixture_gives_each_record_its_own_result(changes: dict[str, object]
         np.testing.assert_allclose(engine(batch)["head"].values, expected, atol=1e-4)
 
 
+def test_the_encoder_gives_the_wanted_states_and_zeros(checkpoint: Path) -> None:
+    model = ConvBertForSequenceClassification.from_pretrained(checkpoint).base_model
+    encoder = PackedEncoder(model, device=torch.device("cpu"))
+    batch, wanted = packed([5, 17, 5], 60), np.array([0, 4, 5, 26])
+    some, every = encoder(batch, wanted), encoder(batch)
+    torch.testing.assert_close(some[wanted], every[wanted])
+    assert every[6].abs().max() > 0
+    assert not some[np.setdiff1d(np.arange(27), wanted)].any()
+
+
 def test_padding_would_change_the_result_in_transformers(checkpoint: Path) -> None:
     """Why the engine exists: the oracle itself depends on what follows a text."""
     model = transformers.ConvBertForSequenceClassification.from_pretrained(checkpoint).eval()
@@ -69,19 +79,37 @@ def test_the_same_records_give_the_same_bytes(checkpoint: Path) -> None:
     assert engine(batch)["head"].values.tobytes() == engine(batch)["head"].values.tobytes()
 
 
-def test_bf16_stays_close(checkpoint: Path) -> None:
-    model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
-    batch = packed([5, 17, 5, 80, 1], 60)
-    full = Engine(model.base_model, {"head": FirstToken(model.classifier)})(batch)["head"].values
-    half = Engine(model.base_model, {"head": FirstToken(model.classifier)}, dtype=torch.bfloat16)(batch)["head"].values
-    assert half.dtype == np.float32
-    np.testing.assert_allclose(half, full, atol=0.15)
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.05), ("fp16", 0.005), ("int8", 0.1)])
+@pytest.mark.parametrize("changes", [{}, {"num_groups": 2, "embedding_size": 32}], ids=str)
+def test_every_precision_stays_close_and_gives_each_record_its_own(
+    changes: dict[str, int], precision: str, tolerance: float, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    oracle = transformers.ConvBertForSequenceClassification(tiny_config(num_labels=3, **changes)).eval()
+    oracle.save_pretrained(tmp_path)
+    model = ConvBertForSequenceClassification.from_pretrained(tmp_path)
+    batch = packed([5, 17, 5, 80, 1, 17, 33], 60)
+    expected = alone(oracle, batch)
+
+    def run(records: Packed, budget: int) -> np.ndarray:
+        engine = Engine(
+            model.base_model, {"head": FirstToken(model.classifier)}, precision=precision, max_batch_tokens=budget
+        )
+        return engine(records)["head"].values
+
+    together = run(batch, 1000)
+    assert together.dtype == np.float32
+    spread = np.abs(expected).max()
+    np.testing.assert_allclose(together, expected, atol=tolerance * spread)
+    np.testing.assert_allclose(together, run(batch, 1), atol=tolerance * spread / 2)
+    np.testing.assert_allclose(together[3:4], run(batch.take(np.array([3])), 1000), atol=tolerance * spread / 2)
+    assert np.abs(together - expected).max() > 1e-6  # or else it was not that precision
 
 
 def test_the_engine_leaves_the_model_as_it_is(checkpoint: Path) -> None:
     model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    Engine(model.base_model, {"head": FirstToken(model.classifier)}, dtype=torch.bfloat16)(packed([4, 2], 60))
+    Engine(model.base_model, {"head": FirstToken(model.classifier)}, precision="bf16")(packed([4, 2], 60))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.parameters())
 
@@ -90,6 +118,8 @@ def test_bad_input_is_named(checkpoint: Path) -> None:
     model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
     with pytest.raises(InputError, match="max_batch_tokens"):
         Engine(model.base_model, {}, max_batch_tokens=0)
+    with pytest.raises(InputError, match="precision"):
+        Engine(model.base_model, {}, precision="fp8")
     engine = Engine(model.base_model, {"head": FirstToken(model.classifier)})
     with pytest.raises(InputError, match="129 tokens, more than max_position_embeddings"):
         engine(packed([129], 60))
@@ -100,11 +130,11 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, limit: int) -> list[int]:
     sizes: list[int] = []
     original = PackedEncoder.__call__
 
-    def limited(self: PackedEncoder, batch: Packed) -> torch.Tensor:
+    def limited(self: PackedEncoder, batch: Packed, *wanted: object) -> torch.Tensor:
         sizes.append(len(batch.input_ids))
         if sizes[-1] > limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return original(self, batch)
+        return original(self, batch, *wanted)
 
     monkeypatch.setattr(PackedEncoder, "__call__", limited)
     return sizes

@@ -1,0 +1,76 @@
+"""Weights of linear layers in, their products as fast as the device has them out.
+
+Shapes: T tokens; widths of a layer's input and output are I and O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convbert.layers import GroupedLinear
+
+Product = Callable[[Tensor], Tensor]
+
+
+class Linear:
+    """x · Wᵀ + b. On a CPU the weights are laid out once as oneDNN wants them, where it has a kernel for the type.
+
+    Args:
+        weight: (O, I) on its device, in the type to compute in.
+        bias: (O,).
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        self.weight, self.bias = weight, bias
+        self._is_prepacked = weight.device.type == "cpu" and _has_onednn_kernel(weight.dtype)
+        if self._is_prepacked:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(T, I) -> (T, O)."""
+        if self._is_prepacked:
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return F.linear(x, self.weight, self.bias)
+
+
+class Grouped:
+    """Products side by side, each on its own columns: a block-diagonal matrix.
+
+    Args:
+        parts: one product for each group, all of the same widths.
+    """
+
+    def __init__(self, parts: Sequence[Product]) -> None:
+        self.parts = list(parts)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(T, I) -> (T, O)."""
+        columns = x.chunk(len(self.parts), dim=-1)
+        return torch.cat([part(own.contiguous()) for part, own in zip(self.parts, columns, strict=True)], dim=-1)
+
+
+def parts_of(module: nn.Linear | GroupedLinear) -> list[tuple[Tensor, Tensor]]:
+    """Weight (O, I) and bias (O,) of a linear layer, or of each group of a grouped one."""
+    if isinstance(module, GroupedLinear):
+        weights = module.weight.detach().transpose(1, 2)  # (G, I/G, O/G) -> (G, O/G, I/G)
+        return list(zip(weights, module.bias.detach().chunk(len(weights)), strict=True))
+    return [(module.weight.detach(), module.bias.detach())]
+
+
+def stacked(modules: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """Weight and bias of several linear layers on one input as those of one layer."""
+    return torch.cat([m.weight.detach() for m in modules]), torch.cat([m.bias.detach() for m in modules])
+
+
+def _has_onednn_kernel(dtype: torch.dtype) -> bool:
+    """Whether oneDNN computes in this type faster than in software on this processor."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32

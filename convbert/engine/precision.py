@@ -1,0 +1,120 @@
+"""A precision's name and a device in, the kernels that compute a block's products in it out.
+
+Shapes: T tokens, H hidden width; widths of a layer's input and output are I and O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convbert.engine.int8 import Int8FeedForward, Int8Linear, Int8Residual, check_int8
+from convbert.engine.linear import Grouped, Linear, Product, parts_of
+from convbert.errors import InputError
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.float32}
+PRECISIONS = tuple(_DTYPES)
+"""int8: 8-bit integers in the products of the blocks on a CPU, float32 everywhere else."""
+
+
+class Kernels(Protocol):
+    """What a block is built from."""
+
+    dtype: torch.dtype
+
+    def placed(self, tensor: Tensor) -> Tensor:
+        """A weight on the device, in the type of the hidden states."""
+
+    def linear(self, weight: Tensor, bias: Tensor) -> Product:
+        """x (T, I) -> x · weightᵀ + bias (T, O)."""
+
+    def residual(self, output: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        """x (T, I), residual (T, O) -> LayerNorm(dense(x) + residual) (T, O), of a layers.ResidualOutput."""
+
+    def feed_forward(self, layer: Any, activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """x (T, H) -> (T, H): the second half of a layers.EncoderLayer."""
+
+
+def kernels_for(precision: str, device: torch.device) -> Kernels:
+    """The kernels of a precision.
+
+    Raises:
+        InputError: no such precision, or not on this device.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision ({precision}) must be one of {', '.join(PRECISIONS)}")
+    if precision == "int8":
+        if device.type != "cpu":
+            raise InputError(f"precision int8 is for CPUs: on {device.type} use bf16 or fp16")
+        check_int8()
+        return _Int8Kernels()
+    return _FloatKernels(device, _DTYPES[precision])
+
+
+class _FloatKernels:
+    """Products, sums and norms in one floating-point type."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
+
+    def placed(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().to(self.device, self.dtype)
+
+    def linear(self, weight: Tensor, bias: Tensor) -> Product:
+        return Linear(self.placed(weight), self.placed(bias))
+
+    def dense(self, module: Any) -> Product:
+        """A linear layer, grouped or not."""
+        parts = [self.linear(weight, bias) for weight, bias in parts_of(module)]
+        return parts[0] if len(parts) == 1 else Grouped(parts)
+
+    def residual(self, output: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        return _Residual(self.dense(output.dense), self._norm(output.LayerNorm))
+
+    def feed_forward(self, layer: Any, activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        widen, close = self.dense(layer.intermediate.dense), self.residual(layer.output)
+        activated = torch.ops.aten.gelu_ if activation is F.gelu else activation  # saves a pass over the widest tensor
+        return lambda x: close(activated(widen(x)), x)
+
+    def _norm(self, norm: nn.LayerNorm) -> nn.LayerNorm:
+        there = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, device=self.device, dtype=self.dtype)
+        there.load_state_dict(norm.state_dict())
+        return there.requires_grad_(False)
+
+
+class _Int8Kernels(_FloatKernels):
+    """Products of integers, everything between them in float32."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"), torch.float32)
+
+    def linear(self, weight: Tensor, bias: Tensor) -> Product:
+        return Int8Linear(self.placed(weight), self.placed(bias))
+
+    def residual(self, output: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        dense = self.dense(output.dense)
+        return (
+            Int8Residual(dense, self._norm(output.LayerNorm))
+            if isinstance(dense, Int8Linear)
+            else super().residual(output)
+        )
+
+    def feed_forward(self, layer: Any, activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        widen, close = self.dense(layer.intermediate.dense), self.residual(layer.output)
+        if isinstance(widen, Int8Linear) and isinstance(close, Int8Residual):
+            return Int8FeedForward(widen, activation, close)
+        return super().feed_forward(layer, activation)
+
+
+class _Residual:
+    """LayerNorm(dense(x) + residual)."""
+
+    def __init__(self, dense: Product, norm: nn.LayerNorm) -> None:
+        self.dense, self.norm = dense, norm
+
+    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.norm(self.dense(x).add_(residual))

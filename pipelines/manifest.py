@@ -83,6 +83,7 @@ class Manifest:
             "rows_failed": self.failed,
             "units": len(self.parts),
             "tokens": sum(part.tokens for part in self.parts),
+            "copied_tokens": sum(part.copied_tokens for part in self.parts),
             "seconds": round(self.seconds, 3),
             "labels": total_labels(self.parts),
             "heads": self.heads,

@@ -36,6 +36,7 @@ class Summary:
         labels: records by label, for each head.
         reasons: failed records by reason, the commonest.
         new_rows, new_tokens, seconds: what this run labelled, and its wall-clock time.
+        copied_tokens: those of the new tokens that belong to duplicates.
         pending: units that a dry run left to do.
         kept_units: units that were there already.
         max_failed_fraction: share of failed records that the job takes.
@@ -49,6 +50,7 @@ class Summary:
     reasons: dict[str, int]
     new_rows: int
     new_tokens: int
+    copied_tokens: int
     seconds: float
     pending: int
     kept_units: int
@@ -71,6 +73,7 @@ class Summary:
             reasons=dict(reasons.most_common(3)),
             new_rows=sum(part.rows for part in labelled),
             new_tokens=sum(part.tokens for part in labelled),
+            copied_tokens=sum(part.copied_tokens for part in labelled),
             seconds=seconds,
             pending=pending,
             kept_units=len(plan.parts),
@@ -98,6 +101,9 @@ class Summary:
                 f"({self.new_rows / self.seconds:,.0f} rows/s, {self.new_tokens / self.seconds:,.0f} tokens/s)",
                 f"{self.rows:,} rows in {self.output}, {self.failed:,} failed",
             ]
+            if self.copied_tokens:
+                share = self.copied_tokens / self.new_tokens
+                lines.append(f"{share:.1%} of the tokens were in duplicates, which are computed once")
         for head, counts in self.labels.items():
             if counts:
                 lines.append(f"{head}: " + ", ".join(f"{label} {count:,}" for label, count in counts.items()))

@@ -12,6 +12,7 @@ SUMMARY = Summary(
     reasons={"text is null": 10},
     new_rows=500,
     new_tokens=20_000,
+    copied_tokens=0,
     seconds=2.0,
     pending=0,
     kept_units=5,
@@ -27,6 +28,11 @@ def test_a_run_is_told_in_rows_tokens_and_labels() -> None:
         "spam: ham 700, spam 290",
         "failed: text is null (10)",
     ]
+
+
+def test_the_share_of_duplicates_is_told() -> None:
+    lines = replace(SUMMARY, copied_tokens=2_500).lines()
+    assert lines[2] == "12.5% of the tokens were in duplicates, which are computed once"
 
 
 def test_a_run_with_nothing_to_do_says_so() -> None:

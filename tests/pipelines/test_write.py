@@ -11,7 +11,7 @@ from convbert import ConvBertConfig
 from pipelines.envelope import Envelope
 from pipelines.errors import RunError
 from pipelines.heads.sequence_classification import SequenceClassification
-from pipelines.predict import N_TOKENS
+from pipelines.predict import N_COPIED, N_TOKENS
 from pipelines.storage import locate
 from pipelines.write import Format, Part, part_figures, write_part
 from tests.pipelines.labelling import job
@@ -35,6 +35,7 @@ def block(n_rows: int = 3) -> pa.Table:
             "error": pa.array(["text is null" if row == 1 else None for row in range(n_rows)], pa.string()),
             "prediction": labels.take(rows),
             N_TOKENS: pa.array([4] * n_rows, pa.int32()),
+            N_COPIED: pa.array([0, 0, 4][:n_rows] + [0] * (n_rows - 3), pa.int32()),
         }
     )
 
@@ -52,6 +53,7 @@ def test_a_part_holds_the_rows_and_the_figures_tell_of_them(tmp_path: Path) -> N
         rows=3,
         failed=1,
         tokens=12,
+        copied_tokens=4,
         bytes=path.stat().st_size,
         labels={"prediction": {"ham": 2}},
         reasons={"text is null": 1},

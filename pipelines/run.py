@@ -41,6 +41,7 @@ from pipelines.units import Stream, Task, fingerprint_of, number_of
 from pipelines.write import Part, write_part
 
 logger = logging.getLogger(__name__)
+_UNITS_AHEAD = 4  # that wait at each actor while it computes another
 _ROUNDS = 3  # plans, where other runs change the output meanwhile
 _JUDGED_UNITS = 10  # before that, what a unit holds is not known well enough
 _SHOWN = 5  # vanished shards that are named
@@ -178,7 +179,10 @@ def pipeline(
         "n_threads": hardware.n_threads,
     }
     pool = ActorPoolStrategy(
-        min_size=hardware.min_actors, max_size=hardware.max_actors, initial_size=hardware.min_actors
+        min_size=hardware.min_actors,
+        max_size=hardware.max_actors,
+        initial_size=hardware.min_actors,
+        max_tasks_in_flight_per_actor=1 + _UNITS_AHEAD,
     )
     part = {"output": plan.spec.output, "output_format": plan.spec.output_format, "heads": heads}
     return (

@@ -85,6 +85,7 @@ class Manifest:
             "tokens": sum(part.tokens for part in self.parts),
             "copied_tokens": sum(part.copied_tokens for part in self.parts),
             "seconds": round(self.seconds, 3),
+            "busy_s": round(sum(part.busy_s for part in self.parts), 3),
             "labels": total_labels(self.parts),
             "heads": self.heads,
             "passes": self.passes,

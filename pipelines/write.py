@@ -40,6 +40,7 @@ class Part:
         examples: id of a record for each of these reasons.
         is_last: no further unit of the same compressed shard follows.
         copied_tokens: tokens of records that equal another of the unit, which was computed in their place.
+        busy_s: seconds that a model actor took for it; not kept in the file, whose bytes are the unit's alone.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Part:
     examples: dict[str, str] = field(default_factory=dict)
     is_last: bool = True
     copied_tokens: int = 0
+    busy_s: float = field(default=0.0, compare=False)  # differs where the same unit is done again
 
 
 def write_part(envelope: Envelope, *, output: str, output_format: Format, heads: Mapping[str, Head]) -> Part:
@@ -78,10 +80,10 @@ def write_part(envelope: Envelope, *, output: str, output_format: Format, heads:
         reasons=reasons,
         examples=examples,
     )
-    figures = {key: value for key, value in asdict(part).items() if key != "bytes"}
+    figures = {key: value for key, value in asdict(part).items() if key not in ("bytes", "busy_s")}
     data = serialised(table.replace_schema_metadata({_FIGURES: json.dumps(figures, sort_keys=True)}), output_format)
     put(locate(output).child(part.name), data)
-    return replace(part, bytes=len(data))
+    return replace(part, bytes=len(data), busy_s=round(envelope.busy_s, 3))
 
 
 def _commonest(table: pa.Table, n: int = 10) -> tuple[dict[str, int], dict[str, str]]:

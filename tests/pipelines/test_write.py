@@ -40,8 +40,10 @@ def block(n_rows: int = 3) -> pa.Table:
     )
 
 
-def write(table: pa.Table, folder: Path, output_format: Format = "parquet", *, n_rows: int | None = None) -> Part:
-    envelope = Envelope("part-a-0123-00000", len(table) if n_rows is None else n_rows, True, table)
+def write(
+    table: pa.Table, folder: Path, output_format: Format = "parquet", *, n_rows: int | None = None, busy_s: float = 0.0
+) -> Part:
+    envelope = Envelope("part-a-0123-00000", len(table) if n_rows is None else n_rows, True, table, busy_s=busy_s)
     return write_part(envelope, output=str(folder), output_format=output_format, heads={"prediction": HEAD})
 
 
@@ -76,8 +78,9 @@ def test_a_part_tells_its_own_figures(output_format: Format, tmp_path: Path) -> 
 
 
 def test_the_same_block_gives_the_same_bytes(tmp_path: Path) -> None:
-    write(block(), tmp_path / "a")
-    write(block(), tmp_path / "b")
+    parts = [write(block(), tmp_path / folder, busy_s=busy_s) for folder, busy_s in (("a", 0.5), ("b", 0.25))]
+    assert [part.busy_s for part in parts] == [0.5, 0.25]
+    assert parts[0] == parts[1]
     assert (tmp_path / "a/part-a-0123-00000.parquet").read_bytes() == (
         tmp_path / "b/part-a-0123-00000.parquet"
     ).read_bytes()

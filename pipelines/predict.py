@@ -54,8 +54,8 @@ class Predictor:
             _LoadedPass(
                 encoder_pass,
                 device=device,
-                dtype=DTYPES[precision],
-                max_batch_tokens=max_batch_tokens or DEFAULT_BATCH_TOKENS[device],
+                precision=precision,
+                max_batch_tokens=max_batch_tokens,
             )
             for encoder_pass in passes
         ]
@@ -81,17 +81,10 @@ class Predictor:
 class _LoadedPass:
     """An encoder with its heads in memory."""
 
-    def __init__(self, encoder_pass: EncoderPass, *, device: str, dtype: torch.dtype, max_batch_tokens: int) -> None:
+    def __init__(self, encoder_pass: EncoderPass, *, device: str, precision: str, max_batch_tokens: int | None) -> None:
         self.encoding = encoder_pass.encoding
         self.names = ", ".join(plan.name for plan in encoder_pass.heads)
-        models = {plan.name: _load(plan) for plan in encoder_pass.heads}  # the engine copies what it needs of them
-        self.engine = Engine(
-            next(iter(models.values())).base_model,
-            {plan.name: plan.head.on_encoder(models[plan.name]) for plan in encoder_pass.heads},
-            device=device,
-            dtype=dtype,
-            max_batch_tokens=max_batch_tokens,
-        )
+        self.engine = load_engine(encoder_pass, device=device, precision=precision, max_batch_tokens=max_batch_tokens)
         try:
             self._run_shortest()
         except Exception as error:
@@ -119,6 +112,24 @@ class _LoadedPass:
     def _run_shortest(self) -> None:
         """Run one token."""
         self.engine(Packed(np.zeros(1, np.int32), np.array([0, 1])))
+
+
+def load_engine(
+    encoder_pass: EncoderPass, *, device: str = "cpu", precision: str = "fp32", max_batch_tokens: int | None = None
+) -> Engine:
+    """The encoder and heads of a pass; the arguments are the Predictor's.
+
+    Raises:
+        ModelError: a checkpoint is not the one that was planned with.
+    """
+    models = {plan.name: _load(plan) for plan in encoder_pass.heads}  # the engine copies what it needs of them
+    return Engine(
+        next(iter(models.values())).base_model,
+        {plan.name: plan.head.on_encoder(models[plan.name]) for plan in encoder_pass.heads},
+        device=device,
+        dtype=DTYPES[precision],
+        max_batch_tokens=max_batch_tokens or DEFAULT_BATCH_TOKENS[device],
+    )
 
 
 def _with_more(block: pa.Table, name: str, rows: NDArray[np.int64], counts: NDArray[np.int64]) -> pa.Table:

@@ -4,7 +4,8 @@ The recipe is what most people write: read, map_batches with batches of 32 in th
 the actor Transformers' tokenizer with padding to the batch's longest, and Transformers' ConvBERT in fp32. The bare
 engine computes the job's own token ids in this process, unit by unit, and nothing else.
 
-The first unit or batch warms up. Timed is what follows: from its end until the last row has reached the driver.
+The first units or batches are not counted: meanwhile processes start and import, and weights are packed. Timed is
+from the end of the last of them in the model's actor until it ends the last of all.
 """
 
 from __future__ import annotations
@@ -45,15 +46,16 @@ from pipelines.spec import JobSpec
 from pipelines.survive import open_ledger
 
 UNIT_ROWS = 32  # of the recipe's batches, and of the job's units, so that there are several
+WARM_UNITS = 3
 GOALS_BY_R = {"fp32": 1.35, "int8": 4.0}  # speed over the recipe's, for each of its padded tokens a real one
 GOAL_OF_ENGINE = 0.92
 
 
 class Rate(NamedTuple):
-    """What one side did after its first unit.
+    """What one side did after it was warm.
 
     Attributes:
-        seconds: from the end of the first unit.
+        seconds: that it took.
         tokens: of the texts.
         computed: tokens that the encoder computed: more with padding, fewer where duplicates are computed once.
     """
@@ -94,13 +96,13 @@ class Recipe:
 
 
 def measure(
-    precisions: Sequence[str] = ("fp32",), n_texts: int = 288, runs: int = 1, *, size: str = "base"
+    precisions: Sequence[str] = ("fp32",), n_texts: int = 352, runs: int = 1, *, size: str = "base"
 ) -> list[Row]:
     """The job at each precision against the recipe and against the bare engine: medians over interleaved runs.
 
     Args:
         precisions: of the job and the engine.
-        n_texts: docstrings, of which the first UNIT_ROWS warm up.
+        n_texts: docstrings, in units of UNIT_ROWS, of which the first WARM_UNITS are not counted.
         runs: of everything.
         size: of the model, a key of SIZES.
     """
@@ -126,7 +128,7 @@ def _measure(precisions: Sequence[str], n_texts: int, runs: int, size: str, fold
             spec = {"input": [str(corpus)], "output": str(folder / f"{precision}{number}"), "model": str(checkpoint)}
             plan = make_plan(JobSpec.of({**spec, "precision": precision, "unit_rows": UNIT_ROWS, "device": "cpu"}))
             rates.setdefault(f"job {precision}", []).append(run_job(plan, folder))
-            rates.setdefault(f"engine {precision}", []).append(run_engine(plan, texts))
+            rates.setdefault(f"engine {precision}", []).append(run_engine(plan, texts, folder))
         rates.setdefault("recipe", []).append(run_recipe(corpus, checkpoint, folder))
     return [row for precision in precisions for row in _rows(precision, rates)]
 
@@ -152,7 +154,7 @@ def _noting(log: str) -> type[Predictor]:
     return Noting
 
 
-def run_engine(plan: JobPlan, texts: list[str]) -> Rate:
+def run_engine(plan: JobPlan, texts: list[str], scratch: Path) -> Rate:
     """The engine alone, on the ids that the job's actors give it."""
     torch.set_num_threads(share_out(plan.spec, plan.device, n_units=plan.n_units).n_threads or 1)
     (encoder_pass,) = plan.passes
@@ -162,13 +164,11 @@ def run_engine(plan: JobPlan, texts: list[str]) -> Rate:
     rows = [pa.array(range(first, min(first + UNIT_ROWS, len(texts)))) for first in range(0, len(texts), UNIT_ROWS)]
     units = [sequences_of(block, encoder_pass.encoding.name, those) for those in rows]
     ids = [unit.take(distinct(unit).firsts).packed for unit in units]
-    engine(ids[0])
-    started = time.perf_counter()
-    for packed in ids[1:]:
+    log = tempfile.mkstemp(dir=scratch)[1]
+    for unit, packed in zip(units, ids, strict=True):
         engine(packed)
-    seconds = time.perf_counter() - started
-    tokens, computed = (sum(int(p.lengths.sum()) for p in packed[1:]) for packed in ([u.packed for u in units], ids))
-    return Rate(seconds, tokens, computed)
+        _note(log, tokens=int(unit.packed.lengths.sum()), computed=int(packed.lengths.sum()))
+    return _rate(log)
 
 
 def run_recipe(corpus: Path, checkpoint: Path, scratch: Path) -> Rate:
@@ -186,17 +186,21 @@ def run_recipe(corpus: Path, checkpoint: Path, scratch: Path) -> Rate:
 
 
 def _exhaust(dataset: ray.data.Dataset, log: str) -> Rate:
-    """Fetch everything, and tell from the log what came after the first unit."""
-    ended = 0.0
     for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        ended = time.time()
-    units = sorted(tuple(map(float, line.split())) for line in Path(log).read_text().splitlines())
-    return Rate(ended - units[0][0], sum(unit[1] for unit in units[1:]), sum(unit[2] for unit in units[1:]))
+        pass
+    return _rate(log)
 
 
 def _note(log: str, *, tokens: int, computed: int) -> None:
     with Path(log).open("a") as file:
         file.write(f"{time.time()} {tokens} {computed}\n")
+
+
+def _rate(log: str) -> Rate:
+    units = sorted(tuple(map(float, line.split())) for line in Path(log).read_text().splitlines())
+    counted = units[WARM_UNITS:]
+    seconds = counted[-1][0] - units[WARM_UNITS - 1][0]
+    return Rate(seconds, sum(unit[1] for unit in counted), sum(unit[2] for unit in counted))
 
 
 def _rows(precision: str, rates: dict[str, list[Rate]]) -> Iterable[Row]:
@@ -230,7 +234,7 @@ def main() -> None:
     """Print the rows."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--precision", nargs="+", default=["fp32"], help="of the job and the engine (default: fp32)")
-    parser.add_argument("--texts", type=int, default=288, help="how many docstrings (default: 288)")
+    parser.add_argument("--texts", type=int, default=352, help="how many docstrings (default: 352)")
     parser.add_argument("--runs", type=int, default=1, help="runs of everything (default: 1)")
     parser.add_argument("--size", choices=SIZES, default="base", help="model size, random weights (default: base)")
     options = parser.parse_args()

@@ -1,8 +1,12 @@
-"""What the benchmarks measure on: real texts of the spam corpus, and models of published sizes with random weights."""
+"""What the benchmarks measure on: real texts as they come, and models of published sizes with random weights."""
 
 from __future__ import annotations
 
+import ast
 import itertools
+import sysconfig
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,27 @@ def texts(n_texts: int) -> list[str]:
     shards = sorted((ROOT / "examples/spam/corpus").glob("*.parquet"))
     columns = [ds.dataset(path).to_table(["text"])["text"].to_pylist() for path in shards]
     return [text for row in itertools.zip_longest(*columns) for text in row if text is not None][:n_texts]
+
+
+def docstrings(n_texts: int) -> list[str]:
+    """The first docstrings of Python's standard library, file by file: short and long ones, as they come."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    files = sorted(root.rglob("*.py"))
+    found = itertools.chain.from_iterable(map(_docstrings_of, (path for path in files if _is_library(path, root))))
+    return list(itertools.islice(found, n_texts))
+
+
+def _is_library(path: Path, root: Path) -> bool:
+    return not {"site-packages", "dist-packages", "test", "tests"} & set(path.relative_to(root).parts)
+
+
+def _docstrings_of(path: Path) -> Iterator[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of old escapes in what is parsed
+        tree = ast.parse(path.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from filter(None, [ast.get_docstring(node)])
 
 
 def make_model(architecture: str, size: str, **config: Any) -> transformers.PreTrainedModel:

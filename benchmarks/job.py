@@ -1,9 +1,11 @@
-"""Our job against the recipe of Ray's documentation, on the same texts and the same model, interleaved.
+"""The whole job against the recipe of Ray's documentation, and against the bare engine, on the same texts, interleaved.
 
 The recipe is what most people write: read, map_batches with batches of 32 in their natural order, and in
-the actor Transformers' tokenizer with padding to the batch's longest, and Transformers' ConvBERT. Timed is
-what each side spends between its first batch and its last, so that neither pays for starting Ray or
-loading the model. Rates are rows and real tokens (no padding) a second.
+the actor Transformers' tokenizer with padding to the batch's longest, and Transformers' ConvBERT in fp32. The bare
+engine computes the job's own token ids in this process, unit by unit, and nothing else.
+
+The first units or batches are not counted: meanwhile processes start and import, and weights are packed. Timed is
+from the end of the last of them in the model's actor until it ends the last of all.
 """
 
 from __future__ import annotations
@@ -14,13 +16,15 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 import torch
@@ -28,13 +32,47 @@ import transformers
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.context import DEFAULT_TARGET_MAX_BLOCK_SIZE
 
-from benchmarks.inputs import SIZES, make_model, save, texts
-from pipelines.plan import make_plan
-from pipelines.predict import Predictor
+from benchmarks.inputs import SIZES, docstrings, make_model, save
+from benchmarks.rows import Row
+from pipelines.duplicates import distinct
+from pipelines.encode import encode
+from pipelines.plan import JobPlan, make_plan
+from pipelines.predict import N_COPIED, N_TOKENS, Predictor, load_engine
+from pipelines.read import text_name
 from pipelines.resources import share_out
-from pipelines.run import parts_from, pipeline
+from pipelines.run import pipeline
+from pipelines.sequences import sequences_of
 from pipelines.spec import JobSpec
 from pipelines.survive import open_ledger
+
+UNIT_ROWS = 32  # of the recipe's batches, and of the job's units, so that there are several
+WARM_UNITS = 3
+GOALS_BY_R = {"fp32": 1.35, "int8": 4.0}  # speed over the recipe's, for each of its padded tokens a real one
+GOAL_OF_ENGINE = 0.92
+
+
+class Rate(NamedTuple):
+    """What one side did after it was warm.
+
+    Attributes:
+        seconds: that it took.
+        tokens: of the texts.
+        computed: tokens that the encoder computed: more with padding, fewer where duplicates are computed once.
+    """
+
+    seconds: float
+    tokens: float
+    computed: float
+
+    @property
+    def speed(self) -> float:
+        """Tokens of the texts a second."""
+        return self.tokens / self.seconds
+
+    @property
+    def computed_speed(self) -> float:
+        """Computed tokens a second."""
+        return self.computed / self.seconds
 
 
 class Recipe:
@@ -47,119 +85,165 @@ class Recipe:
         self._log = log
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        started = time.time()
         inputs = self._tokenizer(
             list(batch["text"]), padding=True, truncation=True, max_length=512, return_tensors="pt"
         )
         with torch.inference_mode():
             scores = self._model(**inputs).logits.softmax(-1)
         batch["label"] = scores.argmax(-1).numpy()
-        batch["real_tokens"] = inputs["attention_mask"].sum(1).numpy()
-        batch["padded_tokens"] = torch.full((len(scores),), inputs["input_ids"].shape[1]).numpy()
-        _note(self._log, started)
+        _note(self._log, tokens=int(inputs["attention_mask"].sum()), computed=inputs["input_ids"].numel())
         return batch
 
 
-def main() -> None:
-    """Print the rates of both sides and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--texts", type=int, default=96, help="how many texts of the spam corpus (default: 96)")
-    parser.add_argument("--runs", type=int, default=3, help="runs of each side (default: 3)")
-    parser.add_argument("--size", choices=SIZES, default="base", help="model size, random weights (default: base)")
-    options = parser.parse_args()
+def measure(
+    precisions: Sequence[str] = ("fp32",), n_texts: int = 352, runs: int = 1, *, size: str = "base"
+) -> list[Row]:
+    """The job at each precision against the recipe and against the bare engine: medians over interleaved runs.
+
+    Args:
+        precisions: of the job and the engine.
+        n_texts: docstrings, in units of UNIT_ROWS, of which the first WARM_UNITS are not counted.
+        runs: of everything.
+        size: of the model, a key of SIZES.
+    """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.init("local", include_dashboard=False, logging_level=logging.ERROR)
-    DataContext.get_current().enable_progress_bars = False
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        corpus, checkpoint = make_corpus(folder, options.texts), folder / "model"
-        save(make_model("ConvBertForSequenceClassification", options.size), checkpoint)
-        ours, theirs, ratios = [], [], []
-        for number in range(options.runs):
-            ours.append(run_ours(corpus, checkpoint, folder / f"out{number}", folder))
-            theirs.append(run_recipe(corpus, checkpoint, folder))
-            ratios.append(theirs[-1]["seconds"] / ours[-1]["seconds"])
-    report(options, ours, theirs, ratios)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            return _measure(precisions, n_texts, runs, size, Path(scratch))
+    finally:
+        ray.shutdown()
 
 
-def make_corpus(folder: Path, n_texts: int) -> Path:
-    """Texts of the spam corpus in one Parquet file."""
-    (folder / "corpus").mkdir()
-    pq.write_table(pa.table({"text": texts(n_texts)}), folder / "corpus/texts.parquet", row_group_size=32)
-    return folder / "corpus"
+def _measure(precisions: Sequence[str], n_texts: int, runs: int, size: str, folder: Path) -> list[Row]:
+    texts = docstrings(n_texts)
+    corpus = folder / "corpus.parquet"
+    pq.write_table(pa.table({"text": texts}), corpus, row_group_size=UNIT_ROWS)
+    checkpoint = save(make_model("ConvBertForSequenceClassification", size), folder / "model")
+    rates: dict[str, list[Rate]] = {}
+    for number in range(runs):
+        for precision in precisions:
+            spec = {"input": [str(corpus)], "output": str(folder / f"{precision}{number}"), "model": str(checkpoint)}
+            plan = make_plan(JobSpec.of({**spec, "precision": precision, "unit_rows": UNIT_ROWS, "device": "cpu"}))
+            rates.setdefault(f"job {precision}", []).append(run_job(plan, folder))
+            rates.setdefault(f"engine {precision}", []).append(run_engine(plan, texts, folder))
+        rates.setdefault("recipe", []).append(run_recipe(corpus, checkpoint, folder))
+    return [row for precision in precisions for row in _rows(precision, rates)]
 
 
-def run_ours(corpus: Path, checkpoint: Path, output: Path, scratch: Path) -> dict[str, float]:
-    """The job's own pipeline, with an actor that writes down when it works."""
+def run_job(plan: JobPlan, scratch: Path) -> Rate:
+    """The job's own pipeline, with an actor that writes down what it does."""
     log = tempfile.mkstemp(dir=scratch)[1]
-    spec = JobSpec.of({"input": [str(corpus)], "output": str(output), "model": str(checkpoint)})
-    plan = make_plan(spec)
-    hardware = share_out(spec, "cpu", n_units=plan.n_units)
-    dataset = pipeline(plan, hardware, open_ledger(), predictor=_timed(log))
-    parts = [
-        part for rows in dataset.iter_batches(batch_size=None, batch_format="pyarrow") for part in parts_from(rows)
-    ]
-    return {"rows": sum(p.rows for p in parts), "tokens": sum(p.tokens for p in parts), "seconds": _window(log)}
+    hardware = share_out(plan.spec, plan.device, n_units=plan.n_units)
+    dataset = pipeline(plan, hardware, open_ledger(), predictor=_noting(log))
+    return _exhaust(dataset, log)
 
 
-def _timed(log: str) -> type[Predictor]:
-    """Our actor, writing down when it works."""
+def _noting(log: str) -> type[Predictor]:
+    """Our actor, writing down what it does."""
 
-    class Timed(Predictor):
+    class Noting(Predictor):
         def __call__(self, block: pa.Table) -> pa.Table:
-            started = time.time()
             result = super().__call__(block)
-            _note(log, started)
+            tokens, copied = (pc.sum(result[name]).as_py() for name in (N_TOKENS, N_COPIED))
+            _note(log, tokens=tokens, computed=tokens - copied)
             return result
 
-    return Timed
+    return Noting
 
 
-def run_recipe(corpus: Path, checkpoint: Path, scratch: Path) -> dict[str, float]:
+def run_engine(plan: JobPlan, texts: list[str], scratch: Path) -> Rate:
+    """The engine alone, on the ids that the job's actors give it."""
+    torch.set_num_threads(share_out(plan.spec, plan.device, n_units=plan.n_units).n_threads or 1)
+    (encoder_pass,) = plan.passes
+    engine = load_engine(encoder_pass, device=plan.device, precision=plan.precision)
+    block = pa.table({text_name("text"): texts, "error": pa.nulls(len(texts), pa.string())})
+    block = encode(block, [encoder_pass.encoding])
+    rows = [pa.array(range(first, min(first + UNIT_ROWS, len(texts)))) for first in range(0, len(texts), UNIT_ROWS)]
+    units = [sequences_of(block, encoder_pass.encoding.name, those) for those in rows]
+    ids = [unit.take(distinct(unit).firsts).packed for unit in units]
+    log = tempfile.mkstemp(dir=scratch)[1]
+    for unit, packed in zip(units, ids, strict=True):
+        engine(packed)
+        _note(log, tokens=int(unit.packed.lengths.sum()), computed=int(packed.lengths.sum()))
+    return _rate(log)
+
+
+def run_recipe(corpus: Path, checkpoint: Path, scratch: Path) -> Rate:
     """Ray's documented way to run a model over a corpus."""
     log = tempfile.mkstemp(dir=scratch)[1]
     DataContext.get_current().target_max_block_size = DEFAULT_TARGET_MAX_BLOCK_SIZE  # our pipeline has set its own
-    cores = int(ray.cluster_resources()["CPU"])
     dataset = ray.data.read_parquet(str(corpus)).map_batches(
         Recipe,
-        fn_constructor_args=[str(checkpoint), cores, log],
-        batch_size=32,
+        fn_constructor_args=[str(checkpoint), int(ray.cluster_resources()["CPU"]), log],
+        batch_size=UNIT_ROWS,
         compute=ActorPoolStrategy(size=1),
         num_cpus=1,
     )
-    totals = {"rows": 0.0, "tokens": 0.0, "padded": 0.0}
-    for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
-        totals["rows"] += len(batch["label"])
-        totals["tokens"] += float(batch["real_tokens"].sum())
-        totals["padded"] += float(batch["padded_tokens"].sum())
-    return {**totals, "seconds": _window(log)}
+    return _exhaust(dataset, log)
 
 
-def _note(log: str, started: float) -> None:
+def _exhaust(dataset: ray.data.Dataset, log: str) -> Rate:
+    for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        pass
+    return _rate(log)
+
+
+def _note(log: str, *, tokens: int, computed: int) -> None:
     with Path(log).open("a") as file:
-        file.write(f"{started} {time.time()}\n")
+        file.write(f"{time.time()} {tokens} {computed}\n")
 
 
-def _window(log: str) -> float:
-    times = [tuple(map(float, line.split())) for line in Path(log).read_text().splitlines()]
-    return max(end for _, end in times) - min(start for start, _ in times)
+def _rate(log: str) -> Rate:
+    units = sorted(tuple(map(float, line.split())) for line in Path(log).read_text().splitlines())
+    counted = units[WARM_UNITS:]
+    seconds = counted[-1][0] - units[WARM_UNITS - 1][0]
+    return Rate(seconds, sum(unit[1] for unit in counted), sum(unit[2] for unit in counted))
 
 
-def report(
-    options: argparse.Namespace,
-    ours: list[dict[str, float]],
-    theirs: list[dict[str, float]],
-    ratios: list[float],
-) -> None:
-    """A table of medians, and what a reader must know to repeat it."""
-    print(f"{options.texts} e-mails, {options.size} model, fp32, {os.cpu_count()} CPU cores, {options.runs} runs each")
+def _rows(precision: str, rates: dict[str, list[Rate]]) -> Iterable[Row]:
+    jobs, engines, recipes = rates[f"job {precision}"], rates[f"engine {precision}"], rates["recipe"]
+    work = f"whole job, docstrings, {precision}"
+    job, recipe = _medians(jobs), _medians(recipes)
+    r = recipes[0].computed / recipes[0].tokens
+    ratio = statistics.median(one.speed / other.speed for one, other in zip(jobs, recipes, strict=True))
+    yield Row(
+        work,
+        "the documented recipe, fp32: ratio / r",
+        GOALS_BY_R.get(precision),
+        ratio / r,
+        f"ratio {ratio:.2f} ({job[0]:,.0f} to {recipe[0]:,.0f} tokens/s), r = {r:.2f}",
+    )
+    yield Row(
+        work,
+        "the bare engine on the same ids",
+        GOAL_OF_ENGINE,
+        statistics.median(one.computed_speed / other.computed_speed for one, other in zip(jobs, engines, strict=True)),
+        f"{job[1]:,.0f} to {_medians(engines)[1]:,.0f} tokens/s, "
+        f"without the {1 - jobs[0].computed / jobs[0].tokens:.1%} in duplicates",
+    )
+
+
+def _medians(rates: Sequence[Rate]) -> tuple[float, float]:
+    return statistics.median(rate.speed for rate in rates), statistics.median(rate.computed_speed for rate in rates)
+
+
+def main() -> None:
+    """Print the rows."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--precision", nargs="+", default=["fp32"], help="of the job and the engine (default: fp32)")
+    parser.add_argument("--texts", type=int, default=352, help="how many docstrings (default: 352)")
+    parser.add_argument("--runs", type=int, default=1, help="runs of everything (default: 1)")
+    parser.add_argument("--size", choices=SIZES, default="base", help="model size, random weights (default: base)")
+    options = parser.parse_args()
+    rows = measure(options.precision, options.texts, options.runs, size=options.size)
+    print(f"{options.texts} docstrings, {options.size} model, {os.cpu_count()} CPU cores, {options.runs} runs")
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, ray {ray.__version__}")
-    print(f"padded tokens for each real one in the recipe: {theirs[0]['padded'] / theirs[0]['tokens']:.2f}")
-    for name, runs in (("this job", ours), ("recipe", theirs)):
-        seconds = statistics.median(run["seconds"] for run in runs)
-        print(f"{name:10} {runs[0]['rows'] / seconds:8.2f} rows/s {runs[0]['tokens'] / seconds:10.0f} tokens/s")
-    print(f"ratio      {statistics.median(ratios):.2f} (from {min(ratios):.2f} to {max(ratios):.2f})")
+    for row in rows:
+        goal = "no goal" if row.goal is None else f"goal {row.goal}"
+        print(f"{row.work} / {row.against}: {row.measured:.3f} ({goal}); {row.note}")
 
 
 if __name__ == "__main__":

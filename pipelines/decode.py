@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipelines.culprits import good_rows, with_errors
 from pipelines.heads import Results
 from pipelines.models import EncoderPass, HeadPlan
-from pipelines.predict import N_TOKENS, RESULT
+from pipelines.predict import N_COPIED, N_TOKENS, RESULT
 from pipelines.read import text_name
 from pipelines.sequences import sequences_of
 
@@ -23,7 +23,7 @@ def decode(block: pa.Table, passes: Sequence[EncoderPass]) -> pa.Table:
             block = _without_nan(block, plan)
     rows = pa.array(good_rows(block))
     columns = {name: column for encoder_pass in passes for name, column in _columns(block, encoder_pass, rows).items()}
-    kept = [name for name in block.column_names if not name.startswith("__") or name == N_TOKENS]
+    kept = [name for name in block.column_names if not name.startswith("__") or name in (N_TOKENS, N_COPIED)]
     block = block.select(kept)
     for name, column in columns.items():
         block = block.append_column(name, _spread(column, rows, len(block)))

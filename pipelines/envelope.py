@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+_FIGURES = ("part", "n_rows", "is_last", "busy_s")
+
 
 class Envelope(NamedTuple):
     """A block on its way.
@@ -15,12 +17,14 @@ class Envelope(NamedTuple):
         n_rows: rows that were read.
         is_last: no further unit of the same compressed shard follows.
         block: the rows.
+        busy_s: seconds that a model actor took for them.
     """
 
     part: str
     n_rows: int
     is_last: bool
     block: pa.Table
+    busy_s: float = 0.0
 
     def seal(self) -> pa.Table:
         """The one row."""
@@ -28,15 +32,14 @@ class Envelope(NamedTuple):
         with pa.ipc.new_stream(sink, self.block.schema) as writer:
             writer.write_table(self.block.combine_chunks())
         cell = pa.Array.from_buffers(pa.large_binary(), 1, [None, _offsets(sink.tell()), sink.getvalue()])
-        return pa.table(
-            {"part": [self.part], "n_rows": [self.n_rows], "is_last": [self.is_last], "block": cell},
-        )
+        figures = {name: [getattr(self, name)] for name in _FIGURES}
+        return pa.table({**figures, "block": cell})
 
     @classmethod
     def open(cls, row: pa.Table) -> Envelope:
         """What was sealed; the block shares the row's memory."""
-        part, n_rows, is_last = (row[name][0].as_py() for name in ("part", "n_rows", "is_last"))
-        return cls(part, n_rows, is_last, pa.ipc.open_stream(row["block"][0].as_buffer()).read_all())
+        figures = {name: row[name][0].as_py() for name in _FIGURES}
+        return cls(**figures, block=pa.ipc.open_stream(row["block"][0].as_buffer()).read_all())
 
 
 def _offsets(n_bytes: int) -> pa.Buffer:

@@ -7,16 +7,19 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
-from convbert.engine import Engine, Packed
+from convbert.engine import Engine, Packed, Rows
 from convbert.models import PreTrainedModel
 from pipelines.culprits import good_rows, reason_of, without_culprits
+from pipelines.duplicates import distinct
 from pipelines.errors import ModelError
 from pipelines.models import EncoderPass, HeadPlan, load_model, weights_fingerprint
 from pipelines.sequences import list_column, sequences_of
 from pipelines.storage import redacted
 
 N_TOKENS = "__tokens"
+N_COPIED = "__copied"
 RESULT = "__result_"  # and the head's name: list of fixed-size lists of float32
 DEFAULT_BATCH_TOKENS = {"cpu": 1024, "cuda": 65536}
 
@@ -51,7 +54,7 @@ class Predictor:
                 encoder_pass,
                 device=device,
                 precision=precision,
-                max_batch_tokens=max_batch_tokens or DEFAULT_BATCH_TOKENS[device],
+                max_batch_tokens=max_batch_tokens,
             )
             for encoder_pass in passes
         ]
@@ -59,14 +62,16 @@ class Predictor:
     def __call__(self, block: pa.Table) -> pa.Table:
         """The block with what the model gave to each head, which pipelines.decode makes a column of.
 
-        ``__tokens`` counts what was encoded of each row. A record on which a model fails gets an ``error``; the
+        Equal records are computed once. ``__tokens`` counts what was encoded of each row, and ``__copied`` those of
+        them whose results were taken from an equal record. A record on which a model fails gets an ``error``; the
         others get what they would get without it, to the byte.
 
         Raises:
             RunError: a model fails on every record, or on some only together.
             DeviceError: only a new process can go on.
         """
-        block = block.append_column(N_TOKENS, pa.array(np.zeros(len(block), np.int32)))
+        for name in (N_TOKENS, N_COPIED):
+            block = block.append_column(name, pa.array(np.zeros(len(block), np.int32)))
         for loaded in self._passes:
             block = loaded(block)
         return block
@@ -75,17 +80,10 @@ class Predictor:
 class _LoadedPass:
     """An encoder with its heads in memory."""
 
-    def __init__(self, encoder_pass: EncoderPass, *, device: str, precision: str, max_batch_tokens: int) -> None:
+    def __init__(self, encoder_pass: EncoderPass, *, device: str, precision: str, max_batch_tokens: int | None) -> None:
         self.encoding = encoder_pass.encoding
         self.names = ", ".join(plan.name for plan in encoder_pass.heads)
-        models = {plan.name: _load(plan) for plan in encoder_pass.heads}  # the engine copies what it needs of them
-        self.engine = Engine(
-            next(iter(models.values())).base_model,
-            {plan.name: plan.head.on_encoder(models[plan.name]) for plan in encoder_pass.heads},
-            device=device,
-            precision=precision,
-            max_batch_tokens=max_batch_tokens,
-        )
+        self.engine = load_engine(encoder_pass, device=device, precision=precision, max_batch_tokens=max_batch_tokens)
         try:
             self._run_shortest()
         except Exception as error:
@@ -100,18 +98,44 @@ class _LoadedPass:
         if not len(rows):
             return block
         sequences = sequences_of(block, self.encoding.name, pa.array(rows))
-        for name, result in self.engine(sequences.packed).items():
-            width = result.values.shape[-1]
-            values = pa.FixedSizeListArray.from_arrays(pa.array(result.values.ravel()), width)
-            counts = np.diff(result.offsets[sequences.records])
-            block = block.append_column(RESULT + name, list_column(values, counts, pa.array(rows), len(block)))
-        n_tokens = block[N_TOKENS].to_numpy().copy()
-        n_tokens[rows] += np.diff(sequences.tokens).astype(np.int32)
-        return block.set_column(block.schema.get_field_index(N_TOKENS), N_TOKENS, pa.array(n_tokens))
+        kinds = distinct(sequences)
+        computed = sequences.take(kinds.firsts)
+        for name, result in self.engine(computed.packed).items():
+            values, offsets = kinds.spread(Rows(result.values, result.offsets[computed.records]))
+            lists = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[-1])
+            block = block.append_column(RESULT + name, list_column(lists, np.diff(offsets), pa.array(rows), len(block)))
+        n_tokens = np.diff(sequences.tokens)
+        block = _with_more(block, N_TOKENS, rows, n_tokens)
+        return _with_more(block, N_COPIED, rows, n_tokens * kinds.is_copy)
 
     def _run_shortest(self) -> None:
         """Run one token."""
         self.engine(Packed(np.zeros(1, np.int32), np.array([0, 1])))
+
+
+def load_engine(
+    encoder_pass: EncoderPass, *, device: str = "cpu", precision: str = "fp32", max_batch_tokens: int | None = None
+) -> Engine:
+    """The encoder and heads of a pass; the arguments are the Predictor's.
+
+    Raises:
+        ModelError: a checkpoint is not the one that was planned with.
+    """
+    models = {plan.name: _load(plan) for plan in encoder_pass.heads}  # the engine copies what it needs of them
+    return Engine(
+        next(iter(models.values())).base_model,
+        {plan.name: plan.head.on_encoder(models[plan.name]) for plan in encoder_pass.heads},
+        device=device,
+        precision=precision,
+        max_batch_tokens=max_batch_tokens or DEFAULT_BATCH_TOKENS[device],
+    )
+
+
+def _with_more(block: pa.Table, name: str, rows: NDArray[np.int64], counts: NDArray[np.int64]) -> pa.Table:
+    """The block with these counts added to a column's at these rows."""
+    totals = block[name].to_numpy().copy()
+    totals[rows] += counts.astype(np.int32)
+    return block.set_column(block.schema.get_field_index(name), name, pa.array(totals))
 
 
 def _load(plan: HeadPlan) -> PreTrainedModel:

@@ -36,6 +36,8 @@ class Summary:
         labels: records by label, for each head.
         reasons: failed records by reason, the commonest.
         new_rows, new_tokens, seconds: what this run labelled, and its wall-clock time.
+        copied_tokens: those of the new tokens that belong to duplicates.
+        n_actors, busy_s: model actors that this run had, and the seconds that they computed, all together.
         pending: units that a dry run left to do.
         kept_units: units that were there already.
         max_failed_fraction: share of failed records that the job takes.
@@ -49,6 +51,9 @@ class Summary:
     reasons: dict[str, int]
     new_rows: int
     new_tokens: int
+    copied_tokens: int
+    n_actors: int
+    busy_s: float
     seconds: float
     pending: int
     kept_units: int
@@ -57,7 +62,14 @@ class Summary:
 
     @classmethod
     def of(
-        cls, plan: JobPlan, *, parts: Sequence[Part], labelled: Sequence[Part], seconds: float, pending: int = 0
+        cls,
+        plan: JobPlan,
+        *,
+        parts: Sequence[Part],
+        labelled: Sequence[Part],
+        seconds: float,
+        n_actors: int = 0,
+        pending: int = 0,
     ) -> Summary:
         """The summary of a plan that gave these parts, of which this run labelled some."""
         reasons: Counter[str] = Counter()
@@ -71,6 +83,9 @@ class Summary:
             reasons=dict(reasons.most_common(3)),
             new_rows=sum(part.rows for part in labelled),
             new_tokens=sum(part.tokens for part in labelled),
+            copied_tokens=sum(part.copied_tokens for part in labelled),
+            n_actors=n_actors,
+            busy_s=sum(part.busy_s for part in labelled),
             seconds=seconds,
             pending=pending,
             kept_units=len(plan.parts),
@@ -98,6 +113,14 @@ class Summary:
                 f"({self.new_rows / self.seconds:,.0f} rows/s, {self.new_tokens / self.seconds:,.0f} tokens/s)",
                 f"{self.rows:,} rows in {self.output}, {self.failed:,} failed",
             ]
+            if self.n_actors:
+                share = self.busy_s / (self.n_actors * self.seconds)
+                lines.append(
+                    f"{self.n_actors} model actor{'s' if self.n_actors > 1 else ''} busy for {share:.0%} of that time"
+                )
+            if self.copied_tokens:
+                share = self.copied_tokens / self.new_tokens
+                lines.append(f"{share:.1%} of the tokens were in duplicates, which are computed once")
         for head, counts in self.labels.items():
             if counts:
                 lines.append(f"{head}: " + ", ".join(f"{label} {count:,}" for label, count in counts.items()))

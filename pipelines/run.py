@@ -41,6 +41,7 @@ from pipelines.units import Stream, Task, fingerprint_of, number_of
 from pipelines.write import Part, write_part
 
 logger = logging.getLogger(__name__)
+_UNITS_AHEAD = 4  # that wait at each actor while it computes another
 _ROUNDS = 3  # plans, where other runs change the output meanwhile
 _JUDGED_UNITS = 10  # before that, what a unit holds is not known well enough
 _SHOWN = 5  # vanished shards that are named
@@ -55,6 +56,7 @@ def run(spec: JobSpec) -> Summary:
     output = locate(spec.output)
     started = time.monotonic()
     labelled: list[Part] = []
+    n_actors = 0
     for _ in range(_ROUNDS):
         plan, new = make_plan(spec), []
         _warn_of_vanished(plan)
@@ -64,15 +66,19 @@ def run(spec: JobSpec) -> Summary:
             break
         check_writable(output)
         unmark_success(output)
-        new = _label(plan) if plan.pending else []
-        labelled += new
+        if plan.pending:
+            connect()
+            hardware = share_out(plan.spec, plan.device, n_units=plan.n_units)
+            n_actors = max(n_actors, hardware.max_actors)
+            new = _label(plan, hardware)
+            labelled += new
         if _commit(plan, new, output, seconds=time.monotonic() - started):
             break
         logger.warning("another run has changed %s meanwhile: planning again", redacted(spec.output))
     else:
         raise RunError(f"other runs keep changing {redacted(spec.output)}: let one of them finish, and start again")
     seconds = time.monotonic() - started if labelled else 0.0
-    summary = Summary.of(plan, parts=[*plan.parts, *new], labelled=labelled, seconds=seconds)
+    summary = Summary.of(plan, parts=[*plan.parts, *new], labelled=labelled, seconds=seconds, n_actors=n_actors)
     if not summary.has_failed_too_often:
         mark_success(output)
     return summary
@@ -106,14 +112,12 @@ def _commit(plan: JobPlan, labelled: list[Part], output: Location, *, seconds: f
     return True
 
 
-def _label(plan: JobPlan) -> list[Part]:
+def _label(plan: JobPlan, hardware: Hardware) -> list[Part]:
     """Run what is pending through the pipeline and collect the parts' figures.
 
     Raises:
         RunError: a stage failed, or too many records; what is finished stays.
     """
-    connect()
-    hardware = share_out(plan.spec, plan.device, n_units=plan.n_units)
     _quiet_ray_data()
     logger.info("%s", describe_sharing(plan.passes))
     logger.info("labelling %d units: %s, %s", plan.n_units, hardware.describe(), plan.precision)
@@ -178,7 +182,10 @@ def pipeline(
         "n_threads": hardware.n_threads,
     }
     pool = ActorPoolStrategy(
-        min_size=hardware.min_actors, max_size=hardware.max_actors, initial_size=hardware.min_actors
+        min_size=hardware.min_actors,
+        max_size=hardware.max_actors,
+        initial_size=hardware.min_actors,
+        max_tasks_in_flight_per_actor=1 + _UNITS_AHEAD,
     )
     part = {"output": plan.spec.output, "output_format": plan.spec.output_format, "heads": heads}
     return (

@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from convbert.engine import Packed
+from convbert.engine.packing import gather
 
 _KINDS = _IDS, _TYPES, _ATTENDED, _COUNTED, _SPANS = "__ids_", "__types_", "__attended_", "__counted_", "__spans_"
 
@@ -53,6 +54,11 @@ class Sequences:
         places = np.arange(lengths.sum()) - np.repeat(np.asarray(self.packed.offsets)[:-1], lengths)
         first, last = np.repeat(self.packed.counted, lengths, axis=0).T
         return (first <= places) & (places < last)
+
+    def take(self, records: NDArray[np.int64]) -> Sequences:
+        """The sequences of some of the records, without their spans."""
+        sequences, offsets = gather(self.records[records], np.diff(self.records)[records])
+        return Sequences(offsets, self.packed.take(sequences))
 
 
 def add_sequences(block: pa.Table, name: str, sequences: Sequences, rows: NDArray[np.int64]) -> pa.Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial, wraps
@@ -58,20 +59,22 @@ def surviving(stage: Stage, ledger: ActorHandle[Ledger], *, doing: str) -> Stage
     @wraps(stage)
     def survivor(row: pa.Table, *arguments: Any, **options: Any) -> pa.Table:
         work = partial(_without_culprits, work=lambda block: stage(block, *arguments, **options), doing=doing)
-        return _survive(row, work, ledger, doing=doing)
+        return _survive(row, work, ledger, doing=doing).seal()
 
     return survivor
 
 
 def surviving_actor(stage: Callable[..., Stage], ledger: ActorHandle[Ledger], *, doing: str) -> type:
-    """The class, whose instances are such stages, under its own name."""
+    """The class, whose instances are such stages and note how long they take, under its own name."""
 
     class Survivor:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self._stage = stage(*args, **kwargs)
 
         def __call__(self, row: pa.Table) -> pa.Table:
-            return _survive(row, self._stage, ledger, doing=doing)
+            started = time.perf_counter()
+            envelope = _survive(row, self._stage, ledger, doing=doing)
+            return envelope._replace(busy_s=time.perf_counter() - started).seal()
 
     Survivor.__name__ = stage.__name__
     return Survivor
@@ -82,7 +85,7 @@ def _without_culprits(block: pa.Table, work: Stage, doing: str) -> pa.Table:
     return without_culprits(block, work, control=partial(work, nothing_to_do), what=doing)
 
 
-def _survive(row: pa.Table, stage: Stage, ledger: ActorHandle[Ledger], *, doing: str) -> pa.Table:
+def _survive(row: pa.Table, stage: Stage, ledger: ActorHandle[Ledger], *, doing: str) -> Envelope:
     """What the stage makes of a block; records that kill its process are left out, with an error.
 
     Raises:
@@ -97,7 +100,7 @@ def _survive(row: pa.Table, stage: Stage, ledger: ActorHandle[Ledger], *, doing:
         order = _checked(ray.get(ledger.worked.remote(unit, len(rows))))
     result = _or_die(stage, _without(order.killers, block, doing))
     ledger.finish.remote(unit)
-    return envelope._replace(block=result).seal()
+    return envelope._replace(block=result)
 
 
 def _checked(order: Order) -> Order:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pipelines.envelope import Envelope
 from pipelines.errors import RunError
 from pipelines.heads import Head
-from pipelines.predict import N_TOKENS
+from pipelines.predict import N_COPIED, N_TOKENS
 from pipelines.storage import Location, locate, open_input, put
 
 Format = Literal["parquet", "arrow"]
@@ -33,12 +33,14 @@ class Part:
     Attributes:
         name: file name in the output folder.
         rows, failed: records in it, and those with an error.
-        tokens: tokens computed for it.
+        tokens: tokens of its records.
         bytes: size of the file.
         labels: records by label, for each head.
         reasons: failed records by reason, the commonest; numbers in a reason are written as #.
         examples: id of a record for each of these reasons.
         is_last: no further unit of the same compressed shard follows.
+        copied_tokens: tokens of records that equal another of the unit, which was computed in their place.
+        busy_s: seconds that a model actor took for it; not kept in the file, whose bytes are the unit's alone.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Part:
     reasons: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
     is_last: bool = True
+    copied_tokens: int = 0
+    busy_s: float = field(default=0.0, compare=False)  # differs where the same unit is done again
 
 
 def write_part(envelope: Envelope, *, output: str, output_format: Format, heads: Mapping[str, Head]) -> Part:
@@ -62,7 +66,7 @@ def write_part(envelope: Envelope, *, output: str, output_format: Format, heads:
     block = envelope.block
     if len(block) != envelope.n_rows:
         raise RunError(f"unit {envelope.part} arrived with {len(block)} of its {envelope.n_rows} rows")
-    columns = [name for name in block.column_names if name not in (N_TOKENS, "error")]
+    columns = [name for name in block.column_names if name not in (N_TOKENS, N_COPIED, "error")]
     table = block.select([*columns, "error"])
     reasons, examples = _commonest(table)
     part = Part(
@@ -70,15 +74,16 @@ def write_part(envelope: Envelope, *, output: str, output_format: Format, heads:
         rows=len(table),
         failed=len(table) - table["error"].null_count,
         tokens=pc.sum(block[N_TOKENS]).as_py() or 0,
+        copied_tokens=pc.sum(block[N_COPIED]).as_py() or 0,
         is_last=envelope.is_last,
         labels={name: head.counts(table[name].combine_chunks().drop_null()) for name, head in heads.items()},
         reasons=reasons,
         examples=examples,
     )
-    figures = {key: value for key, value in asdict(part).items() if key != "bytes"}
+    figures = {key: value for key, value in asdict(part).items() if key not in ("bytes", "busy_s")}
     data = serialised(table.replace_schema_metadata({_FIGURES: json.dumps(figures, sort_keys=True)}), output_format)
     put(locate(output).child(part.name), data)
-    return replace(part, bytes=len(data))
+    return replace(part, bytes=len(data), busy_s=round(envelope.busy_s, 3))
 
 
 def _commonest(table: pa.Table, n: int = 10) -> tuple[dict[str, int], dict[str, str]]:

@@ -9,13 +9,13 @@ import pytest
 from pipelines.decode import decode
 from pipelines.encode import encode
 from pipelines.models import plan_passes
-from pipelines.predict import N_TOKENS, RESULT, Predictor
+from pipelines.predict import N_COPIED, N_TOKENS, RESULT, Predictor
 from tests.pipelines.labelling import block, job, label
 
 
 def test_only_the_heads_columns_are_added(checkpoint: Path) -> None:
     result = label(job(head={"a": str(checkpoint), "b": str(checkpoint)}), text=["free", None])
-    assert result.column_names == ["id", "error", N_TOKENS, "a", "b"]
+    assert result.column_names == ["id", "error", N_TOKENS, N_COPIED, "a", "b"]
     assert [row is None for row in result["a"].to_pylist()] == [False, True]
 
 

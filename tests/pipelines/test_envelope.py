@@ -10,7 +10,8 @@ from pipelines.envelope import Envelope
 def test_what_is_sealed_comes_out_again(n_rows: int) -> None:
     pieces = [pa.table({"n": pa.array(range(i, i + n), pa.int64())}) for i, n in ((0, n_rows // 2), (7, n_rows // 3))]
     block = pa.concat_tables([*pieces, pa.table({"n": pa.array([None] * (n_rows % 2), pa.int64())})])
-    row = Envelope("part-a", len(block), False, block).seal()
+    envelope = Envelope("part-a", len(block), False, block, busy_s=1.5)
+    row = envelope.seal()
     assert len(row) == 1
     row.validate(full=True)
-    assert Envelope.open(row) == Envelope("part-a", len(block), False, block)
+    assert Envelope.open(row) == envelope

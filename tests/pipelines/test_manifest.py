@@ -25,7 +25,7 @@ MANIFEST = Manifest(
     shards=[ShardEntry("/in/a.jsonl", "0123", 2, "0123")],
     parts=[
         Part("part-a-0123-00000.parquet", 3, 1, 12, 99, {"prediction": {"a": 2}}),
-        Part("part-a-0123-00001.parquet", 4, 0, 8, 70),
+        Part("part-a-0123-00001.parquet", 4, 0, 8, 70, copied_tokens=4, busy_s=0.75),
     ],
     seconds=1.5,
     versions={"torch": "2"},
@@ -48,7 +48,16 @@ def test_the_marker_comes_and_goes(tmp_path: Path) -> None:
 
 def test_the_contract_is_kept() -> None:
     values = json.loads(MANIFEST.to_json())
-    totals = {"rows_in": 7, "rows_out": 7, "rows_failed": 1, "units": 2, "tokens": 20, "seconds": 1.5}
+    totals = {
+        "rows_in": 7,
+        "rows_out": 7,
+        "rows_failed": 1,
+        "units": 2,
+        "tokens": 20,
+        "copied_tokens": 4,
+        "seconds": 1.5,
+        "busy_s": 0.75,
+    }
     assert {name: values[name] for name in totals} == totals
     assert values["parts"][0]["name"] == "part-a-0123-00000.parquet"
     assert {"rows", "bytes"} <= values["parts"][0].keys()

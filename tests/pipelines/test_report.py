@@ -12,6 +12,9 @@ SUMMARY = Summary(
     reasons={"text is null": 10},
     new_rows=500,
     new_tokens=20_000,
+    copied_tokens=0,
+    n_actors=2,
+    busy_s=3.0,
     seconds=2.0,
     pending=0,
     kept_units=5,
@@ -24,9 +27,15 @@ def test_a_run_is_told_in_rows_tokens_and_labels() -> None:
     assert SUMMARY.lines() == [
         "500 rows labelled in 2.0 s (250 rows/s, 10,000 tokens/s)",
         "1,000 rows in out, 10 failed",
+        "2 model actors busy for 75% of that time",
         "spam: ham 700, spam 290",
         "failed: text is null (10)",
     ]
+
+
+def test_the_share_of_duplicates_is_told() -> None:
+    lines = replace(SUMMARY, copied_tokens=2_500).lines()
+    assert lines[3] == "12.5% of the tokens were in duplicates, which are computed once"
 
 
 def test_a_run_with_nothing_to_do_says_so() -> None:

@@ -98,6 +98,7 @@ def test_every_record_comes_out_once_with_transformers_answer(
     assert [part["name"] for part in written["parts"]] == [path.name for path in parts(tmp_path / "out")]
     assert [part["bytes"] for part in written["parts"]] == [path.stat().st_size for path in parts(tmp_path / "out")]
     assert sum(written["labels"]["prediction"].values()) == len(good)
+    assert written["busy_s"] > 0
     assert {path.name for path in (tmp_path / "out").iterdir()} - {path.name for path in parts(tmp_path / "out")} == {
         "_manifest.json",
         "_SUCCESS",
@@ -273,7 +274,7 @@ def test_what_cannot_work_stops_before_work_starts(
     changes: dict[str, Any], error: type[PipelineError], message: str, corpus: Path, checkpoint: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("pipelines.run._label", lambda plan: pytest.fail("work has started"))
+    monkeypatch.setattr("pipelines.run._label", lambda *_: pytest.fail("work has started"))
     with pytest.raises(error, match=message) as raised:
         run(job(corpus, tmp_path / "out", checkpoint).model_copy(update={**changes, **_head(changes)}))
     assert "\n" not in str(raised.value)
@@ -380,12 +381,12 @@ def test_a_run_that_another_one_overtakes_plans_again(
 
     label, others = module._label, []
 
-    def label_and_be_overtaken(plan: JobPlan) -> list[Part]:
+    def label_and_be_overtaken(plan: JobPlan, hardware: Hardware) -> list[Part]:
         if not others:
             others.append(1)
             (corpus / "late.jsonl").write_text('{"id": "late", "text": "free"}\n')
             others.append(run(job(corpus, tmp_path / "out", checkpoint)))
-        return label(plan)
+        return label(plan, hardware)
 
     monkeypatch.setattr(module, "_label", label_and_be_overtaken)
     mine = run(job(corpus, tmp_path / "out", checkpoint))

@@ -11,7 +11,7 @@ from convbert import ConvBertConfig
 from pipelines.envelope import Envelope
 from pipelines.errors import RunError
 from pipelines.heads.sequence_classification import SequenceClassification
-from pipelines.predict import N_TOKENS
+from pipelines.predict import N_COPIED, N_TOKENS
 from pipelines.storage import locate
 from pipelines.write import Format, Part, part_figures, write_part
 from tests.pipelines.labelling import job
@@ -35,12 +35,15 @@ def block(n_rows: int = 3) -> pa.Table:
             "error": pa.array(["text is null" if row == 1 else None for row in range(n_rows)], pa.string()),
             "prediction": labels.take(rows),
             N_TOKENS: pa.array([4] * n_rows, pa.int32()),
+            N_COPIED: pa.array([0, 0, 4][:n_rows] + [0] * (n_rows - 3), pa.int32()),
         }
     )
 
 
-def write(table: pa.Table, folder: Path, output_format: Format = "parquet", *, n_rows: int | None = None) -> Part:
-    envelope = Envelope("part-a-0123-00000", len(table) if n_rows is None else n_rows, True, table)
+def write(
+    table: pa.Table, folder: Path, output_format: Format = "parquet", *, n_rows: int | None = None, busy_s: float = 0.0
+) -> Part:
+    envelope = Envelope("part-a-0123-00000", len(table) if n_rows is None else n_rows, True, table, busy_s=busy_s)
     return write_part(envelope, output=str(folder), output_format=output_format, heads={"prediction": HEAD})
 
 
@@ -52,6 +55,7 @@ def test_a_part_holds_the_rows_and_the_figures_tell_of_them(tmp_path: Path) -> N
         rows=3,
         failed=1,
         tokens=12,
+        copied_tokens=4,
         bytes=path.stat().st_size,
         labels={"prediction": {"ham": 2}},
         reasons={"text is null": 1},
@@ -74,8 +78,9 @@ def test_a_part_tells_its_own_figures(output_format: Format, tmp_path: Path) -> 
 
 
 def test_the_same_block_gives_the_same_bytes(tmp_path: Path) -> None:
-    write(block(), tmp_path / "a")
-    write(block(), tmp_path / "b")
+    parts = [write(block(), tmp_path / folder, busy_s=busy_s) for folder, busy_s in (("a", 0.5), ("b", 0.25))]
+    assert [part.busy_s for part in parts] == [0.5, 0.25]
+    assert parts[0] == parts[1]
     assert (tmp_path / "a/part-a-0123-00000.parquet").read_bytes() == (
         tmp_path / "b/part-a-0123-00000.parquet"
     ).read_bytes()

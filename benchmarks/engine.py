@@ -23,6 +23,7 @@ from benchmarks.rows import Row
 from benchmarks.timing import interleaved, ratio
 from convbert import ConvBertForSequenceClassification, ConvBertTokenizer
 from convbert.engine import EachToken, Engine, FirstToken, Head, Packed
+from convbert.models import PreTrainedModel
 
 PRECISIONS = ("fp32", "bf16", "int8")
 N_RECORDS, LENGTH = 16, 128
@@ -50,6 +51,7 @@ def measure(
     """A row for each peer, and for mixed lengths."""
     torch.set_num_threads(N_THREADS)
     transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         source = Source(make_model("ConvBertForSequenceClassification", "base"), Path(folder))
         model = ours(source.model, Path(folder) / "model")
@@ -72,7 +74,7 @@ def ours(model: transformers.PreTrainedModel, folder: Path) -> ConvBertForSequen
     return ConvBertForSequenceClassification.from_pretrained(folder)
 
 
-def make_engine(model: ConvBertForSequenceClassification, head: Head, precision: str) -> Engine:
+def make_engine(model: PreTrainedModel, head: Head, precision: str) -> Engine:
     """The model's encoder with one head."""
     return Engine(model.base_model, {"head": head}, precision=precision)
 

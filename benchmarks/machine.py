@@ -25,16 +25,24 @@ def describe() -> str:
     )
 
 
-def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def processor() -> str:
     """Its name, and which instructions it has that matrix products are fast with."""
-    try:
-        lines = [line.partition(":") for line in cpuinfo.read_text(encoding="utf-8").splitlines()]
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields = {name.strip(): value.strip() for name, _, value in lines}
-    flags = fields.get("flags", "").split()
-    found = ", ".join(name for name in FAST_SETS if name in flags)
+    fields = _cpuinfo()
+    found = ", ".join(name for name in FAST_SETS if name in fields.get("flags", "").split())
     return fields.get("model name", platform.machine()) + (f" ({found})" if found else "")
+
+
+def has_bf16() -> bool:
+    """Whether the processor multiplies bf16 itself."""
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpuinfo().get("flags", "").split())
+
+
+def _cpuinfo() -> dict[str, str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def commit() -> str:

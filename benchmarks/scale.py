@@ -2,8 +2,8 @@
 
 The job's real pipeline with an actor that loads no model and computes nothing: reading, tokenising, Ray, making
 columns and writing are real. Measured of each corpus: seconds of the plan, of the same plan when every part is there,
-and of the run; microseconds for a row more; what share of its tasks' time is tokenising; and the driver's peak memory. A run
-that is not measured comes first and starts Ray's processes; the actor starts anew in each.
+and of the run; microseconds for a row more; what share of its tasks' time is tokenising; and the driver's peak
+memory. A run that is not measured comes first and starts Ray's processes; the actor starts anew in each.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def waiting(*, tokens_per_s: float, log: str) -> type[Predictor]:
         def __call__(self, block: pa.Table) -> pa.Table:
             start = time.time()
             result = super().__call__(block)
-            wait_s = result[N_TOKENS].to_numpy().sum() / tokens_per_s
+            wait_s = float(result[N_TOKENS].to_numpy().sum()) / tokens_per_s
             time.sleep(max(0.0, start + wait_s - time.time()))
             with Path(log).open("a") as file:
                 file.write(f"{os.getpid()} {start!r} {time.time()!r} {wait_s!r}\n")

@@ -75,18 +75,22 @@ def main() -> None:
     print(f"# benchmarks/scale.py, {describe()}")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        plans = {f"{options.lone_shards:,} shards, a unit each": plan_lone(folder, options.lone_shards)}
+        plans = {}
+        if options.lone_shards:
+            plans[f"{options.lone_shards:,} shards, a unit each"] = plan_lone(folder, options.lone_shards)
         connect()
         measure(large_shards(folder / "warm-up", 20_000), folder)
-        runs = [measure(large_shards(folder / f"{n}-rows", n), folder) for n in options.rows]
-        print_runs(runs)
-        flat_mib = max(run.peak_mib for run in runs) - runs[0].peak_mib if runs else 0.0
-        runs = [measure(tiny_shards(folder / f"{n}-shards", n), folder) for n in options.shards]
-        print_runs(runs)
-    plans |= {f"{run.shards:,} shards in {run.units:,} units": run.plan_s for run in runs}
+        by_rows = [measure(large_shards(folder / f"{n}-rows", n), folder) for n in options.rows]
+        by_shards = [measure(tiny_shards(folder / f"{n}-shards", n), folder) for n in options.shards]
+    for runs in (by_rows, by_shards):
+        if runs:
+            print_runs(runs)
+    plans |= {f"{run.shards:,} shards in {run.units:,} units": run.plan_s for run in by_shards}
     for what, plan_s in plans.items():
         print(f"plan of {what}: {plan_s:.1f} s (goal: below {GOAL_PLAN_S} s)")
-    print(f"driver's peak above that at the fewest rows: {flat_mib:.0f} MiB (goal: at most {GOAL_FLAT_MIB} MiB)")
+    if by_rows:
+        more_mib = max(run.peak_mib for run in by_rows) - by_rows[0].peak_mib
+        print(f"driver's peak above that at the fewest rows: {more_mib:.0f} MiB (goal: at most {GOAL_FLAT_MIB} MiB)")
 
 
 def connect() -> None:
@@ -104,8 +108,6 @@ def connect() -> None:
 
 def plan_lone(folder: Path, n_shards: int) -> float:
     """Seconds to plan shards each of which is looked into and becomes a unit."""
-    if not n_shards:
-        return 0.0
     corpus = tiny_shards(folder / "lone", n_shards, n_words=40)  # too long for a group
     started = time.perf_counter()
     plan = make_plan(spec_for(corpus, folder / "none", unit_rows=1))

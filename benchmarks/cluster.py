@@ -19,6 +19,7 @@ import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +38,7 @@ from benchmarks.inputs import CHECKPOINT
 from benchmarks.machine import describe
 from benchmarks.stand_in import Call, calls_of, waiting
 from pipelines.plan import make_plan
+from pipelines.predict import Predictor
 from pipelines.resources import Hardware
 from pipelines.run import parts_from, pipeline
 from pipelines.spec import JobSpec
@@ -45,6 +47,7 @@ from pipelines.survive import open_ledger
 GOALS = {16: 0.95}  # efficiency, by actors
 MOST_NODES = 4
 TASKS_AT_A_TIME = 4  # on all nodes: this machine's own cores run them
+MOST_START_S = 200  # of all actors
 
 
 class Efficiency(NamedTuple):
@@ -87,8 +90,15 @@ def main() -> None:
     )
     for n_actors in options.actors:
         with simulated_cluster(n_nodes=min(n_actors, MOST_NODES)):
-            measure(1, 16, options.unit_rows, 1e9)  # starts the processes of the tasks
-            found = measure(n_actors, options.units, options.unit_rows, options.tokens_per_second)
+            pool = hardware_for(n_actors)
+            one = replace(pool, min_actors=1, max_actors=1)
+            measure(one, n_units=16, unit_rows=options.unit_rows, tokens_per_s=1e9)  # starts the tasks' processes
+            found = measure(
+                pool,
+                n_units=n_actors * options.units,
+                unit_rows=options.unit_rows,
+                tokens_per_s=options.tokens_per_second,
+            )
         goal = GOALS.get(n_actors)
         print(
             f"{found.n_actors:8}{found.n_units:8}{found.seconds:10.1f}{found.share:12.3f}{goal or '-':>8}"
@@ -116,30 +126,34 @@ def simulated_cluster(*, n_nodes: int) -> Iterator[None]:
         cluster.shutdown()
 
 
-def measure(n_actors: int, units_an_actor: int, unit_rows: int, tokens_per_s: float) -> Efficiency:
-    """Run a corpus of so many units through the pipeline."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        table = pa.table({"text": short_texts(n_actors * units_an_actor * unit_rows)})
-        pq.write_table(table, folder / "texts.parquet", row_group_size=unit_rows)
-        log = folder / "calls"
-        label(folder, n_actors, unit_rows, waiting(tokens_per_s=tokens_per_s, log=str(log)))
-        return efficiency(calls_of(log.read_text().splitlines()), n_actors)
-
-
-def label(folder: Path, n_actors: int, unit_rows: int, predictor: type) -> None:
-    """The job's run, started when all of its actors are up."""
-    paths = {"input": [str(folder / "texts.parquet")], "output": str(folder / "out"), "model": str(CHECKPOINT)}
-    plan = make_plan(JobSpec.of({**paths, "unit_rows": unit_rows}))
-    hardware = Hardware(
+def hardware_for(n_actors: int) -> Hardware:
+    """How the cluster is shared out: half of it among actors, as in a real job."""
+    return Hardware(
         min_actors=n_actors,
         max_actors=n_actors,
-        actor_cpus=TASKS_AT_A_TIME / n_actors,  # half of the CPUs, as in a real job
+        actor_cpus=TASKS_AT_A_TIME / n_actors,
         actor_gpus=0,
         n_threads=1,
         task_cpus=0.99,  # unequal to the actors'
     )
-    DataContext.get_current().wait_for_min_actors_s = 600
+
+
+def measure(hardware: Hardware, *, n_units: int, unit_rows: int, tokens_per_s: float) -> Efficiency:
+    """Run a corpus of so many units through the pipeline."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        table = pa.table({"text": short_texts(n_units * unit_rows)})
+        pq.write_table(table, folder / "texts.parquet", row_group_size=unit_rows)
+        log = folder / "calls"
+        label(folder, hardware, unit_rows, waiting(tokens_per_s=tokens_per_s, log=str(log)))
+        return efficiency(calls_of(log.read_text().splitlines()), hardware.max_actors)
+
+
+def label(folder: Path, hardware: Hardware, unit_rows: int, predictor: type[Predictor]) -> None:
+    """The job's run, begun when all of its actors are up."""
+    paths = {"input": [str(folder / "texts.parquet")], "output": str(folder / "out"), "model": str(CHECKPOINT)}
+    plan = make_plan(JobSpec.of({**paths, "unit_rows": unit_rows}))
+    DataContext.get_current().wait_for_min_actors_s = MOST_START_S
     ledger = open_ledger()
     dataset = pipeline(plan, hardware, ledger, predictor=predictor)
     parts = [p for rows in dataset.iter_batches(batch_size=None, batch_format="pyarrow") for p in parts_from(rows)]

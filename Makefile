@@ -36,9 +36,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Goals and what this machine reaches, side by side; SAVE=1 keeps the table in benchmarks/results/.
 bench: setup
-	$(BIN)/python -m benchmarks.job
-	$(BIN)/python -m benchmarks.heads
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,bench]'
+	$(BIN)/python -m benchmarks.table $(if $(SAVE),--save)
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

@@ -7,17 +7,17 @@ gave. The three heads are two classifiers and a tagger that share a byte-identic
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import pyarrow as pa
-import torch
 import transformers
 
 from benchmarks.inputs import SIZES, make_model, save, texts
+from benchmarks.rows import Row
+from benchmarks.timing import ratio
 from pipelines.decode import decode
 from pipelines.encode import encode
 from pipelines.models import plan_passes
@@ -54,29 +54,40 @@ class Job:
         return {name: stop - start for name, start, stop in zip(STAGES, times, times[1:], strict=False)}
 
 
+def measure(rounds: int = 5, n_texts: int = 48, size: str = "base") -> list[Row]:
+    """One row: what three heads cost, in times of what one costs."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoints = make_checkpoints(Path(scratch), size)
+        jobs = {n_heads: Job(dict(list(checkpoints.items())[:n_heads])) for n_heads in (1, 3)}
+    block = pa.table({text_name("text"): texts(n_texts), "error": pa.nulls(n_texts, pa.string())})
+    for job in jobs.values():
+        job(block.slice(0, 4))  # warm up
+    runs = [{n_heads: job(block) for n_heads, job in jobs.items()} for _ in range(rounds)]
+    seconds = {n_heads: [sum(run[n_heads].values()) for run in runs] for n_heads in jobs}
+    stages = {name: statistics.median(run[3][name] for run in runs) for name in STAGES}
+    note = f"{n_texts} e-mails; of three: " + ", ".join(f"{name} {value:.3f} s" for name, value in stages.items())
+    return [
+        Row(
+            f"three heads on one encoder, {size} size, fp32: cost",
+            "one head",
+            None,
+            ratio(seconds[3], seconds[1]),
+            note,
+        )
+    ]
+
+
 def main() -> None:
-    """Print the seconds of each stage and the ratio."""
+    """Print what was measured."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--texts", type=int, default=48, help="how many texts of the spam corpus (default: 48)")
     parser.add_argument("--runs", type=int, default=5, help="pairs of runs (default: 5)")
     parser.add_argument("--size", choices=SIZES, default="base", help="model size, random weights (default: base)")
     options = parser.parse_args()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as scratch:
-        checkpoints = make_checkpoints(Path(scratch), options.size)
-        jobs = {n_heads: Job(dict(list(checkpoints.items())[:n_heads])) for n_heads in (1, 3)}
-        block = pa.table({text_name("text"): texts(options.texts), "error": pa.nulls(options.texts, pa.string())})
-        for job in jobs.values():
-            job(block.slice(0, 4))  # warm up
-        runs = [{n_heads: job(block) for n_heads, job in jobs.items()} for _ in range(options.runs)]
-    print(f"{options.texts} e-mails, {options.size} model, fp32, {os.cpu_count()} CPU cores, {options.runs} pairs")
-    print(f"torch {torch.__version__}")
-    for n_heads in jobs:
-        stages = {name: statistics.median(run[n_heads][name] for run in runs) for name in STAGES}
-        print(f"{n_heads} head{'s' if n_heads > 1 else ''}: " + ", ".join(f"{k} {v:.3f} s" for k, v in stages.items()))
-    ratios = [sum(run[3].values()) / sum(run[1].values()) for run in runs]
-    print(f"three heads cost {statistics.median(ratios):.3f} x one (from {min(ratios):.3f} to {max(ratios):.3f})")
+    for row in measure(options.runs, options.texts, options.size):
+        print(f"{row.work} | {row.against} | {row.measured:.3f} | {row.note}")
 
 
 def make_checkpoints(folder: Path, size: str) -> dict[str, Path]:

@@ -1,0 +1,18 @@
+"""What a run's calls tell, worked out by hand."""
+
+import pytest
+
+from benchmarks.cluster import efficiency
+from benchmarks.stand_in import Call
+
+
+def test_two_actors_of_which_one_starts_late() -> None:
+    calls = [Call(1, 0.0, 1.0, 0.9), Call(2, 0.5, 1.5, 0.9), Call(1, 1.25, 2.25, 0.9)]
+    found = efficiency(calls, 2)
+    assert found.share == pytest.approx(3 * 0.9 / (2 * 2.25))
+    assert (found.n_units, found.seconds, found.ramp_s, found.tail_s) == (3, 2.25, 0.5, 0.75)
+    assert found.gap_ms == 250.0
+
+
+def test_an_actor_that_never_had_a_unit_counts() -> None:
+    assert efficiency([Call(1, 0.0, 1.0, 1.0)], 2).share == 0.5

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from benchmarks.rows import Row
+from benchmarks.table import reached, render
+
+
+@pytest.mark.parametrize(
+    ("goal", "measured", "word"),
+    [(1.5, 1.5, "yes"), (1.5, 1.499, "no"), (None, 2.0, ""), (1.5, math.nan, "")],
+)
+def test_a_goal_is_reached_from_its_value_on(goal: float | None, measured: float, word: str) -> None:
+    assert reached(Row("work", "against", goal, measured)) == word
+
+
+def test_goal_and_measured_value_stand_side_by_side() -> None:
+    rows = [
+        Row("engine", "Transformers", 1.5, 1.6123456, "a|b"),
+        Row("cost", "one head", None, 0.99),
+        Row("engine", "OpenVINO", 1.0, math.nan, "not installed"),
+    ]
+    assert render(rows).splitlines() == [
+        "| work | against | goal | measured | reached? | note |",
+        "|---|---|---|---|---|---|",
+        "| engine | Transformers | ≥ 1.5 | 1.612 | yes | a\\|b |",
+        "| cost | one head |  | 0.99 |  |  |",
+        "| engine | OpenVINO | ≥ 1 |  |  | not installed |",
+    ]

@@ -6,8 +6,8 @@ would have computed, units times wait, over what the actors had, actors times th
 start and the last one's end. The start of the actors is outside of it; how long the first units take to reach every
 actor, and the last ones to end, is inside. A small run that starts the processes of Ray's tasks comes first.
 
-Printed beside it: seconds until the last actor has its first unit, seconds between the first actor's last unit and the
-end, and the median of the milliseconds that an actor has nothing to do between two units.
+Printed beside it: the same from when every actor has its first unit to when the first one has had its last; seconds
+before and after that; and the median of the milliseconds that an actor has nothing to do between two units.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class Efficiency(NamedTuple):
         n_units: labelled.
         seconds: from the first unit's start to the last one's end.
         share: of the actors' seconds that a model would have computed for.
+        steady: the same, from when the last actor has its first unit to when the first has ended its last one.
         ramp_s: until the last actor has its first unit.
         tail_s: from the first actor's last unit to the end.
         gap_ms: median of an actor's time between two units.
@@ -67,6 +68,7 @@ class Efficiency(NamedTuple):
     n_units: int
     seconds: float
     share: float
+    steady: float
     ramp_s: float
     tail_s: float
     gap_ms: float
@@ -76,7 +78,7 @@ def main() -> None:
     """Print a line for each number of actors."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 4, 16], help="64 needs 16 GiB (default: 1 4 16)")
-    parser.add_argument("--units", type=int, default=20, help="for each actor (default: 20)")
+    parser.add_argument("--units", type=int, default=40, help="for each actor (default: 40)")
     parser.add_argument("--unit-rows", type=int, default=200, help="rows of ten words in a unit (default: 200)")
     parser.add_argument(
         "--tokens-per-second", type=float, default=3500.0, help="of the model that is waited for (default: 3500)"
@@ -85,9 +87,8 @@ def main() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     print(f"# benchmarks/cluster.py, {describe()}")
     print(f"units of {options.unit_rows} rows, {options.tokens_per_second:,.0f} tokens/s an actor")
-    print(
-        f"{'actors':>8}{'units':>8}{'seconds':>10}{'efficiency':>12}{'goal':>8}{'ramp s':>8}{'tail s':>8}{'gap ms':>8}"
-    )
+    titles = ("actors", "units", "seconds", "efficiency", "goal", "steady", "ramp s", "tail s", "gap ms")
+    print("".join(f"{title:>11}" for title in titles))
     for n_actors in options.actors:
         with simulated_cluster(n_nodes=min(n_actors, MOST_NODES)):
             pool = hardware_for(n_actors)
@@ -99,10 +100,10 @@ def main() -> None:
                 unit_rows=options.unit_rows,
                 tokens_per_s=options.tokens_per_second,
             )
-        goal = GOALS.get(n_actors)
         print(
-            f"{found.n_actors:8}{found.n_units:8}{found.seconds:10.1f}{found.share:12.3f}{goal or '-':>8}"
-            f"{found.ramp_s:8.2f}{found.tail_s:8.2f}{found.gap_ms:8.1f}",
+            f"{found.n_actors:11}{found.n_units:11}{found.seconds:11.1f}{found.share:11.3f}"
+            f"{GOALS.get(n_actors, '-'):>11}{found.steady:11.3f}{found.ramp_s:11.2f}{found.tail_s:11.2f}"
+            f"{found.gap_ms:11.1f}",
             flush=True,
         )
 
@@ -168,15 +169,25 @@ def efficiency(calls: Sequence[Call], n_actors: int) -> Efficiency:
         by_actor.setdefault(call.actor, []).append(call)
     start, stop = min(call.start for call in calls), max(call.stop for call in calls)
     gaps = [after.start - before.stop for its in by_actor.values() for before, after in pairwise(its)]
+    everybody = max(its[0].start for its in by_actor.values()), min(its[-1].stop for its in by_actor.values())
     return Efficiency(
         n_actors=n_actors,
         n_units=len(calls),
         seconds=stop - start,
         share=sum(call.wait_s for call in calls) / (n_actors * (stop - start)),
-        ramp_s=max(its[0].start for its in by_actor.values()) - start,
-        tail_s=stop - min(its[-1].stop for its in by_actor.values()),
+        steady=_steady(calls, n_actors, *everybody),
+        ramp_s=everybody[0] - start,
+        tail_s=stop - everybody[1],
         gap_ms=1000 * statistics.median(gaps) if gaps else 0.0,
     )
+
+
+def _steady(calls: Sequence[Call], n_actors: int, start: float, stop: float) -> float:
+    """Share of these seconds; a call that is partly outside counts in part."""
+    if stop <= start:
+        return float("nan")
+    inside = (max(0.0, min(call.stop, stop) - max(call.start, start)) / (call.stop - call.start) for call in calls)
+    return sum(part * call.wait_s for part, call in zip(inside, calls, strict=True)) / (n_actors * (stop - start))
 
 
 if __name__ == "__main__":

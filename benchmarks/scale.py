@@ -13,7 +13,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,22 +75,19 @@ def main() -> None:
     print(f"# benchmarks/scale.py, {describe()}")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        plans = {}
         if options.lone_shards:
-            plans[f"{options.lone_shards:,} shards, a unit each"] = plan_lone(folder, options.lone_shards)
-        connect()
-        measure(large_shards(folder / "warm-up", 20_000), folder)
-        by_rows = [measure(large_shards(folder / f"{n}-rows", n), folder) for n in options.rows]
-        by_shards = [measure(tiny_shards(folder / f"{n}-shards", n), folder) for n in options.shards]
-    for runs in (by_rows, by_shards):
+            print_plan(f"{options.lone_shards:,} shards, a unit each", plan_lone(folder, options.lone_shards))
+        if options.rows or options.shards:
+            connect()
+            measure(large_shards(folder / "warm-up", 20_000), folder)
+        runs = print_runs(measure(large_shards(folder / f"{n}-rows", n), folder) for n in options.rows)
         if runs:
-            print_runs(runs)
-    plans |= {f"{run.shards:,} shards in {run.units:,} units": run.plan_s for run in by_shards}
-    for what, plan_s in plans.items():
-        print(f"plan of {what}: {plan_s:.1f} s (goal: below {GOAL_PLAN_S} s)")
-    if by_rows:
-        more_mib = max(run.peak_mib for run in by_rows) - by_rows[0].peak_mib
-        print(f"driver's peak above that at the fewest rows: {more_mib:.0f} MiB (goal: at most {GOAL_FLAT_MIB} MiB)")
+            more_mib = max(run.peak_mib for run in runs) - runs[0].peak_mib
+            print(
+                f"driver's peak above that at the fewest rows: {more_mib:.0f} MiB (goal: at most {GOAL_FLAT_MIB} MiB)"
+            )
+        for run in print_runs(measure(tiny_shards(folder / f"{n}-shards", n), folder) for n in options.shards):
+            print_plan(f"{run.shards:,} shards in {run.units:,} units", run.plan_s)
 
 
 def connect() -> None:
@@ -188,8 +185,16 @@ def _status_mib(field: str) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 
 
-def print_runs(runs: list[Run]) -> None:
-    """A table; an added row is one more than on the line above, so that it bears no share of the start."""
+def print_plan(what: str, plan_s: float) -> None:
+    """A line about a plan."""
+    print(f"plan of {what}: {plan_s:.1f} s (goal: below {GOAL_PLAN_S} s)", flush=True)
+
+
+def print_runs(measured: Iterable[Run]) -> list[Run]:
+    """A table, line by line as it is measured.
+
+    An added row is one more than on the line above, so that it bears no share of the start.
+    """
     titles = (
         "rows",
         "shards",
@@ -202,13 +207,21 @@ def print_runs(runs: list[Run]) -> None:
         "driver MiB",
         "growth",
     )
-    print("".join(f"{title:>{max(12, len(title) + 2)}}" for title in titles))
-    for before, run in zip([None, *runs], runs, strict=False):
-        added = f"{1e6 * (run.run_s - before.run_s) / (run.rows - before.rows):.1f}" if before else "-"
-        print(
-            f"{run.rows:12,}{run.shards:12,}{run.units:12,}{run.plan_s:12.2f}{run.resume_s:12.2f}{run.run_s:12.1f}"
-            f"{added:>14}{run.tokenising:12.0%}{run.peak_mib:12.0f}{run.growth_mib:12.0f}"
+    widths = [max(11, len(title) + 2) for title in titles]
+    runs: list[Run] = []
+    for run in measured:
+        if not runs:
+            print("".join(f"{title:>{width}}" for title, width in zip(titles, widths, strict=True)))
+        added_us = 1e6 * (run.run_s - runs[-1].run_s) / (run.rows - runs[-1].rows) if runs else float("nan")
+        cells = (
+            *(f"{count:,}" for count in (run.rows, run.shards, run.units)),
+            *(f"{number:.1f}" for number in (run.plan_s, run.resume_s, run.run_s, added_us)),
+            f"{run.tokenising:.0%}",
+            *(f"{mib:.0f}" for mib in (run.peak_mib, run.growth_mib)),
         )
+        print("".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)), flush=True)
+        runs.append(run)
+    return runs
 
 
 if __name__ == "__main__":

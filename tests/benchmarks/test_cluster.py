@@ -12,6 +12,7 @@ def test_two_actors_of_which_one_starts_late() -> None:
     assert found.share == pytest.approx(3 * 0.9 / (2 * 2.25))
     assert (found.n_units, found.seconds, found.ramp_s, found.tail_s) == (3, 2.25, 0.5, 0.75)
     assert found.gap_ms == 250.0
+    assert found.steady == pytest.approx((0.5 * 0.9 + 1.0 * 0.9 + 0.25 * 0.9) / (2 * 1.0))  # from 0.5 to 1.5
 
 
 def test_an_actor_that_never_had_a_unit_counts() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 from convbert.engine import attention
 from convbert.engine.attention import attend_at_once, attend_runs, has_kernel
 from convbert.engine.packing import layout
+from tests.convbert.engine.varlen import varlen_reference
 
 N_HEADS, HEAD_WIDTH = 2, 8
 LENGTHS = np.array([3, 1, 1, 7, 2])
@@ -29,15 +29,6 @@ def by_record(rows: torch.Tensor) -> torch.Tensor:
         shares = (torch.einsum("inc,jnc->nij", q, k) / HEAD_WIDTH**0.5).softmax(-1)
         results.append(torch.einsum("nij,jnc->inc", shares, v).flatten(1))
     return torch.cat(results)
-
-
-def varlen_reference(q, k, v, starts, key_starts, longest, longest_key) -> torch.Tensor:
-    """What torch's kernel gives, record after record."""
-    assert starts.dtype == key_starts.dtype == torch.int32
-    assert longest == longest_key == starts.diff().max()
-    parts = zip(*(x.split(starts.diff().tolist()) for x in (q, k, v)), strict=True)
-    attended = [F.scaled_dot_product_attention(*(x.transpose(0, 1) for x in part)).transpose(0, 1) for part in parts]
-    return torch.cat(attended)
 
 
 def offsets(device: str = "cpu") -> torch.Tensor:

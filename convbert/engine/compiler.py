@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 class RowKernel:
     """A function whose tensors have a row for each token, compiled at its first call for any number of rows.
 
-    It runs as written where the device has no compiler: slower, with the same meaning. What is compiled is kept on
-    disk by torch, so that only a machine's first process waits for it.
+    It runs as written where the device has no compiler, or one that fails: slower, with the same meaning. What is
+    compiled is kept on disk by torch, so that only a machine's first process waits for it.
 
     Args:
         function: a row of its result depends on the same row, or on rows near it, of each tensor.
@@ -36,11 +36,24 @@ class RowKernel:
         """The function's result."""
         if len(rows) < 2 or not has_compiler(rows.device.type):  # torch would compile for one row by itself
             return self._function(rows, *others)
-        return self._compiled(rows, *others)
+        try:
+            return self._compiled(rows, *others)
+        except RuntimeError as error:
+            if not _is_compilers(error):
+                raise
+            logger.warning("torch cannot compile for %s, which runs slower than it could: %s", rows.device, error)
+        self._compiled = self._function
+        return self._function(rows, *others)
 
     @cached_property
     def _compiled(self) -> Callable[..., Any]:
         return torch.compile(self._function, dynamic=self._dynamic)
+
+
+def _is_compilers(error: RuntimeError) -> bool:
+    from torch._dynamo.exc import TorchDynamoException  # slow to import, and there by now
+
+    return isinstance(error, TorchDynamoException)
 
 
 def is_fused(device: torch.device) -> bool:

@@ -21,7 +21,6 @@ from pipelines.storage import redacted
 N_TOKENS = "__tokens"
 N_COPIED = "__copied"
 RESULT = "__result_"  # and the head's name: list of fixed-size lists of float32
-DEFAULT_BATCH_TOKENS = {"cpu": 1024, "cuda": 65536}
 
 
 class Predictor:
@@ -31,7 +30,7 @@ class Predictor:
         passes: encoders and their heads, as planned on the driver.
         device: ``cpu`` or ``cuda``.
         precision: one of ``convbert.engine.PRECISIONS``.
-        max_batch_tokens: token budget of a micro-batch; None takes the device's default.
+        max_batch_tokens: token budget of a micro-batch; None takes what the device is fast with.
         n_threads: CPU threads to compute with; None leaves torch's own choice.
 
     Raises:
@@ -127,7 +126,7 @@ def load_engine(
         {plan.name: plan.head.on_encoder(models[plan.name]) for plan in encoder_pass.heads},
         device=device,
         precision=precision,
-        max_batch_tokens=max_batch_tokens or DEFAULT_BATCH_TOKENS[device],
+        max_batch_tokens=max_batch_tokens,
     )
 
 

@@ -1,17 +1,29 @@
 """Queries, keys and values of a packed batch in, each record's own attention out, without padding.
 
-Shapes: T tokens, R records of one length L, N heads, d head width, A = N·d.
+Shapes: T tokens, R records, L tokens of each record in a run, N heads, d head width, A = N·d.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from convbert.engine.packing import Run
 
+try:
+    from torch.nn.attention import varlen
+except ImportError:  # before torch 2.10
+    varlen_attn: Any = None
+else:
+    varlen_attn = varlen.varlen_attn
 
-def attend(fused: Tensor, runs: list[Run], *, n_heads: int, out: Tensor) -> None:
+_WIDEST_HEAD = 256  # of FlashAttention 2, which also wants widths in steps of 8 and an Ampere GPU or a newer one
+
+
+def attend_runs(fused: Tensor, runs: list[Run], *, n_heads: int, out: Tensor) -> None:
     """Attention of each run of equal lengths, written into ``out``.
 
     Args:
@@ -26,3 +38,30 @@ def attend(fused: Tensor, runs: list[Run], *, n_heads: int, out: Tensor) -> None
         k, v = k[:, :, : run.n_attended], v[:, :, : run.n_attended]
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)  # (R, L, N, d)
         out[rows].view(run.n_records, run.length, n_heads, -1).copy_(attended)
+
+
+def attend_at_once(fused: Tensor, offsets: Tensor, *, longest: int, n_heads: int, out: Tensor) -> None:
+    """Attention of all records in one call, written into ``out``, where ``has_kernel`` allows it.
+
+    Args:
+        fused: (T, …) whose first 3A columns are queries, keys and values.
+        offsets: (R + 1,) int32 first row of each record.
+        longest: tokens of the longest.
+        out: (T, A).
+    """
+    q, k, v = fused[:, : 3 * out.shape[1]].view(len(out), 3, n_heads, -1).unbind(1)  # (T, N, d)
+    out.view(q.shape).copy_(varlen_attn(q, k, v, offsets, offsets, longest, longest))
+
+
+def has_kernel(device: torch.device, dtype: torch.dtype, *, head_width: int) -> bool:
+    """Whether torch attends to records of any lengths in one call on this device."""
+    return (
+        varlen_attn is not None
+        and device.type == "cuda"
+        and dtype in (torch.bfloat16, torch.float16)
+        and head_width % 8 == 0
+        and head_width <= _WIDEST_HEAD
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+        and torch.backends.cuda.is_flash_attention_available()
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from functools import cache, cached_property
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._triton import has_triton
 
 logger = logging.getLogger(__name__)
 
@@ -17,31 +19,66 @@ logger = logging.getLogger(__name__)
 class RowKernel:
     """A function whose tensors have a row for each token, compiled at its first call for any number of rows.
 
-    It runs as written where no C++ compiler is found: slower, with the same meaning. What is compiled is kept on
-    disk by torch, so that only a machine's first process waits for it.
+    It runs as written where the device has no compiler, or one that fails: slower, with the same meaning. What is
+    compiled is kept on disk by torch, so that only a machine's first process waits for it.
 
     Args:
-        function: pointwise over rows, or a reduction within a row.
+        function: a row of its result depends on the same row, or on rows near it, of each tensor.
+        dynamic: True compiles once for all sizes. None compiles for the sizes it is called with, then once more for
+            any size in those dimensions that have changed: the widths, which don't, stay constants, with which the
+            compiler makes better code for a GPU.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
+    def __init__(self, function: Callable[..., Any], *, dynamic: bool | None = True) -> None:
+        self._function, self._dynamic = function, dynamic
 
     def __call__(self, rows: Tensor, *others: Any) -> Any:
         """The function's result."""
-        if len(rows) < 2:  # torch would compile for one row by itself
+        if len(rows) < 2 or not has_compiler(rows.device.type):  # torch would compile for one row by itself
             return self._function(rows, *others)
-        return self._compiled(rows, *others)
+        try:
+            return self._compiled(rows, *others)
+        except RuntimeError as error:
+            if not _is_compilers(error):
+                raise
+            logger.warning("torch cannot compile for %s, which runs slower than it could: %s", rows.device, error)
+        self._compiled = self._function
+        return self._function(rows, *others)
 
     @cached_property
     def _compiled(self) -> Callable[..., Any]:
-        return torch.compile(self._function, dynamic=True) if has_compiler() else self._function
+        return torch.compile(self._function, dynamic=self._dynamic)
+
+
+def _is_compilers(error: RuntimeError) -> bool:
+    from torch._dynamo.exc import TorchDynamoException  # slow to import, and there by now
+
+    return isinstance(error, TorchDynamoException)
+
+
+def is_fused(device: torch.device) -> bool:
+    """Whether a device computes what lies between the products in row kernels rather than pass by pass.
+
+    A GPU does, whose memory each pass over the rows waits for. On a CPU passes in float were measured to be as fast,
+    and start at once.
+    """
+    return device.type == "cuda"
 
 
 @cache
-def has_compiler() -> bool:
-    """Whether this machine can compile C++; says once what it means where not."""
-    found = any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+def has_compiler(device_type: str) -> bool:
+    """Whether this machine can compile for the device; says once what it means where not."""
+    if device_type == "cuda":
+        # Triton builds what starts its kernels with a C compiler
+        found = has_triton() and bool(os.environ.get("CC") or _is_installed("gcc", "clang"))
+        if not found:
+            logger.warning("no Triton with a C compiler is installed: the GPU runs slower than it could (install gcc)")
+        return found
+    found = _is_installed("g++", "clang++", "c++")
     if not found:
         logger.warning("no C++ compiler is installed: int8 runs slower than it could (install g++)")
     return found
+
+
+def _is_installed(*programs: str) -> bool:
+    return any(shutil.which(program) for program in programs)

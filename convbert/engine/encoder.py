@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from convbert import layers
 from convbert.activations import ACTIVATIONS
-from convbert.engine.attention import attend
-from convbert.engine.convolution import DepthwiseConvolution, dynamic_convolution
+from convbert.engine.attention import attend_at_once, attend_runs, has_kernel
+from convbert.engine.convolution import DepthwiseConvolution, dynamic_convolution, taps_of
 from convbert.engine.linear import Linear, stacked
 from convbert.engine.packing import Indices, Layout, Packed, Run, layout
 from convbert.engine.precision import Kernels, kernels_for
+from convbert.engine.transfer import send, send_tensor
 from convbert.models import ConvBertModel
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -30,10 +31,16 @@ _Module = TypeVar("_Module", bound=nn.Module)
 class _Rows(NamedTuple):
     """A layout on the device."""
 
+    ids: Tensor  # (T,)
+    positions: Tensor  # (T,)
+    types: Tensor  # (T,)
     gapped: Tensor  # (T,)
     n_gapped: int
     is_inside: Tensor  # (T, K)
     runs: list[Run]
+    offsets: Tensor | None  # (R + 1,) int32, where all records are attended to at once
+    longest: int
+    wanted: Tensor | None  # (N,)
 
 
 class PackedEncoder:
@@ -58,6 +65,8 @@ class PackedEncoder:
         self.embeddings = placed(model.embeddings, device, self.dtype)
         project = getattr(model, "embeddings_project", None)
         self.project = None if project is None else placed(project, device, self.dtype)
+        head_width = self.config.attention_width // self.config.n_mixed_heads
+        self._has_attention_kernel = has_kernel(device, self.dtype, head_width=head_width)
         self.layers = [_PackedLayer(layer, config=model.config, kernels=kernels) for layer in model.encoder.layer]
 
     @torch.inference_mode()
@@ -76,27 +85,39 @@ class PackedEncoder:
             max_length=self.config.max_position_embeddings,
             attended=batch.attended,
         )
-        hidden = self._embed(batch, where)  # (T, E)
+        rows = self._placed(batch, where, wanted)
+        words = self.embeddings.word_embeddings(rows.ids)  # (T, E)
+        hidden = self.embeddings(words, rows.positions, rows.types)  # (T, E)
         if self.project is not None:
             hidden = self.project(hidden)  # (T, E) -> (T, H)
-        is_inside = torch.as_tensor(where.is_inside).to(self.device, self.dtype, non_blocking=True)
-        rows = _Rows(self._send(where.gapped_rows), where.n_gapped_rows, is_inside, where.runs)
         for layer in self.layers[:-1]:
             hidden = layer(hidden, rows)
-        if wanted is None:
-            return self.layers[-1](hidden, rows)
-        kept = self._send(wanted)
-        return torch.zeros_like(hidden).index_copy_(0, kept, self.layers[-1](hidden, rows, kept))
+        last = self.layers[-1](hidden, rows, rows.wanted)
+        return last if rows.wanted is None else torch.zeros_like(hidden).index_copy_(0, rows.wanted, last)
 
-    def _embed(self, batch: Packed, where: Layout) -> Tensor:
-        words = self.embeddings.word_embeddings(self._send(batch.input_ids))  # (T, E)
-        types = torch.zeros(len(batch.input_ids), dtype=torch.long, device=self.device)
+    def _placed(self, batch: Packed, where: Layout, wanted: Indices | None) -> _Rows:
+        arrays = {"ids": batch.input_ids, "positions": where.positions, "gapped": where.gapped_rows}
         if batch.token_type_ids is not None:
-            types = self._send(batch.token_type_ids)
-        return self.embeddings(words, self._send(where.positions), types)
-
-    def _send(self, array: object) -> Tensor:
-        return torch.as_tensor(array, dtype=torch.long).to(self.device, non_blocking=True)
+            arrays["types"] = batch.token_type_ids
+        if wanted is not None:
+            arrays["wanted"] = wanted
+        attends_at_once = self._has_attention_kernel and batch.attended is None
+        if attends_at_once:
+            arrays["offsets"] = where.offsets
+        there = dict(zip(arrays, send(*arrays.values(), device=self.device), strict=True))
+        is_inside = send_tensor(torch.from_numpy(where.is_inside), self.device)
+        return _Rows(
+            ids=there["ids"],
+            positions=there["positions"],
+            types=there["types"] if "types" in there else torch.zeros_like(there["ids"]),
+            gapped=there["gapped"],
+            n_gapped=where.n_gapped_rows,
+            is_inside=taps_of(is_inside, self.dtype),
+            runs=where.runs,
+            offsets=there["offsets"].int() if attends_at_once else None,
+            longest=where.longest,
+            wanted=there.get("wanted"),
+        )
 
 
 class _PackedLayer:
@@ -120,19 +141,25 @@ class _PackedLayer:
         fused = self.fused(hidden)  # (T, H) -> (T, 4A)
         query, conv_values = fused[:, : self.width], fused[:, 3 * self.width :]
         context = hidden.new_empty(len(hidden), 2 * self.width)
-        attend(fused, rows.runs, n_heads=self.n_heads, out=context[:, : self.width])
+        self._attend(fused, rows, out=context[:, : self.width])
         kernels = self._kernels(hidden, query, rows)
         context[:, self.width :] = dynamic_convolution(kernels, conv_values, rows.is_inside)
         if wanted is not None:
             context, hidden = context.index_select(0, wanted), hidden.index_select(0, wanted)
         return self.feed_forward(self.attention_output(context, hidden))
 
+    def _attend(self, fused: Tensor, rows: _Rows, *, out: Tensor) -> None:
+        if rows.offsets is None:
+            attend_runs(fused, rows.runs, n_heads=self.n_heads, out=out)
+        else:
+            attend_at_once(fused, rows.offsets, longest=rows.longest, n_heads=self.n_heads, out=out)
+
     def _kernels(self, hidden: Tensor, query: Tensor, rows: _Rows) -> Tensor:
-        """Each token's convolution kernels (T, N, K), from its span (paper equation 4)."""
-        spans = self.depthwise(hidden, rows.gapped, rows.n_gapped)  # (T, H)
+        """Logits of each token's convolution kernels (T, N, K), from its span (paper equation 4)."""
+        spans = self.depthwise(hidden, rows.gapped, rows.n_gapped, rows.is_inside)  # (T, H)
         span_key = self.pointwise(spans)  # (T, H) -> (T, A)
         kernels = self.kernel_layer(span_key * query)  # (T, A) -> (T, N·K)
-        return kernels.view(len(hidden), self.n_heads, -1).softmax(-1)
+        return kernels.view(len(hidden), self.n_heads, -1)
 
 
 def placed(module: _Module, device: torch.device, dtype: torch.dtype) -> _Module:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from convbert.engine.encoder import PackedEncoder
 from convbert.engine.packing import Indices, Packed, gather, micro_batches
+from convbert.engine.transfer import send
 
 
 class Rows(NamedTuple):
@@ -130,8 +131,9 @@ class Pooled(Head):
         if batch.counted is not None:
             starts, lengths = starts + batch.counted[:, 0], batch.counted[:, 1] - batch.counted[:, 0]
         rows, _ = gather(starts, lengths)
-        lengths_there = torch.as_tensor(lengths, device=hidden.device)
-        return torch.segment_reduce(hidden[_rows(rows, hidden)].float(), self.kind, lengths=lengths_there)
+        rows_there, lengths_there = send(rows, lengths, device=hidden.device)
+        # unsafe: torch would wait for the device to check the lengths
+        return torch.segment_reduce(hidden[rows_there].float(), self.kind, lengths=lengths_there, unsafe=True)
 
 
 class PseudoLikelihood(nn.Module):
@@ -161,19 +163,22 @@ class PseudoLikelihood(nn.Module):
             first, last = records.counted[owners].T
             is_scored &= (first <= places) & (places < last)
         owners, places = owners[is_scored], places[is_scored]  # a copy of its record for each scored token
-        totals = np.zeros((len(lengths), 2), np.float64)
+        copied, found = [], []
         for copies in micro_batches(lengths[owners], max_batch_tokens):
             batch = records.take(owners[copies])
             masks = batch.offsets[:-1] + places[copies]
-            words = batch.input_ids[masks]
             ids = batch.input_ids.copy()
             ids[masks] = self.mask_id
             hidden = encoder(batch._replace(input_ids=ids), masks)
-            logits = self.module(hidden[_rows(masks, hidden)]).float()
-            scores = logits.log_softmax(-1)[torch.arange(len(words)), torch.as_tensor(words, dtype=torch.long)]
-            np.add.at(totals, owners[copies], np.stack([scores.cpu().numpy(), np.ones(len(words))], 1))
+            rows, words = send(masks, batch.input_ids[masks], device=hidden.device)
+            logits = self.module(hidden[rows]).float()
+            found.append(logits.log_softmax(-1).gather(1, words[:, None])[:, 0])
+            copied.append(owners[copies])
+        totals = np.zeros((len(lengths), 2), np.float64)
+        for records_of, scores in zip(copied, found, strict=True):  # fetched when all are on their way
+            np.add.at(totals, records_of, np.stack([scores.cpu().numpy(), np.ones(len(records_of))], 1))
         return Rows(totals.astype(np.float32), np.arange(len(lengths) + 1))
 
 
 def _rows(places: NDArray[np.integer], hidden: Tensor) -> Tensor:
-    return torch.as_tensor(places, dtype=torch.long).to(hidden.device, non_blocking=True)
+    return send(places, device=hidden.device)[0]

@@ -110,6 +110,8 @@ class Layout(NamedTuple):
         n_gapped_rows: rows of that buffer.
         is_inside: (T, K) whether each tap around a token falls on the token's own record.
         runs: neighbours of equal length, attended to in one call without padding.
+        offsets: (R + 1,) first row of each record, and T.
+        longest: tokens of the longest record.
     """
 
     positions: Indices
@@ -117,6 +119,8 @@ class Layout(NamedTuple):
     n_gapped_rows: int
     is_inside: NDArray[np.bool_]
     runs: list[Run]
+    offsets: Indices
+    longest: int
 
 
 def layout(lengths: Indices, *, n_taps: int, max_length: int, attended: NDArray[np.integer] | None = None) -> Layout:
@@ -144,6 +148,8 @@ def layout(lengths: Indices, *, n_taps: int, max_length: int, attended: NDArray[
         runs=[
             Run(int(starts[f]), int(n), int(lengths[f]), int(attended[f])) for f, n in zip(firsts, counts, strict=True)
         ],
+        offsets=np.append(starts, n_tokens),
+        longest=int(lengths.max()),
     )
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convbert.engine import compiler
+from convbert.engine.compiler import RowKernel
 from convbert.engine.int8 import Int8FeedForward, Int8Linear, Int8Residual, check_int8
 from convbert.engine.linear import Grouped, Linear, Product, parts_of
 from convbert.errors import InputError
@@ -117,4 +119,15 @@ class _Residual:
         self.dense, self.norm = dense, norm
 
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
-        return self.norm(self.dense(x).add_(residual))
+        product = self.dense(x)
+        if compiler.is_fused(product.device):
+            return _SUMMED_AND_NORMALISED(product, residual, self.norm.weight, self.norm.bias, self.norm.eps)
+        return self.norm(product.add_(residual))
+
+
+def summed_and_normalised(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm(x + residual) in float32, (T, O) -> (T, O) of the type of x: one pass where it is compiled."""
+    return F.layer_norm(x.float() + residual.float(), weight.shape, weight.float(), bias.float(), eps).to(x.dtype)
+
+
+_SUMMED_AND_NORMALISED = RowKernel(summed_and_normalised, dynamic=None)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convbert.engine.budget import CPU_BATCH_TOKENS, probed_budget
 from convbert.engine.encoder import PackedEncoder, placed
 from convbert.engine.heads import Head, PseudoLikelihood, Rows
 from convbert.engine.packing import Indices, Packed, gather, micro_batches
@@ -29,8 +30,9 @@ class Engine:
         heads: what stands on it, by name.
         device: where to compute.
         precision: one of ``PRECISIONS``; results are float32.
-        max_batch_tokens: token budget of a micro-batch. It trades memory for speed and does not change results:
-            on a CPU the default is about what its caches hold, a GPU wants far more.
+        max_batch_tokens: token budget of a micro-batch. It trades memory for speed and does not change results.
+            None takes what the device is fast with: about what the caches of a CPU hold, or what the free memory
+            of a GPU does, found by running a few thousand tokens.
 
     Attributes:
         max_batch_tokens: the budget now: it is halved for good whenever the device runs out of memory.
@@ -46,16 +48,32 @@ class Engine:
         *,
         device: torch.device | str = "cpu",
         precision: str = "fp32",
-        max_batch_tokens: int = 1024,
+        max_batch_tokens: int | None = None,
     ) -> None:
-        if max_batch_tokens < 1:
+        if max_batch_tokens is not None and max_batch_tokens < 1:
             raise InputError(f"max_batch_tokens ({max_batch_tokens}) must be at least 1")
         self.device = torch.device(device)
-        self.max_batch_tokens = max_batch_tokens
         self.encoder = PackedEncoder(encoder, device=self.device, precision=precision)
         there = {name: placed(head, self.device, self.encoder.dtype) for name, head in heads.items()}
         self.heads = {name: head for name, head in there.items() if isinstance(head, Head)}
         self.scorers = {name: head for name, head in there.items() if isinstance(head, PseudoLikelihood)}
+        self.max_batch_tokens = max_batch_tokens or self._found_budget()
+
+    def _found_budget(self) -> int:
+        if self.device.type != "cuda":
+            return CPU_BATCH_TOKENS
+        longest = self.encoder.config.max_position_embeddings
+        try:
+            return probed_budget(self._run_zeros, longest=longest, device=self.device)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        return longest
+
+    @torch.inference_mode()
+    def _run_zeros(self, n_records: int, length: int) -> None:
+        batch = Packed(np.zeros(n_records * length, np.int64), np.arange(n_records + 1) * length)
+        self._run(batch, np.arange(n_records)) if self.heads else self.encoder(batch)
 
     @torch.inference_mode()
     def __call__(self, records: Packed) -> dict[str, Rows]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,19 @@ import torch
 import transformers
 
 from convbert import ConvBertForMaskedLM, ConvBertForSequenceClassification, InputError
-from convbert.engine import Engine, FirstToken, Packed, PackedEncoder, PseudoLikelihood, is_out_of_memory
+from convbert.engine import (
+    Engine,
+    FirstToken,
+    Packed,
+    PackedEncoder,
+    Pooled,
+    PseudoLikelihood,
+    attention,
+    compiler,
+    is_out_of_memory,
+)
 from tests.conftest import save_checkpoint, tiny_config
+from tests.convbert.engine.varlen import varlen_reference
 
 SHAPES = [
     {},
@@ -195,10 +207,69 @@ def test_what_is_out_of_memory() -> None:
     assert not is_out_of_memory(MemoryError())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_a_gpu_gives_the_same(checkpoint: Path) -> None:
+@pytest.mark.parametrize("changes", [{}, {"num_groups": 2, "hidden_act": "gelu_new", "embedding_size": 32}], ids=str)
+def test_the_way_through_a_gpu_gives_each_record_its_own(
+    changes: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row kernels as written, and all records attended to at once, on the processor."""
+    torch.manual_seed(1)
+    oracle = transformers.ConvBertForSequenceClassification(tiny_config(num_labels=3, **changes)).eval()
+    oracle.save_pretrained(tmp_path)
+    model = ConvBertForSequenceClassification.from_pretrained(tmp_path)
+    monkeypatch.setattr(compiler, "is_fused", lambda device: True)
+    monkeypatch.setattr(compiler, "has_compiler", lambda device_type: False)
+    monkeypatch.setattr("convbert.engine.encoder.has_kernel", lambda *args, **kwargs: True)
+    monkeypatch.setattr(attention, "varlen_attn", varlen_reference)
+    batch = packed([5, 17, 5, 80, 1, 17, 33], 60)
+    for budget in (1, 64, 10**6):
+        engine = Engine(model.base_model, {"head": FirstToken(model.classifier)}, max_batch_tokens=budget)
+        np.testing.assert_allclose(engine(batch)["head"].values, alone(oracle, batch), atol=1e-4)
+
+
+def test_without_a_budget_the_device_decides(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
+    heads = {"head": FirstToken(model.classifier)}
+    assert Engine(model.base_model, heads).max_batch_tokens == 1024
+    runs: list[tuple[int, int]] = []
+
+    def probed(run: Callable[[int, int], object], *, longest: int, device: torch.device) -> int:
+        runs.append((longest, len(device.type)))
+        run(2, longest)
+        return 4096
+
+    engine = Engine(model.base_model, heads)
+    monkeypatch.setattr("convbert.engine.run.probed_budget", probed)
+    engine.device = torch.device("cuda")  # of the probe alone
+    assert engine._found_budget() == 4096
+    limit_memory(monkeypatch, 200)
+    assert engine._found_budget() == 128  # no room for the probe: a record at a time
+    assert runs == [(128, 4)] * 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.05), ("fp16", 0.005)])
+@pytest.mark.parametrize("budget", [None, 64])
+def test_a_gpu_gives_the_same(checkpoint: Path, precision: str, tolerance: float, budget: int | None) -> None:
+    model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
+    heads = {"head": FirstToken(model.classifier), "mean": Pooled("mean")}
     batch = packed([5, 17, 5, 80, 1], 60)
-    expected = Engine(model.base_model, {"head": FirstToken(model.classifier)})(batch)["head"].values
-    on_gpu = Engine(model.base_model, {"head": FirstToken(model.classifier)}, device="cuda")(batch)["head"].values
-    np.testing.assert_allclose(on_gpu, expected, atol=1e-4)
+    expected = Engine(model.base_model, heads)(batch)
+    on_gpu = Engine(model.base_model, heads, device="cuda", precision=precision, max_batch_tokens=budget)(batch)
+    for name, rows in expected.items():
+        atol = tolerance * np.abs(rows.values).max()
+        np.testing.assert_allclose(on_gpu[name].values, rows.values, atol=atol)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_nothing_waits_for_the_gpu_before_the_results_are_fetched(checkpoint: Path) -> None:
+    model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
+    heads = {"head": FirstToken(model.classifier), "mean": Pooled("mean")}
+    engine = Engine(model.base_model, heads, device="cuda", precision="bf16", max_batch_tokens=1024)
+    batch = packed([5, 17, 5, 80, 1], 60)
+    engine(batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.inference_mode():
+            engine._run(batch, np.arange(5))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,27 @@
+"""A micro-batch's index arrays in, the same on the device out, without waiting for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def send(*arrays: NDArray[np.integer], device: torch.device) -> Sequence[Tensor]:
+    """Each array, (N,) of any N, as int64 on the device."""
+    if device.type == "cpu":
+        return [torch.as_tensor(array, dtype=torch.long) for array in arrays]
+    together = torch.from_numpy(np.concatenate(arrays, dtype=np.int64))  # one copy costs less than several
+    return send_tensor(together, device).split([len(array) for array in arrays])
+
+
+def send_tensor(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device.
+
+    A copy from pinned memory is queued behind the kernels that came before it, so that the host prepares the next
+    micro-batch while a GPU computes this one; torch keeps the pinned memory until the copy is done.
+    """
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

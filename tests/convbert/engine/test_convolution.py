@@ -1,0 +1,72 @@
+"""Both convolutions over a packed batch, pass by pass and as row kernels, against the reference modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from convbert import layers
+from convbert.engine import compiler, convolution
+from convbert.engine.convolution import DepthwiseConvolution, dynamic_convolution, taps_of
+from convbert.engine.packing import layout
+
+N_HEADS, WIDTH = 2, 16
+LENGTHS = np.array([3, 1, 1, 9, 2])
+FORMS = ["passes", "as written", "compiled"]
+
+
+@pytest.fixture(params=FORMS)
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How a CPU computes, and how a GPU does without and with a compiler."""
+    monkeypatch.setattr(compiler, "is_fused", lambda device: request.param != "passes")
+    if request.param == "as written":
+        monkeypatch.setattr(compiler.RowKernel, "__call__", lambda self, *args: self._function(*args))
+    elif request.param == "compiled" and not compiler.has_compiler("cpu"):
+        pytest.skip("no C++ compiler here")
+    return request.param
+
+
+def by_record(function: Callable[..., torch.Tensor], *rows: torch.Tensor) -> torch.Tensor:
+    """A function of records (1, L, …) on each record of packed rows."""
+    parts = zip(*(x.split(LENGTHS.tolist()) for x in rows), strict=True)
+    return torch.cat([function(*(x[None] for x in part))[0] for part in parts])
+
+
+def rows(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(int(LENGTHS.sum()), *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def mask(n_taps: int) -> torch.Tensor:
+    where = layout(LENGTHS, n_taps=n_taps, max_length=9)
+    return taps_of(torch.from_numpy(where.is_inside), torch.float32)
+
+
+@torch.inference_mode()
+def test_dynamic_convolution_is_the_references_on_each_record(form: str) -> None:
+    logits, values = rows(N_HEADS, 3, seed=0), rows(WIDTH, seed=1)
+    expected = by_record(layers.dynamic_convolution, logits.softmax(-1), values.unflatten(1, (N_HEADS, -1)))
+    columns = torch.cat([values, values], 1)[:, WIDTH:]  # as they stand beside others in a block
+    torch.testing.assert_close(dynamic_convolution(logits, columns, mask(3)), expected.flatten(1))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("n_taps", [1, 3])
+def test_depthwise_convolution_is_the_references_on_each_record(form: str, n_taps: int) -> None:
+    x = rows(WIDTH, seed=2)
+    reference = layers.SeparableConv1d(in_width=WIDTH, out_width=WIDTH, kernel_size=n_taps).depthwise
+    expected = by_record(lambda record: reference(record.transpose(1, 2)).transpose(1, 2), x)
+    where = layout(LENGTHS, n_taps=n_taps, max_length=9)
+    gapped = torch.from_numpy(where.gapped_rows)
+    result = DepthwiseConvolution(reference.weight)(x, gapped, where.n_gapped_rows, mask(n_taps))
+    torch.testing.assert_close(result, expected)
+
+
+def test_a_neighbour_that_is_no_number_stays_outside_of_a_row_kernel() -> None:
+    values = rows(WIDTH, seed=1)
+    values[LENGTHS[0] :] = torch.nan
+    where = torch.from_numpy(layout(LENGTHS, n_taps=5, max_length=9).is_inside)
+    result = convolution.dynamic_taps(rows(N_HEADS, 5, seed=0), values, where)
+    assert result[: LENGTHS[0]].isfinite().all()

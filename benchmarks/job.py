@@ -96,7 +96,7 @@ class Recipe:
 
 
 def measure(
-    precisions: Sequence[str] = ("fp32",), n_texts: int = 352, runs: int = 1, *, size: str = "base"
+    precisions: Sequence[str] = ("fp32", "int8"), n_texts: int = 352, runs: int = 1, *, size: str = "base"
 ) -> list[Row]:
     """The job at each precision against the recipe and against the bare engine: medians over interleaved runs.
 

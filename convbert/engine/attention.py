@@ -5,6 +5,8 @@ Shapes: T tokens, R records, L tokens of each record in a run, N heads, d head w
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,13 +14,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convbert.engine.packing import Run
-
-try:
-    from torch.nn.attention import varlen
-except ImportError:  # before torch 2.10
-    varlen_attn: Any = None
-else:
-    varlen_attn = varlen.varlen_attn
 
 _WIDEST_HEAD = 256  # of FlashAttention 2, which also wants widths in steps of 8 and an Ampere GPU or a newer one
 
@@ -49,19 +44,30 @@ def attend_at_once(fused: Tensor, offsets: Tensor, *, longest: int, n_heads: int
         longest: tokens of the longest.
         out: (T, A).
     """
+    attend: Any = _at_once()
     q, k, v = fused[:, : 3 * out.shape[1]].view(len(out), 3, n_heads, -1).unbind(1)  # (T, N, d)
-    out.view(q.shape).copy_(varlen_attn(q, k, v, offsets, offsets, longest, longest))
+    out.view(q.shape).copy_(attend(q, k, v, offsets, offsets, longest, longest))
 
 
 def has_kernel(device: torch.device, dtype: torch.dtype, *, head_width: int) -> bool:
     """Whether torch attends to records of any lengths in one call on this device."""
     return (
-        varlen_attn is not None
-        and device.type == "cuda"
+        device.type == "cuda"
         and dtype in (torch.bfloat16, torch.float16)
         and head_width % 8 == 0
         and head_width <= _WIDEST_HEAD
         and torch.version.hip is None
         and torch.cuda.get_device_capability(device) >= (8, 0)
         and torch.backends.cuda.is_flash_attention_available()
+        and _at_once() is not None
     )
+
+
+@cache
+def _at_once() -> Callable[..., Any] | None:
+    """torch's attention of records of any lengths, which it has from 2.10 on; importing it takes seconds."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn

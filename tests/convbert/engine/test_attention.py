@@ -43,7 +43,7 @@ def test_runs_give_each_record_its_own_attention() -> None:
 
 
 def test_all_at_once_give_each_record_its_own_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "varlen_attn", varlen_reference)
+    monkeypatch.setattr(attention, "_at_once", lambda: varlen_reference)
     rows = fused()
     context = torch.zeros(len(rows), 2 * N_HEADS * HEAD_WIDTH)
     attend_at_once(rows, offsets(), longest=7, n_heads=N_HEADS, out=context[:, : N_HEADS * HEAD_WIDTH])
@@ -51,9 +51,10 @@ def test_all_at_once_give_each_record_its_own_attention(monkeypatch: pytest.Monk
     assert not context[:, N_HEADS * HEAD_WIDTH :].any()
 
 
-@pytest.mark.skipif(attention.varlen_attn is None, reason="torch has it from 2.10 on")
 def test_torch_takes_the_call() -> None:
     """Without a GPU, for shapes alone."""
+    if attention._at_once() is None:
+        pytest.skip("torch has it from 2.10 on")
     out = torch.empty(LENGTHS.sum(), N_HEADS * HEAD_WIDTH, device="meta", dtype=torch.bfloat16)
     attend_at_once(fused("meta", torch.bfloat16), offsets("meta"), longest=7, n_heads=N_HEADS, out=out)
 
@@ -77,7 +78,7 @@ def test_the_kernel_is_taken_where_it_computes(
 ) -> None:
     case = {"device": "cuda", "dtype": torch.bfloat16, "head_width": 64, "capability": (9, 0), "varlen": print}
     case |= changes
-    monkeypatch.setattr(attention, "varlen_attn", case["varlen"])
+    monkeypatch.setattr(attention, "_at_once", lambda: case["varlen"])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: case["capability"])
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
     monkeypatch.setattr(torch.version, "hip", None)

@@ -219,7 +219,7 @@ def test_the_way_through_a_gpu_gives_each_record_its_own(
     monkeypatch.setattr(compiler, "is_fused", lambda device: True)
     monkeypatch.setattr(compiler, "has_compiler", lambda device_type: False)
     monkeypatch.setattr("convbert.engine.encoder.has_kernel", lambda *args, **kwargs: True)
-    monkeypatch.setattr(attention, "varlen_attn", varlen_reference)
+    monkeypatch.setattr(attention, "_at_once", lambda: varlen_reference)
     batch = packed([5, 17, 5, 80, 1, 17, 33], 60)
     for budget in (1, 64, 10**6):
         engine = Engine(model.base_model, {"head": FirstToken(model.classifier)}, max_batch_tokens=budget)

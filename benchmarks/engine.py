@@ -57,14 +57,16 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         source = Source(make_model("ConvBertForSequenceClassification", "base"), Path(folder))
         model = ours(source.model, Path(folder) / "model")
-        classifiers = {
-            precision: make_engine(model, FirstToken(model.classifier), precision) for precision in precisions
-        }
+        present = [precision for precision in precisions if precision != "bf16" or has_bf16()]
+        classifiers = {precision: make_engine(model, FirstToken(model.classifier), precision) for precision in present}
         rows: list[Row] = []
         if "equal" in lengths:
-            taggers = {precision: make_engine(model, EachToken(nn.Identity()), precision) for precision in precisions}
+            taggers = {precision: make_engine(model, EachToken(nn.Identity()), precision) for precision in present}
             rows += equal_lengths(source, classifiers, taggers, rounds)
             del taggers
+            absent = "this processor would only emulate it: not measured"
+            emulated = [goal for goal in GOALS if goal[0] in set(precisions) - set(present)]
+            rows += [Row(_work(precision), name, goal, math.nan, absent) for precision, name, goal in emulated]
         if "mixed" in lengths:
             rows += mixed_lengths(source, classifiers, min(rounds, MOST_MIXED_ROUNDS))
         return rows
@@ -106,18 +108,20 @@ def _equal_row(
     peers: dict[str, Peer],
     missing: dict[str, str],
 ) -> Row:
-    work = f"engine, {N_RECORDS} × {LENGTH} tokens, {precision}"
     if name in missing:
-        return Row(work, name, goal, math.nan, missing[name])
+        return Row(_work(precision), name, goal, math.nan, missing[name])
     classifier, every_token = seconds[f"classifier {precision}"], seconds[f"every token {precision}"]
     rates = f"{_rate(n_tokens, classifier)} against {_rate(n_tokens, seconds[name])} tokens/s"
     notes = [
         rates,
         f"with every token's state {ratio(seconds[name], every_token):.2f} ×",
         peers[name].note,
-        "the processor has no bf16" if precision == "bf16" and not has_bf16() else "",
     ]
-    return Row(work, name, goal, ratio(seconds[name], classifier), "; ".join(filter(None, notes)))
+    return Row(_work(precision), name, goal, ratio(seconds[name], classifier), "; ".join(filter(None, notes)))
+
+
+def _work(precision: str) -> str:
+    return f"engine, {N_RECORDS} × {LENGTH} tokens, {precision}"
 
 
 def mixed_lengths(source: Source, classifiers: dict[str, Engine], rounds: int) -> list[Row]:

@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[2]
 def test_it_runs_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["gpu", "--device", "cpu", "--size", "tiny", "--rounds", "1"])
     gpu.main()
-    table = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| engine")]
+    printed = capsys.readouterr().out
+    assert "this only shows that the benchmark runs" in printed
+    table = [line.split(" | ") for line in printed.splitlines() if line.startswith("| engine")]
     assert [cells[2] for cells in table] == ["≥ 0.55", "≥ 4"]
     assert all(float(cells[3]) > 0 for cells in table)
 

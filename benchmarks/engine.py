@@ -44,6 +44,7 @@ N_TEXTS, SHORTEST, LONGEST = 64, 20, 512
 BATCH_SIZES = (32, 16)  # of Transformers on mixed lengths; the first is judged
 MIXED_GOALS = {"fp32": 1.6, "int8": 5.0}
 MOST_MIXED_ROUNDS = 3  # each of minutes
+NOT_MEASURED = "this processor would only emulate it: not measured"
 PATIENCE_S = 15.0  # with one run on equal lengths
 
 
@@ -64,9 +65,8 @@ def measure(
             taggers = {precision: make_engine(model, EachToken(nn.Identity()), precision) for precision in present}
             rows += equal_lengths(source, classifiers, taggers, rounds)
             del taggers
-            absent = "this processor would only emulate it: not measured"
             emulated = [goal for goal in GOALS if goal[0] in set(precisions) - set(present)]
-            rows += [Row(_work(precision), name, goal, math.nan, absent) for precision, name, goal in emulated]
+            rows += [Row(_work(precision), name, goal, math.nan, NOT_MEASURED) for precision, name, goal in emulated]
         if "mixed" in lengths:
             rows += mixed_lengths(source, classifiers, min(rounds, MOST_MIXED_ROUNDS))
         return rows

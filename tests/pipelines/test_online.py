@@ -16,6 +16,7 @@ from tests.conftest import save_checkpoint, with_labels
 from tests.pipelines.labelling import job, label
 
 WORDS = ["the", "free", "mail", "offer", "now", "offering", "zebra", "x", "12", "!", "Ünïcode", "日本", "👍", "[MASK]"]
+BUDGET = 1024  # tokens
 LABELS = with_labels("O", "B-PER", "I-PER", "B-LOC")
 
 
@@ -64,6 +65,21 @@ def rows_of(table: pa.Table, *names: str) -> list[dict[str, Any]]:
     return [{"error": row["error"]} if row["error"] else row for row in found]
 
 
+def assert_close(found: Any, expected: Any) -> None:
+    """Equal, but for the last digits of numbers: products of other shapes add in another order."""
+    if isinstance(expected, dict):
+        assert list(found) == list(expected)
+        found, expected = list(found.values()), list(expected.values())
+    if isinstance(expected, list):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_close(one, other)
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    else:
+        assert found == expected
+
+
 def in_batches(online: OnlinePredictor, requests: list[Request], *, seed: int) -> list[Answer]:
     """Batches of random sizes."""
     rng, answers = random.Random(seed), []
@@ -77,14 +93,16 @@ def in_batches(online: OnlinePredictor, requests: list[Request], *, seed: int) -
 def test_thousands_of_texts_come_out_of_both_doors_equal(online: OnlinePredictor, checkpoints: dict[str, Path]) -> None:
     texts = texts_of(2500)
     heads = {name: str(checkpoints[name]) for name in ("spam", "names")}
-    expected = rows_of(label(job(head=heads), text=texts), *heads)
+    expected = rows_of(label(job(head=heads, max_batch_tokens=BUDGET), text=texts), *heads)
+    (together,) = online([ask([{"text": text} for text in texts], spam={}, names={})])
+    assert list(together.rows) == expected  # to the last bit
     requests, rng, rest = [], random.Random(1), list(texts)
     while rest:
         size = rng.choice([1, 1, 1, 2, 5, 20])
         requests.append(ask([{"text": text} for text in rest[:size]], spam={}, names={}))
         rest = rest[size:]
     answers = in_batches(online, requests, seed=2)
-    assert [row for answer in answers for row in answer.rows] == expected
+    assert_close([row for answer in answers for row in answer.rows], expected)
 
 
 def expected_of(checkpoints: dict[str, Path], name: str, columns: dict[str, list[Any]], **settings: Any) -> Any:
@@ -117,7 +135,7 @@ def test_every_setting_in_one_batch_gives_what_a_job_of_its_own_gives(
     expected = [expected_of(checkpoints, name, {"text": texts}, **settings) for name, settings in SETTINGS]
     assert [answer.refusal for answer in answers] == [None] * len(answers)
     for (place, text), answer in zip(requests, answers, strict=True):
-        assert answer.rows == (expected[place][texts.index(text)],)
+        assert_close(answer.rows[0], expected[place][texts.index(text)])
 
 
 def test_questions_choices_and_pairs(online: OnlinePredictor, checkpoints: dict[str, Path]) -> None:
@@ -125,16 +143,16 @@ def test_questions_choices_and_pairs(online: OnlinePredictor, checkpoints: dict[
     for settings in ({}, {"top_k": 3, "stride": 20, "max_answer_tokens": 4}, {"allow_no_answer": True}):
         expected = expected_of(checkpoints, "answers", {"question": questions, "context": contexts}, **settings)
         records = [{"question": q, "context": c} for q, c in zip(questions, contexts, strict=True)]
-        assert list(online([ask(records, answers=settings)])[0].rows) == expected
+        assert_close(list(online([ask(records, answers=settings)])[0].rows), expected)
     options = [["mail", text] for text in contexts]
     expected = expected_of(checkpoints, "choices", {"text": contexts, "choices": options})
     records = [{"text": text, "choices": its} for text, its in zip(contexts, options, strict=True)]
-    assert list(online([ask(records, choices={})])[0].rows) == expected
+    assert_close(list(online([ask(records, choices={})])[0].rows), expected)
     expected = expected_of(
         checkpoints, "spam", {"text": contexts, "text_pair": questions}, text_pair_column="text_pair"
     )
     records = [{"text": text, "text_pair": pair} for text, pair in zip(contexts, questions, strict=True)]
-    assert list(online([ask(records, spam={"text_pair_column": "text_pair"})])[0].rows) == expected
+    assert_close(list(online([ask(records, spam={"text_pair_column": "text_pair"})])[0].rows), expected)
 
 
 @pytest.mark.parametrize(("function", "problem"), [("sigmoid", "multi_label"), ("none", "regression")])
@@ -144,7 +162,9 @@ def test_a_classifier_s_scores_by_another_function(
     changes = {"problem_type": "regression" if problem == "regression" else "multi_label_classification"}
     other = save_checkpoint(tmp_path / "other", **with_labels("ham", "spam", "news"), **changes)
     expected = rows_of(label(job(head={"spam": str(other)}), text=["free mail"]), "spam")
-    assert online([ask([{"text": "free mail"}], spam={"function_to_apply": function})])[0].rows == (expected[0],)
+    (answer,) = online([ask([{"text": "free mail"}], spam={"function_to_apply": function})])
+    scores = answer.rows[0]["spam"]["scores"]
+    assert_close(scores, expected[0]["spam"]["scores"])
 
 
 def test_heads_that_share_an_encoder_are_run_in_one_pass(

@@ -53,7 +53,7 @@ def build(args: Mapping[str, Any] | ServeSpec) -> serve.Application:
     passes = plan_service(spec.urls, spec.settings_of_heads)
     device = choose_device(spec.device)
     precision = choose_precision(spec.precision, device, kept=None)
-    model = serve.deployment(Model).options(
+    model = _deployment(Model).options(
         ray_actor_options={"num_cpus": spec.replica_cpus, "num_gpus": int(device == "cuda")},
         max_ongoing_requests=spec.max_ongoing_requests,
         max_queued_requests=spec.max_queued_requests,
@@ -62,7 +62,7 @@ def build(args: Mapping[str, Any] | ServeSpec) -> serve.Application:
         health_check_timeout_s=30,
         **_scaling(spec),
     )
-    ingress = serve.deployment(Ingress).options(
+    ingress = _deployment(Ingress).options(
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=10_000,
         graceful_shutdown_timeout_s=spec.timeout_s,
@@ -226,6 +226,12 @@ class Ingress:
         self._latency_ms.observe(1000 * seconds, tags={"path": path})
         if status >= 400:
             self._errors.inc(tags={"path": path, "kind": KINDS.get(status, "gone" if status == 499 else "internal")})
+
+
+def _deployment(of: type) -> serve.Deployment:
+    """A class as a deployment; Serve's type hint says what its decorator with arguments gives."""
+    made: Any = serve.deployment(of)
+    return made
 
 
 def _tags(*names: str) -> Any:

@@ -200,12 +200,16 @@ def _add_error_handlers(app: FastAPI, heads: Mapping[str, Any]) -> None:
     async def refused(_: Any, error: RefusedError) -> JSONResponse:
         return JSONResponse({"error": str(error)}, 422)
 
+    @app.exception_handler(UnicodeError)  # pydantic's, of names in the body
+    async def no_characters(_: Any, error: UnicodeError) -> JSONResponse:
+        return JSONResponse({"error": "the body holds half of a surrogate pair, which is no character"}, 422)
+
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Any, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
             return JSONResponse({"error": "the body is not JSON"}, 400)
-        place = ".".join(str(part)[:40] for part in first["loc"] if part != "body") or "the body"
+        place = ".".join(ascii(part)[:40].strip("'") for part in first["loc"] if part != "body") or "the body"
         return JSONResponse({"error": f"{place}: {first['msg']}"}, 422)
 
     @app.exception_handler(HTTPException)

@@ -114,13 +114,13 @@ def test_token_classification(url: str, checkpoints: dict[str, Path], strategy: 
 
 def test_question_answering(url: str, checkpoints: dict[str, Path]) -> None:
     context = "free mail , the offer now !"
-    (expected,) = answer(checkpoints["answers"], ["the mail"], [context], top_k=2)
+    (expected,) = answer(checkpoints["answers"], ["the mail"], [context], max_length=128, stride=64)
     found = client(url, "answers").question_answering(question="the mail", context=context, top_k=2)
-    assert [(one.answer, one.start, one.end) for one in found] == [
-        (one["answer"], one["start"], one["end"]) for one in expected
-    ]
     alone = client(url, "answers").question_answering(question="the mail", context=context)
-    assert (alone.answer, alone.start) == (expected[0]["answer"], expected[0]["start"])
+    assert len(found) == 2
+    for best in (found[0], alone):
+        assert (best.answer, best.start, best.end) == (expected["answer"], expected["start"], expected["end"])
+        assert best.score == pytest.approx(expected["score"], abs=1e-4)
 
 
 def test_fill_mask(url: str, checkpoints: dict[str, Path]) -> None:

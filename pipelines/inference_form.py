@@ -119,7 +119,7 @@ def settings_from(task: str, parameters: Mapping[str, Any], records: Sequence[Ma
         known = model.model_validate({name: value for name, value in parameters.items() if value is not None})
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        name = str(first["loc"][0])[:40]
+        name = ascii(next(iter(first["loc"]), "a name")).strip("'")[:40]
         if first["type"] == "extra_forbidden":
             names = ", ".join(model.model_fields) or "none"
             raise RefusedError(f"parameters: {name!r} is not one for {task}: there are {names}") from None

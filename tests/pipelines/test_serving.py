@@ -46,11 +46,11 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def url(ray_cluster: None, checkpoints: dict[str, Path]) -> Iterator[str]:
+def spec(checkpoints: dict[str, Path]) -> ServeSpec:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    spec = ServeSpec.of(
+    return ServeSpec.of(
         {
             "head": {name: str(folder) for name, folder in checkpoints.items()},
             "embed": {"vectors": str(checkpoints["spam"])},
@@ -64,6 +64,10 @@ def url(ray_cluster: None, checkpoints: dict[str, Path]) -> Iterator[str]:
             "max_characters": MAX_CHARACTERS,
         }
     )
+
+
+@pytest.fixture(scope="module")
+def url(ray_cluster: None, spec: ServeSpec) -> Iterator[str]:
     os.environ[serving.TOKENS] = f"{TOKEN}, {OTHER_TOKEN}"
     try:
         yield serving.start(spec)
@@ -79,6 +83,12 @@ def headers(token: str = TOKEN) -> dict[str, str]:
 def post(url: str, path: str, body: Any, token: str = TOKEN) -> requests.Response:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     return requests.post(f"{url}/{path}", data=data, headers=headers(token), timeout=60)
+
+
+@pytest.fixture(autouse=True)
+def reachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests' environment forbids Hugging Face's client any request."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
 
 
 def client(url: str, head: str) -> huggingface_hub.InferenceClient:
@@ -310,3 +320,32 @@ def kill_a_replica() -> str:
     names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if "#Model#" in actor["name"]]
     ray.kill(ray.get_actor(names[0], namespace="serve"), no_restart=False)
     return names[0]
+
+
+def test_new_weights_are_rolled_out_without_a_failed_request(url: str, spec: ServeSpec, tmp_path: Path) -> None:
+    """Every answer on the way is the old checkpoint's or the new one's."""
+    text = TEXTS[0]
+    other = save_checkpoint(tmp_path / "other", seed=9, **with_labels("ham", "spam"))
+    old = post(url, "spam", {"inputs": text}).json()
+    found: list[requests.Response] = []
+    is_done = threading.Event()
+
+    def ask() -> None:
+        while not is_done.is_set():
+            found.append(post(url, "spam", {"inputs": text}))
+
+    with ThreadPoolExecutor(2) as pool:
+        tasks = [pool.submit(ask) for _ in range(2)]
+        try:
+            serving.start(ServeSpec.of({**spec.model_dump(), "head": {**spec.head, "spam": str(other)}}))
+        finally:
+            is_done.set()
+    assert [task.exception() for task in tasks] == [None, None]
+    new = post(url, "spam", {"inputs": text}).json()
+    assert new != old
+    assert {response.status_code for response in found} == {200}
+    known = [{row["label"]: row["score"] for row in rows[0]} for rows in (old, new)]
+    scores = [{row["label"]: row["score"] for row in response.json()[0]} for response in found]
+    assert [
+        one for one in scores if one != pytest.approx(known[0], abs=1e-5) and one != pytest.approx(known[1], abs=1e-5)
+    ] == []

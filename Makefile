@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo demo-tags test soak lint bench clean
+.PHONY: setup demo demo-tags serve test soak lint bench clean
 
 setup: $(VENV)/.installed
 
@@ -19,6 +19,11 @@ demo: setup
 demo-tags: setup
 	$(BIN)/python jobs/tag_corpus.py --config examples/brown/job.yaml
 	$(BIN)/python examples/brown/accuracy.py out/brown
+
+# The shipped checkpoints at http://127.0.0.1:8000 until Ctrl-C.
+serve: setup
+	$(BIN)/python jobs/serve_online.py --head spam=examples/spam/checkpoint --head pos=examples/brown/pos \
+	    --embed vectors=examples/brown/pos
 
 test: setup
 	$(BIN)/python -m pytest

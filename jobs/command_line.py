@@ -34,16 +34,16 @@ def main(description: str, *, task: str, arguments: Sequence[str] | None = None)
     logging.getLogger("azure").setLevel(logging.WARNING)  # it logs every request with its headers
     try:
         spec = parse(description, task=task, arguments=arguments)
-        _prepare_environment()
+        prepare_environment()
         from pipelines.run import run  # imports Ray, which reads its environment then and never again
 
         summary = run(spec)
     except SpecError as error:
-        return _fail(error, MISUSED)
+        return fail(error, MISUSED)
     except (PipelineError, ConvBertError) as error:
-        return _fail(error, FAILED)
+        return fail(error, FAILED)
     except KeyboardInterrupt:
-        return _fail("interrupted; finished parts stay: start the same command again to go on", INTERRUPTED)
+        return fail("interrupted; finished parts stay: start the same command again to go on", INTERRUPTED)
     for line in summary.lines():
         print(line)
     return _judge(summary)
@@ -59,15 +59,15 @@ def parse(description: str, *, task: str, arguments: Sequence[str] | None = None
     parser.add_argument("--config", metavar="YAML", help="file with the same settings; flags override it")
     for name, field in JobSpec.model_fields.items():
         if name != "task":
-            parser.add_argument(flag(name), **_argument(field))
+            parser.add_argument(flag(name), **argument(field))
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     config = given.pop("config", None)
     if "head" in given:
-        given["head"] = dict(_name_and_url(head) for head in given["head"])
+        given["head"] = dict(name_and_url(head) for head in given["head"])
     return JobSpec.of({**(read_config(config) if config else {}), **given, "task": task})
 
 
-def _prepare_environment() -> None:
+def prepare_environment() -> None:
     """Settings that Ray and tokenizers read from the environment, where the user has set none.
 
     A cluster that the job starts for itself gets a token of its own: no other user of the machine can
@@ -79,7 +79,7 @@ def _prepare_environment() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def _argument(field: FieldInfo) -> dict[str, Any]:
+def argument(field: FieldInfo) -> dict[str, Any]:
     """How argparse takes a field: its type, its help and its default."""
     default = field.get_default(call_default_factory=True)
     shown = "" if field.is_required() or default in (None, [], {}, False) else f" (default: {default})"
@@ -100,7 +100,7 @@ def _without_none(annotation: Any) -> Any:
     return annotation
 
 
-def _name_and_url(head: str) -> tuple[str, str]:
+def name_and_url(head: str) -> tuple[str, str]:
     name, equals, url = head.partition("=")
     if not equals or not url:
         raise SpecError(f"--head {head}: give NAME=URL, such as --head topic=checkpoints/topic")
@@ -109,7 +109,7 @@ def _name_and_url(head: str) -> tuple[str, str]:
 
 def _judge(summary: Summary) -> int:
     if summary.has_failed_too_often:
-        return _fail(
+        return fail(
             f"{summary.failed:,} of {summary.rows:,} records failed, more than --max-failed-fraction "
             f"{summary.max_failed_fraction}: look at the column 'error', mend the input or raise the limit",
             FAILED,
@@ -117,6 +117,6 @@ def _judge(summary: Summary) -> int:
     return OK
 
 
-def _fail(error: object, status: int) -> int:
+def fail(error: object, status: int) -> int:
     print(f"error: {redacted(str(error))}", file=sys.stderr)
     return status

@@ -91,27 +91,37 @@ def plan_passes(spec: JobSpec) -> list[EncoderPass]:
     Raises:
         ModelError: a checkpoint that cannot be read or cannot label, or none for the job's task.
     """
-    groups: dict[tuple[str, Encoding], list[HeadPlan]] = {}
-    for name, url in spec.head.items():
-        plan, encoder, encoding = _inspect(name, url, spec)
-        groups.setdefault((encoder, encoding), []).append(plan)
-    tasks = {plan.name: plan.head.task for heads in groups.values() for plan in heads}
+    passes = share_passes({name: (url, spec) for name, url in spec.head.items()})
+    tasks = {plan.name: plan.head.task for encoder_pass in passes for plan in encoder_pass.heads}
     if spec.task and spec.task not in tasks.values():
         found = ", ".join(f"--head {name} is for {task}" for name, task in tasks.items())
         jobs = " or ".join(sorted({JOBS[task] for task in tasks.values()}))
         raise ModelError(f"this job is for {spec.task}, but {found}: start {jobs}, or give another checkpoint")
+    return passes
+
+
+def share_passes(heads: Mapping[str, tuple[str, JobSpec]]) -> list[EncoderPass]:
+    """Check the checkpoint of every head, given by its URL and settings, and put together what can share a pass.
+
+    Raises:
+        ModelError: a checkpoint that cannot be read or cannot label.
+    """
+    groups: dict[tuple[str, Encoding], list[HeadPlan]] = {}
+    for name, (url, spec) in heads.items():
+        plan, encoder, encoding = _inspect(name, url, spec)
+        groups.setdefault((encoder, encoding), []).append(plan)
     return [
         EncoderPass(
             replace(
                 encoding,
                 name=str(number),
-                tokenizer=heads[0].url,
-                needs_spans=any(plan.head.needs_spans for plan in heads),
-                needs_mask=any(plan.head.needs_mask for plan in heads),
+                tokenizer=plans[0].url,
+                needs_spans=any(plan.head.needs_spans for plan in plans),
+                needs_mask=any(plan.head.needs_mask for plan in plans),
             ),
-            tuple(heads),
+            tuple(plans),
         )
-        for number, ((_, encoding), heads) in enumerate(groups.items())
+        for number, ((_, encoding), plans) in enumerate(groups.items())
     ]
 
 
@@ -122,7 +132,7 @@ def _inspect(name: str, url: str, spec: JobSpec) -> tuple[HeadPlan, str, Encodin
         tokenizer = ConvBertTokenizer.from_pretrained(url)
         head = head_for(config, tokenizer, spec, source=redacted(url))
         model = load_model(head, name, url, config)
-        encoding = _encoding(head, config, tokenizer, spec, source=redacted(url))
+        encoding = encoding_for(head, config, tokenizer, spec, source=redacted(url))
     except ConvBertError as error:
         raise ModelError(f"--head {name}: {redacted(str(error))}") from error
     except ModelError as error:
@@ -132,7 +142,7 @@ def _inspect(name: str, url: str, spec: JobSpec) -> tuple[HeadPlan, str, Encodin
     return plan, weights_fingerprint(model.base_model), encoding
 
 
-def _encoding(
+def encoding_for(
     head: Head, config: ConvBertConfig, tokenizer: ConvBertTokenizer, spec: JobSpec, *, source: str
 ) -> Encoding:
     """How a head's input is made; its name, and what other heads need of it, are yet to come.

@@ -75,6 +75,15 @@ class Predictor:
             block = loaded(block)
         return block
 
+    def check(self) -> None:
+        """Run every encoder and head on the shortest input there is.
+
+        Raises:
+            Exception: it does not work any more.
+        """
+        for loaded in self._passes:
+            loaded.check()
+
 
 class _LoadedPass:
     """An encoder with its heads in memory."""
@@ -84,13 +93,13 @@ class _LoadedPass:
         self.names = ", ".join(plan.name for plan in encoder_pass.heads)
         self.engine = load_engine(encoder_pass, device=device, precision=precision, max_batch_tokens=max_batch_tokens)
         try:
-            self._run_shortest()
+            self.check()
         except Exception as error:
             raise ModelError(f"{self.names}: the model does not run on {device}: {reason_of(error)}") from error
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """The block with results, and with an error where the model fails on a record."""
-        return without_culprits(block, self._label, control=self._run_shortest, what=f"{self.names}: the model")
+        return without_culprits(block, self._label, control=self.check, what=f"{self.names}: the model")
 
     def _label(self, block: pa.Table) -> pa.Table:
         rows = good_rows(block)
@@ -107,7 +116,7 @@ class _LoadedPass:
         block = _with_more(block, N_TOKENS, rows, n_tokens)
         return _with_more(block, N_COPIED, rows, n_tokens * kinds.is_copy)
 
-    def _run_shortest(self) -> None:
+    def check(self) -> None:
         """Run one token."""
         self.engine(Packed(np.zeros(1, np.int32), np.array([0, 1])))
 

@@ -84,6 +84,10 @@ class Head(ABC):
     def on_encoder(self, model: Any) -> engine.Head | engine.PseudoLikelihood:
         """The part of the model behind the encoder."""
 
+    def narrowed(self, values: NDArray[np.float32], loaded: Head) -> NDArray[np.float32]:
+        """What this head's part of the model would give, from what that of a more general head of its task gave."""
+        return values
+
     @abstractmethod
     def to_arrow(self, results: Results) -> pa.StructArray:
         """What the model gave for at least one record, as R values of the output column."""

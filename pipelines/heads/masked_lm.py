@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convbert import ConvBertConfig, ConvBertForMaskedLM, ConvBertTokenizer, engine
@@ -36,11 +39,16 @@ class FillMask(Head):
         self.labels = []
         self.mask_id = _mask_id(tokenizer)
         self.top_k = min(spec.top_k or 5, config.vocab_size)
-        self.words = [tokenizer.decode([index]) for index in range(config.vocab_size)]
+        self.words = _words(tokenizer, config.vocab_size)
 
     def on_encoder(self, model: ConvBertForMaskedLM) -> engine.Head:
         """Probability and id of the likeliest words, for each [MASK]."""
         return engine.TokensWithId(_Words(_vocabulary_head(model), self.top_k), self.mask_id)
+
+    def narrowed(self, values: NDArray[np.float32], loaded: Head) -> NDArray[np.float32]:
+        """(N, 2 · K) of more words -> (N, 2 · top_k)."""
+        n_words = values.shape[1] // 2
+        return np.concatenate([values[:, : self.top_k], values[:, n_words : n_words + self.top_k]], axis=1)
 
     def to_arrow(self, results: Results) -> pa.StructArray:
         """(N, 2 · top_k) for the N masks -> R structs."""
@@ -114,6 +122,12 @@ class _Words(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         scores, ids = self.vocabulary_head(hidden).float().softmax(-1).topk(self.top_k)
         return torch.cat([scores, ids.float()], -1)
+
+
+@lru_cache(maxsize=8)
+def _words(tokenizer: ConvBertTokenizer, vocab_size: int) -> list[str]:
+    """Every word piece by its id."""
+    return [tokenizer.decode([index]) for index in range(vocab_size)]
 
 
 def _vocabulary_head(model: ConvBertForMaskedLM) -> nn.Module:

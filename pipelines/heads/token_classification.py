@@ -78,6 +78,11 @@ class TokenClassification(Head):
         """Each token's best label and its probability, or for averages all probabilities."""
         return engine.EachToken(_Probabilities(model.classifier, only_best=self.aggregation != "average"))
 
+    def narrowed(self, values: NDArray[np.float32], loaded: Head) -> NDArray[np.float32]:
+        """All probabilities -> those that the strategy reads."""
+        has_all = isinstance(loaded, TokenClassification) and loaded.aggregation == "average"
+        return _best(values) if has_all and self.aggregation != "average" else values
+
     def to_arrow(self, results: Results) -> pa.StructArray:
         """Probabilities of each token -> R structs."""
         found = self._words(results) if self._has_words else self._tokens(results)

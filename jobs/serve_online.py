@@ -1,0 +1,63 @@
+"""Answer live requests with the heads that the jobs use, on a local Ray or the cluster that RAY_ADDRESS names.
+
+python jobs/serve_online.py --head spam=examples/spam/checkpoint
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+
+from convbert import ConvBertError
+from jobs.command_line import FAILED, MISUSED, OK, argument, fail, name_and_url, prepare_environment
+from pipelines.errors import PipelineError, SpecError
+from pipelines.serve_spec import ServeSpec
+from pipelines.spec import flag, read_config
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until a signal comes; errors are one line on standard error."""
+    try:
+        spec = parse(arguments)
+        prepare_environment()
+        from pipelines import serving  # imports Ray, which reads its environment then and never again
+
+        serving.connect()
+        url = serving.start(spec)
+    except SpecError as error:
+        return fail(error, MISUSED)
+    except (PipelineError, ConvBertError) as error:
+        return fail(error, FAILED)
+    print(f"serving {', '.join(spec.urls)} at {url} (routes: {url}/docs); Ctrl-C stops", flush=True)
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    stopped.wait()
+    serving.stop()
+    return OK
+
+
+def parse(arguments: Sequence[str] | None = None) -> ServeSpec:
+    """The service that flags describe, over what ``--config`` sets.
+
+    Raises:
+        SpecError: a flag or combination that no service can have.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--config", metavar="YAML", help="file with the same settings; flags override it")
+    for name, field in ServeSpec.model_fields.items():
+        if name != "settings":
+            parser.add_argument(flag(name), **argument(field))
+    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    config = given.pop("config", None)
+    for name in ("head", "embed"):
+        if name in given:
+            given[name] = dict(name_and_url(head) for head in given[name])
+    return ServeSpec.of({**(read_config(config) if config else {}), **given})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""A request in Hugging Face's inference form in, records and settings out; and a head's rows in that form again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipelines.online import MOST_WORDS, RefusedError
+
+
+class _Parameters(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    def settings(self) -> dict[str, Any]:
+        """The JobSpec fields that they stand for."""
+        return {}
+
+
+class _TextClassification(_Parameters):
+    top_k: int | None = Field(None, ge=1)
+    function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None
+
+    def settings(self) -> dict[str, Any]:
+        return {"top_k": None, **_given(function_to_apply=self.function_to_apply)}  # all scores: shaped() cuts
+
+
+class _TokenClassification(_Parameters):
+    aggregation_strategy: Literal["none", "simple", "first", "average", "max"] | None = None
+    ignore_labels: list[str] | None = None
+    stride: int | None = Field(None, ge=0)
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            **_given(aggregation=self.aggregation_strategy, ignore_label=self.ignore_labels, stride=self.stride),
+            **({} if self.stride is None else {"long_text": "window"}),
+        }
+
+
+class _QuestionAnswering(_Parameters):
+    top_k: int | None = Field(None, ge=1, le=1000)
+    max_answer_len: int | None = Field(None, ge=1)
+    max_seq_len: int | None = Field(None, ge=1)
+    doc_stride: int | None = Field(None, ge=0)
+    handle_impossible_answer: bool | None = None
+    align_to_words: Literal[True] | None = None
+
+    def settings(self) -> dict[str, Any]:
+        return _given(
+            top_k=self.top_k,
+            max_answer_tokens=self.max_answer_len,
+            max_length=self.max_seq_len,
+            stride=self.doc_stride,
+            allow_no_answer=self.handle_impossible_answer,
+        )
+
+
+class _FillMask(_Parameters):
+    top_k: int | None = Field(None, ge=1, le=MOST_WORDS)
+
+    def settings(self) -> dict[str, Any]:
+        return _given(top_k=self.top_k)
+
+
+class _FeatureExtraction(_Parameters):
+    normalize: bool | None = None
+    truncate: bool | None = None
+    truncation_direction: Literal["right"] | None = None
+
+    def settings(self) -> dict[str, Any]:
+        return _given(normalize=self.normalize, long_text="error" if self.truncate is False else None)
+
+
+class _MultipleChoice(_Parameters):
+    pass
+
+
+_TASKS: dict[str, tuple[type[_Parameters], tuple[str, ...], str]] = {
+    "text-classification": (_TextClassification, ("text", "text_pair"), "a string or {text, text_pair}"),
+    "token-classification": (_TokenClassification, ("text",), "a string"),
+    "question-answering": (_QuestionAnswering, ("question", "context"), "{question, context}"),
+    "fill-mask": (_FillMask, ("text",), "a string"),
+    "feature-extraction": (_FeatureExtraction, ("text",), "a string"),
+    "multiple-choice": (_MultipleChoice, ("text", "choices"), "{text, choices}"),
+}
+
+
+def records_of(task: str, inputs: Any) -> list[dict[str, Any]]:
+    """One record, or several of one kind.
+
+    Raises:
+        RefusedError: they are not what the task reads.
+    """
+    _, names, form = _TASKS[task]
+    records = []
+    for value in inputs if isinstance(inputs, list) else [inputs]:
+        if isinstance(value, str) and names[0] == "text" and "choices" not in names:
+            records.append({"text": value})
+        elif isinstance(value, dict) and names[0] in value and set(value) <= set(names):
+            records.append(value)
+        else:
+            raise RefusedError(f"inputs: give {form}, or a list of such, for {task}")
+    if not records:
+        raise RefusedError("inputs is empty")
+    if len({frozenset(record) for record in records}) > 1:
+        raise RefusedError("inputs: give either pairs or texts, not both")
+    return records
+
+
+def settings_from(task: str, parameters: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """JobSpec fields that parameters and records ask for.
+
+    Raises:
+        RefusedError: a parameter that the task does not have, or a value that it cannot have.
+    """
+    model = _TASKS[task][0]
+    try:
+        known = model.model_validate({name: value for name, value in parameters.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        name = ascii(next(iter(first["loc"]), "a name")).strip("'")[:40]
+        if first["type"] == "extra_forbidden":
+            names = ", ".join(model.model_fields) or "none"
+            raise RefusedError(f"parameters: {name!r} is not one for {task}: there are {names}") from None
+        raise RefusedError(f"parameters: {name}: {first['msg']}") from None
+    pairs = {"text_pair_column": "text_pair"} if "text_pair" in records[0] else {}
+    return {**known.settings(), **pairs}
+
+
+def shaped(
+    task: str,
+    rows: Sequence[Mapping[str, Any]],
+    records: Sequence[Mapping[str, Any]],
+    *,
+    head: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    is_list: bool,
+) -> Any:
+    """What a head found, as clients of the inference form expect it.
+
+    Args:
+        rows: structs of the head, one for each of the records.
+        head: its account in ``/info``: ``labels``, ``mask_token``.
+        is_list: the request gave a list.
+    """
+    if task == "text-classification":
+        return [_labels(row, head["labels"], parameters.get("top_k")) for row in rows]  # nested even for one text
+    if task == "feature-extraction":
+        return [row["embedding"] for row in rows]  # nested even for one text
+    if task == "token-classification":
+        is_joined = parameters.get("aggregation_strategy") != "none"
+        found: list[Any] = [_entities(row, is_joined=is_joined) for row in rows]
+    elif task == "question-answering":
+        found = [_answers(row) for row in rows]
+    elif task == "fill-mask":
+        found = [_words(row, record["text"], head["mask_token"]) for row, record in zip(rows, records, strict=True)]
+    else:
+        found = list(rows)
+    return found if is_list else found[0]
+
+
+def _labels(row: Mapping[str, Any], labels: Sequence[str], top_k: int | None) -> list[dict[str, Any]]:
+    ranked = sorted(zip(labels, row["scores"], strict=True), key=lambda pair: -pair[1])
+    return [{"label": label, "score": score} for label, score in ranked[:top_k]]
+
+
+def _entities(row: Mapping[str, Any], *, is_joined: bool) -> list[dict[str, Any]]:
+    name = "entity_group" if is_joined else "entity"
+    return [
+        {name: one["label"], "score": one["score"], "word": one["text"], "start": one["start"], "end": one["end"]}
+        for one in row["entities"]
+    ]
+
+
+def _answers(row: Mapping[str, Any]) -> Any:
+    return row.get("answers") or {name: row[name] for name in ("answer", "score", "start", "end")}
+
+
+def _words(row: Mapping[str, Any], text: str, mask_token: str) -> list[Any]:
+    """The words for each mask, or for the only one; each with the text in which it stands."""
+    parts = text.split(mask_token)
+    masks = []
+    for place, words in enumerate(row["masks"]):
+        before, after = mask_token.join(parts[: place + 1]), mask_token.join(parts[place + 1 :])
+        masks.append(
+            [
+                {
+                    "score": word["score"],
+                    "token": word["id"],
+                    "token_str": word["token"],
+                    "sequence": f"{before}{word['token']}{after}",
+                }
+                for word in words
+            ]
+        )
+    return masks[0] if len(masks) == 1 else masks
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

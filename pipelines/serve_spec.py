@@ -1,0 +1,116 @@
+"""Flags, YAML or ``serve run`` arguments in, one validated ServeSpec out: heads, limits, replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipelines.errors import PipelineError, SpecError
+from pipelines.online import head_spec
+from pipelines.spec import JobSpec
+from pipelines.storage import redacted
+
+RESERVED = ("label", "health", "ready", "info", "docs", "openapi")  # paths of the service's own
+
+
+class ServeSpec(BaseModel):
+    """One service. Field names are the keys of YAML files and of ``serve run``, and with dashes the flags.
+
+    Raises:
+        SpecError: through ``ServeSpec.of``, a value or combination that no service can have.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    head: dict[str, str] = Field({}, description="NAME=URL: a checkpoint and the path it answers at; may be repeated")
+    embed: dict[str, str] = Field({}, description="NAME=URL: the same, for vectors of any checkpoint's encoder")
+    settings: dict[str, Any] = Field({}, description="what heads do unless a request asks otherwise, as jobs call it")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes GPUs where the cluster has them")
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
+        "auto", description="auto: fp32 on a CPU, bf16 on a GPU; int8 is for CPUs"
+    )
+    threads: int | None = Field(None, ge=1, description="CPU threads of a replica (default: at most 8)")
+    host: str = Field("127.0.0.1", description="address to listen at; 0.0.0.0 for every network")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen at")
+    max_body_bytes: int = Field(2_000_000, ge=1, description="largest request")
+    max_texts: int = Field(256, ge=1, description="most texts of a request")
+    max_characters: int = Field(100_000, ge=1, description="longest text")
+    timeout_s: float = Field(30, gt=0, description="seconds after which a request is given up")
+    max_batch_tokens: int | None = Field(None, ge=1, description="token budget of a batch (default: the device's)")
+    max_wait_ms: float = Field(2, ge=0, description="milliseconds that a request waits for others")
+    max_queued_tokens: int = Field(200_000, ge=1, description="tokens that may wait at a replica")
+    max_ongoing_requests: int = Field(256, ge=1, description="most requests at a replica at a time")
+    max_queued_requests: int = Field(1000, ge=-1, description="most requests that wait for a replica; -1: any number")
+    min_replicas: int = Field(1, ge=0, description="fewest replicas; 0 lets an idle service take nothing")
+    max_replicas: int = Field(1, ge=1, description="most replicas")
+    target_ongoing_requests: float = Field(32, gt=0, description="requests at a replica that call for another one")
+    upscale_delay_s: float = Field(5, ge=0, description="seconds of load before a replica is added")
+    downscale_delay_s: float = Field(300, ge=0, description="seconds without load before a replica goes")
+    replica_cpus: float = Field(1, ge=0, description="CPUs that Ray reserves for a replica")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dots_are_mappings(cls, values: Any) -> Any:
+        """``head.spam=URL``, as ``serve run`` takes it."""
+        if not isinstance(values, Mapping):
+            return values
+        nested: dict[str, Any] = {}
+        for key, value in values.items():
+            field, dot, name = str(key).partition(".")
+            if dot:
+                nested[field] = {**nested.get(field, {}), name: value}
+            else:
+                nested[field] = {**nested[field], **value} if field in nested else value
+        return nested
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ServeSpec:
+        both = sorted(set(self.head) & set(self.embed))
+        if both:
+            raise ValueError(f"two heads would be called {both[0]!r}")
+        for name in self.urls:
+            if name in RESERVED:
+                raise ValueError(f"a head cannot be called {name!r}: the service has a path of that name")
+        try:
+            JobSpec.of({"input": ["-"], "output": "-", "head": self.urls})
+            for name, url in self.urls.items():
+                head_spec(url, self.settings_of_heads[name])
+        except PipelineError as error:
+            raise ValueError(str(error)) from error
+        if self.settings.get("pseudo_log_likelihood"):
+            raise ValueError("likelihoods of texts are for jobs: the service fills masks")
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas})")
+        return self
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """Checkpoint by head."""
+        return {**self.head, **self.embed}
+
+    @property
+    def settings_of_heads(self) -> dict[str, dict[str, Any]]:
+        """JobSpec fields by head."""
+        vectors = {"task": "feature-extraction"}
+        return {name: {**self.settings, **(vectors if name in self.embed else {})} for name in self.urls}
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> ServeSpec:
+        """Validate values by field name.
+
+        Raises:
+            SpecError: naming the field, its value and the remedy.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            message = first["msg"].removeprefix("Value error, ")
+            if not first["loc"]:
+                raise SpecError(message) from error
+            if first["type"] == "extra_forbidden":
+                known = ", ".join(cls.model_fields)
+                raise SpecError(f"unknown setting {first['loc'][0]!r}: the settings are {known}") from error
+            raise SpecError(f"{first['loc'][0]} ({redacted(str(first['input']))}): {message}") from error

@@ -1,0 +1,338 @@
+"""HTTP requests in, checked and limited requests for the models out, and their answers as JSON: no Ray, no model."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import html
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pipelines.inference_form import records_of, settings_from, shaped
+from pipelines.online import Answer, RefusedError, Request, settings_of
+from pipelines.serve_spec import ServeSpec
+
+OPEN_PATHS = ("/", "/health", "/ready")  # without a token: the page asks for one itself
+MOST_DRAINED_BYTES = 64 * 2**20  # of a body that is too large, so that its client reads the answer
+KINDS = {
+    400: "malformed",
+    401: "unauthorized",
+    404: "unknown_path",
+    405: "unknown_path",
+    413: "too_large",
+    422: "refused",
+    503: "busy",
+    504: "timeout",
+}
+"""What each status is called in metrics."""
+
+
+class BusyError(Exception):
+    """The models have no room for a request now."""
+
+
+class Backend(Protocol):
+    """Whoever runs the models."""
+
+    async def answer(self, request: Request) -> Answer:
+        """The request's answer.
+
+        Raises:
+            BusyError: try again later.
+        """
+
+    async def ready(self) -> bool:
+        """Whether requests would be answered now."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """The document at ``/``, and the content-security policy under which browsers may show it."""
+
+    html: str
+    policy: str
+
+
+class Inference(BaseModel):
+    """A request in Hugging Face's inference form."""
+
+    model_config = ConfigDict(extra="allow")  # feature extraction has its parameters here
+
+    inputs: Any = Field(description="what the head reads, or a list of it")
+    parameters: dict[str, Any] | None = None
+    options: dict[str, Any] | None = Field(None, description="ignored")
+
+
+class LabelRequest(BaseModel):
+    """Texts for several heads in one pass."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    texts: list[str] = Field(min_length=1)
+    heads: list[str] | None = Field(None, description="default: all that read any text")
+
+
+def digests(tokens: str) -> tuple[bytes, ...]:
+    """SHA-256 of each of the tokens that commas separate."""
+    return tuple(hashlib.sha256(token.strip().encode()).digest() for token in tokens.split(",") if token.strip())
+
+
+def create_app(
+    spec: ServeSpec,
+    backend: Backend,
+    info: Mapping[str, Any],
+    *,
+    token_digests: Sequence[bytes] = (),
+    page: Page | None = None,
+    observe: Callable[[str, int, float], None] = lambda path, status, seconds: None,
+) -> ASGIApp:
+    """The service's HTTP side.
+
+    Args:
+        info: what ``/info`` tells: ``heads`` (name, task, labels, …), ``versions`` and so on.
+        token_digests: of the bearer tokens that may use it; none: anybody may.
+        page: at ``/``.
+        observe: told path, status and seconds of every request.
+    """
+    app = FastAPI(title="ConvBERT service", version=str(info["versions"]["convbert"]), docs_url=None, redoc_url=None)
+    heads = {head["name"]: head for head in info["heads"]}
+
+    async def answered(request: Request) -> Answer:
+        try:
+            answer = await asyncio.wait_for(backend.answer(request), spec.timeout_s)
+        except asyncio.TimeoutError as error:  # not the built-in one before Python 3.11
+            raise HTTPException(504, f"no answer within {spec.timeout_s:g} s (timeout_s)") from error
+        except BusyError as error:
+            raise HTTPException(503, str(error), headers={"Retry-After": "1"}) from error
+        if answer.refusal is not None:
+            raise RefusedError(answer.refusal)
+        return answer
+
+    def add_head(name: str, task: str) -> None:
+        async def infer(body: Inference) -> JSONResponse:
+            is_list = isinstance(body.inputs, list)
+            records = records_of(task, body.inputs)
+            _check_size(records, spec)
+            parameters = {**(body.parameters or {}), **(body.model_extra or {})}
+            request = Request(tuple(records), ((name, settings_of(settings_from(task, parameters, records))),))
+            answer = await answered(request)
+            for place, row in enumerate(answer.rows):
+                if row.get("error"):
+                    raise RefusedError(f"inputs[{place}]: {row['error']}" if is_list else row["error"])
+            rows = [row[name] for row in answer.rows]
+            return JSONResponse(shaped(task, rows, records, head=heads[name], parameters=parameters, is_list=is_list))
+
+        app.post(f"/{name}", summary=f"{name}: {task}", operation_id=f"infer_{name}", tags=["heads"])(infer)
+
+    for head in info["heads"]:
+        add_head(head["name"], head["task"])
+
+    @app.post("/label", summary="Several heads for each of several texts, in one pass")
+    async def label(body: LabelRequest) -> JSONResponse:
+        readers = [name for name, head in heads.items() if list(head["columns"]) == ["text"]]
+        wanted = body.heads or [name for name in readers if heads[name]["task"] != "fill-mask"]
+        for name in wanted:
+            if name not in readers:
+                raise RefusedError(f"heads: {name[:40]!r} is not one of {', '.join(readers)}, which read texts")
+        records = [{"text": text} for text in body.texts]
+        _check_size(records, spec)
+        request = Request(tuple(records), tuple((name, ()) for name in sorted(set(wanted))))
+        answer = await answered(request)
+        return JSONResponse({"results": list(answer.rows), "tokens": answer.n_tokens})
+
+    @app.get("/health", summary="Whether the service lives")
+    async def health() -> JSONResponse:
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/ready", summary="Whether the models answer")
+    async def ready() -> JSONResponse:
+        is_ready = await backend.ready()
+        return JSONResponse({"status": "ready" if is_ready else "starting"}, 200 if is_ready else 503)
+
+    @app.get("/info", summary="Heads, labels, fingerprints, versions and limits")
+    async def describe() -> JSONResponse:
+        return JSONResponse(dict(info))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        headers = {"Content-Security-Policy": "default-src 'none'; base-uri 'none'; frame-ancestors 'none'"}
+        return HTMLResponse(_list_of_routes(app.openapi()), headers=headers)
+
+    if page is not None:
+
+        @app.get("/", include_in_schema=False)
+        async def show() -> HTMLResponse:
+            return HTMLResponse(page.html, headers={"Content-Security-Policy": page.policy})
+
+    _add_error_handlers(app, heads)
+    return Gate(app, max_body_bytes=spec.max_body_bytes, token_digests=token_digests, observe=observe)
+
+
+def _check_size(records: Sequence[Mapping[str, Any]], spec: ServeSpec) -> None:
+    """Refuse what is above a limit, which the message names."""
+    if len(records) > spec.max_texts:
+        raise HTTPException(413, f"{len(records):,} texts are above the limit of {spec.max_texts:,} (max_texts)")
+    for place, record in enumerate(records):
+        for name, value in record.items():
+            texts = value if isinstance(value, list) else [value]
+            length = sum(len(text) for text in texts if isinstance(text, str))
+            if length > spec.max_characters:
+                raise RefusedError(
+                    f"{name} of record {place} has {length:,} characters, above the limit of "
+                    f"{spec.max_characters:,} (max_characters)"
+                )
+
+
+def _add_error_handlers(app: FastAPI, heads: Mapping[str, Any]) -> None:
+    """Every error is ``{"error": …}`` and holds nothing of the request's texts."""
+
+    @app.exception_handler(RefusedError)
+    async def refused(_: Any, error: RefusedError) -> JSONResponse:
+        return JSONResponse({"error": str(error)}, 422)
+
+    @app.exception_handler(UnicodeError)  # pydantic's, of names in the body
+    async def no_characters(_: Any, error: UnicodeError) -> JSONResponse:
+        return JSONResponse({"error": "the body holds half of a surrogate pair, which is no character"}, 422)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Any, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return JSONResponse({"error": "the body is not JSON"}, 400)
+        place = ".".join(ascii(part)[:40].strip("'") for part in first["loc"] if part != "body") or "the body"
+        return JSONResponse({"error": f"{place}: {first['msg']}"}, 422)
+
+    @app.exception_handler(HTTPException)
+    async def failed(_: Any, error: HTTPException) -> JSONResponse:
+        message = error.detail
+        if error.status_code == 404:
+            message = f"no such path: the heads are {', '.join(f'/{name}' for name in heads)}; more at /docs"
+        return JSONResponse({"error": message}, error.status_code, headers=error.headers)
+
+    @app.exception_handler(Exception)
+    async def broken(_: Any, error: Exception) -> JSONResponse:
+        return JSONResponse({"error": "the service failed on this request"}, 500)
+
+
+class Gate:
+    """What every request passes first: a token, and a bound on its body."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        max_body_bytes: int,
+        token_digests: Sequence[bytes],
+        observe: Callable[[str, int, float], None],
+    ) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+        self._token_digests = tuple(token_digests)
+        self._observe = observe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started_s = time.perf_counter()
+        status = 499  # as long as nothing is sent: the client has gone
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), *_HEADERS]
+            await send(message)
+
+        try:
+            await self._pass(scope, receive, sending)
+        finally:
+            self._observe(scope["path"], status, time.perf_counter() - started_s)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope["headers"])
+        if self._token_digests and scope["path"] not in OPEN_PATHS and not self._is_known(headers):
+            await _drain(receive)
+            answer = JSONResponse(
+                {"error": "give a valid token: Authorization: Bearer …"}, 401, headers={"WWW-Authenticate": "Bearer"}
+            )
+            await answer(scope, receive, send)
+            return
+        body = await self._body(receive)
+        if body is None:
+            limit = f"{self._max_body_bytes:,} bytes (max_body_bytes)"
+            answer = JSONResponse({"error": f"the body is above the limit of {limit}"}, 413)
+            await answer(scope, receive, send)
+            return
+        is_given = False
+
+        async def replay() -> Message:
+            nonlocal is_given
+            if is_given:
+                return await receive()
+            is_given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self._app(scope, replay, send)
+
+    def _is_known(self, headers: Mapping[bytes, bytes]) -> bool:
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+        digest = hashlib.sha256(token.strip()).digest()
+        matches = [hmac.compare_digest(digest, known) for known in self._token_digests]  # all, in constant time
+        return scheme.lower() == b"bearer" and any(matches)
+
+    async def _body(self, receive: Receive) -> bytes | None:
+        """The whole body, or None where it is too large."""
+        parts, size = [], 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise asyncio.CancelledError
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self._max_body_bytes:
+                if message.get("more_body"):
+                    await _drain(receive)
+                return None
+            if not message.get("more_body"):
+                return b"".join(parts)
+
+
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+]
+
+
+async def _drain(receive: Receive) -> None:
+    """Read on without keeping anything, so that the client gets to reading the answer."""
+    size = 0
+    while size < MOST_DRAINED_BYTES:
+        message = await receive()
+        size += len(message.get("body", b""))
+        if message["type"] == "http.disconnect" or not message.get("more_body"):
+            return
+
+
+def _list_of_routes(schema: Mapping[str, Any]) -> str:
+    rows = "".join(
+        f"<li><code>{method.upper()} {html.escape(path)}</code> {html.escape(operation.get('summary', ''))}</li>"
+        for path, operations in schema["paths"].items()
+        for method, operation in operations.items()
+    )
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>Routes</title><h1>{html.escape(schema['info']['title'])}</h1><ul>{rows}</ul>"
+        "<p>Whole description: <a href=openapi.json>openapi.json</a></html>"
+    )

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from pipelines.batching import Batcher, BatchStats, QueueFullError
+
+FOREVER_S = 3600.0
+
+
+class Gate:
+    """A run that notes its batches, and waits where it is told to."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.threads: set[int] = set()
+        self.open = threading.Event()
+        self.open.set()
+
+    def __call__(self, items: list[int]) -> list[int]:
+        self.batches.append(items)
+        self.threads.add(threading.get_ident())
+        assert self.open.wait(60)
+        return [item * item for item in items]
+
+
+async def settle(condition: Callable[[], bool]) -> None:
+    """Let the event loop turn until something has happened."""
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def run(test: Callable[[Gate], Awaitable[None]]) -> None:
+    asyncio.run(test(Gate()))  # type: ignore[arg-type]
+
+
+def batcher(gate: Callable[[list[int]], list[int]], **changes: Any) -> Batcher[int, int]:
+    values = {"max_batch_tokens": 10, "max_wait_s": 0.0, "max_queued_tokens": 1000}
+    return Batcher(gate, **{**values, **changes})
+
+
+async def held_back(gate: Gate, batches: Batcher[int, int], requests: list[tuple[int, int]]) -> list[asyncio.Task[int]]:
+    """Tasks of requests (item, tokens) that have all queued up behind a first one, whose batch waits at the gate."""
+    gate.open.clear()
+    tasks = [asyncio.create_task(batches.submit(0, n_tokens=1))]
+    await settle(lambda: len(gate.batches) == 1)
+    tasks += [asyncio.create_task(batches.submit(item, n_tokens=n)) for item, n in requests]
+    await settle(lambda: batches.queued_tokens == sum(n for _, n in requests))
+    return tasks
+
+
+def test_a_batch_is_the_front_of_the_queue_within_the_budget() -> None:
+    async def test(gate: Gate) -> None:
+        batches = batcher(gate)
+        tasks = await held_back(gate, batches, [(1, 4), (2, 4), (3, 4), (4, 10), (5, 25), (6, 1), (7, 1)])
+        gate.open.set()
+        assert await asyncio.gather(*tasks) == [0, 1, 4, 9, 16, 25, 36, 49]
+        assert gate.batches == [[0], [1, 2], [3], [4], [5], [6, 7]]  # 5 is beyond any batch: it goes alone
+        assert len(gate.threads) == 1
+        await batches.close()
+
+    run(test)
+
+
+def test_a_request_waits_for_others_until_the_batch_is_full() -> None:
+    async def test(gate: Gate) -> None:
+        batches = batcher(gate, max_wait_s=FOREVER_S)
+        answers = await asyncio.gather(*(batches.submit(item, n_tokens=5) for item in (1, 2)))
+        assert (answers, gate.batches) == ([1, 4], [[1, 2]])
+        await batches.close()
+
+    run(test)
+
+
+def test_a_lone_request_goes_after_its_wait() -> None:
+    async def test(gate: Gate) -> None:
+        batches = batcher(gate, max_wait_s=0.001)
+        assert await batches.submit(3, n_tokens=1) == 9
+        await batches.close()
+
+    run(test)
+
+
+def test_a_cancelled_request_is_left_out_and_makes_room() -> None:
+    async def test(gate: Gate) -> None:
+        batches = batcher(gate, max_queued_tokens=8)
+        first, second, third = await held_back(gate, batches, [(1, 4), (2, 4)])
+        with pytest.raises(QueueFullError, match="8 tokens wait already"):
+            await batches.submit(9, n_tokens=1)
+        second.cancel()
+        await settle(second.done)
+        assert batches.queued_tokens == 4
+        fourth = asyncio.create_task(batches.submit(3, n_tokens=4))
+        await settle(lambda: batches.queued_tokens == 8)
+        gate.open.set()
+        assert await asyncio.gather(first, third, fourth) == [0, 4, 9]
+        assert gate.batches == [[0], [2, 3]]
+        await batches.close()
+
+    run(test)
+
+
+def test_a_request_cancelled_while_its_batch_runs_disturbs_nobody() -> None:
+    async def test(gate: Gate) -> None:
+        batches = batcher(gate, max_batch_tokens=2)
+        first, second = await held_back(gate, batches, [(5, 2)])
+        first.cancel()
+        gate.open.set()
+        assert await second == 25
+        await batches.close()
+
+    run(test)
+
+
+def test_an_empty_queue_takes_any_request() -> None:
+    async def test(gate: Gate) -> None:
+        batches = batcher(gate, max_queued_tokens=1)
+        assert await batches.submit(2, n_tokens=500) == 4
+        await batches.close()
+
+    run(test)
+
+
+def test_an_error_is_its_batch_s_alone() -> None:
+    def fails_on_two(items: list[int]) -> list[int]:
+        if 2 in items:
+            raise ValueError("two")
+        return items
+
+    async def test(_: Gate) -> None:
+        batches = batcher(fails_on_two, max_batch_tokens=1)
+        answers = await asyncio.gather(*(batches.submit(i, n_tokens=1) for i in range(4)), return_exceptions=True)
+        assert [answers[i] for i in (0, 1, 3)] == [0, 1, 3]
+        assert isinstance(answers[2], ValueError)
+        await batches.close()
+
+    run(test)
+
+
+def test_a_run_that_loses_an_answer_is_an_error() -> None:
+    async def test(_: Gate) -> None:
+        batches = batcher(lambda items: items[1:])
+        with pytest.raises(RuntimeError, match="0 answers to 1 requests"):
+            await batches.submit(1, n_tokens=1)
+        await batches.close()
+
+    run(test)
+
+
+def test_closing_cancels_who_waits() -> None:
+    async def test(gate: Gate) -> None:
+        batches = batcher(gate, max_wait_s=FOREVER_S)
+        task = asyncio.create_task(batches.submit(1, n_tokens=1))
+        await settle(lambda: batches.queued_tokens == 1)
+        await batches.close()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert gate.batches == []
+
+    run(test)
+
+
+def test_other_work_is_done_in_the_same_thread() -> None:
+    async def test(gate: Gate) -> None:
+        batches = batcher(gate)
+        await batches.submit(1, n_tokens=1)
+        assert {await batches.call(threading.get_ident)} == gate.threads
+        await batches.close()
+
+    run(test)
+
+
+def test_batches_are_observed() -> None:
+    async def test(gate: Gate) -> None:
+        seen: list[BatchStats] = []
+        batches = batcher(gate, observe=seen.append)
+        tasks = await held_back(gate, batches, [(1, 3), (2, 4)])
+        gate.open.set()
+        await asyncio.gather(*tasks)
+        await settle(lambda: len(seen) == 2)
+        assert [(batch.n_tokens, len(batch.waits_s)) for batch in seen] == [(1, 1), (7, 2)]
+        assert min(*seen[1].waits_s, seen[0].run_s) > 0
+        await batches.close()
+
+    run(test)
+
+
+def test_thousands_of_requests_with_cancellations_never_mix() -> None:
+    async def test(gate: Gate) -> None:
+        rng = random.Random(3)
+        batches = batcher(gate, max_batch_tokens=40, max_queued_tokens=10**6)
+        tasks = []
+        for item in range(3000):
+            tasks.append(asyncio.create_task(batches.submit(item, n_tokens=rng.randint(1, 30))))
+            if rng.random() < 0.1:
+                await asyncio.sleep(0)
+            if rng.random() < 0.1:
+                tasks[rng.randrange(len(tasks))].cancel()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        kept = [(item, answer) for item, answer in enumerate(answers) if isinstance(answer, int)]
+        assert all(answer == item * item for item, answer in kept)
+        assert len(kept) + sum(isinstance(answer, asyncio.CancelledError) for answer in answers) == 3000
+        assert len(kept) > 2500
+        ran = [item for batch in gate.batches for item in batch]
+        assert ran == sorted(ran)  # first come, first served
+        await batches.close()
+
+    run(test)

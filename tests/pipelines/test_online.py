@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import transformers
+
+from pipelines.encode import encode
+from pipelines.models import plan_passes
+from pipelines.online import Answer, OnlinePredictor, Request, plan_service, settings_of
+from tests.conftest import save_checkpoint, with_labels
+from tests.pipelines.labelling import job, label
+
+WORDS = ["the", "free", "mail", "offer", "now", "offering", "zebra", "x", "12", "!", "Ünïcode", "日本", "👍", "[MASK]"]
+BUDGET = 1024  # tokens
+LABELS = with_labels("O", "B-PER", "I-PER", "B-LOC")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One checkpoint for each task; all but the question answerer share their encoder's weights."""
+    folder = tmp_path_factory.mktemp("online")
+    made = {
+        "spam": save_checkpoint(folder / "spam", **with_labels("ham", "spam", "news")),
+        "names": save_checkpoint(folder / "names", architecture="ConvBertForTokenClassification", **LABELS),
+        "words": save_checkpoint(folder / "words", architecture="ConvBertForMaskedLM"),
+        "answers": save_checkpoint(folder / "answers", architecture="ConvBertForQuestionAnswering", seed=4),
+        "vectors": save_checkpoint(folder / "vectors", architecture="ConvBertModel"),
+        "choices": save_checkpoint(folder / "choices", architecture="ConvBertForMultipleChoice"),
+    }
+    encoder = transformers.ConvBertForSequenceClassification.from_pretrained(made["spam"]).convbert.state_dict()
+    for name in ("names", "words"):
+        model = getattr(transformers, {"names": "ConvBertForTokenClassification", "words": "ConvBertForMaskedLM"}[name])
+        model = model.from_pretrained(made[name])
+        model.convbert.load_state_dict(encoder)
+        model.save_pretrained(made[name])
+    return made
+
+
+@pytest.fixture(scope="module")
+def online(checkpoints: dict[str, Path]) -> OnlinePredictor:
+    return OnlinePredictor(
+        plan_service({name: str(url) for name, url in checkpoints.items()}, {}), max_batch_tokens=100
+    )
+
+
+def texts_of(n: int, *, seed: int = 0) -> list[str]:
+    """Texts of mixed lengths, some of them twice."""
+    rng = random.Random(seed)
+    texts = [" ".join(rng.choices(WORDS, k=rng.choice([0, 1, 2, 3, 5, 8, 13, 40, 150]))) for _ in range(n)]
+    return [rng.choice(texts) if rng.random() < 0.1 else text for text in texts]
+
+
+def ask(records: Sequence[dict[str, Any]], **heads: dict[str, Any]) -> Request:
+    return Request(tuple(records), tuple((name, settings_of(settings)) for name, settings in heads.items()))
+
+
+def rows_of(table: pa.Table, *names: str) -> list[dict[str, Any]]:
+    """The offline door's rows in the form of the online one's."""
+    found = table.select(["error", *names]).to_pylist()
+    return [{"error": row["error"]} if row["error"] else row for row in found]
+
+
+def assert_close(found: Any, expected: Any) -> None:
+    """Equal, but for the last digits of numbers: products of other shapes add in another order."""
+    if isinstance(expected, dict):
+        assert list(found) == list(expected)
+        found, expected = list(found.values()), list(expected.values())
+    if isinstance(expected, list):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_close(one, other)
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    else:
+        assert found == expected
+
+
+def in_batches(online: OnlinePredictor, requests: list[Request], *, seed: int) -> list[Answer]:
+    """Batches of random sizes."""
+    rng, answers = random.Random(seed), []
+    while requests:
+        size = rng.randint(1, 12)
+        answers += online(requests[:size])
+        requests = requests[size:]
+    return answers
+
+
+def test_thousands_of_texts_come_out_of_both_doors_equal(online: OnlinePredictor, checkpoints: dict[str, Path]) -> None:
+    texts = texts_of(2500)
+    heads = {name: str(checkpoints[name]) for name in ("spam", "names")}
+    expected = rows_of(label(job(head=heads, max_batch_tokens=BUDGET), text=texts), *heads)
+    (together,) = online([ask([{"text": text} for text in texts], spam={}, names={})])
+    assert_close(list(together.rows), expected)
+    requests, rng, rest = [], random.Random(1), list(texts)
+    while rest:
+        size = rng.choice([1, 1, 1, 2, 5, 20])
+        requests.append(ask([{"text": text} for text in rest[:size]], spam={}, names={}))
+        rest = rest[size:]
+    answers = in_batches(online, requests, seed=2)
+    assert_close([row for answer in answers for row in answer.rows], expected)
+
+
+def expected_of(checkpoints: dict[str, Path], name: str, columns: dict[str, list[Any]], **settings: Any) -> Any:
+    return rows_of(label(job(head={name: str(checkpoints[name])}, **settings), **columns), name)
+
+
+SETTINGS: list[tuple[str, dict[str, Any]]] = [
+    ("spam", {}),
+    ("spam", {"top_k": 2}),
+    ("spam", {"long_text": "window", "stride": 10}),
+    *(("names", {"aggregation": how}) for how in ("none", "simple", "first", "average", "max", "words", "tokens")),
+    ("names", {"ignore_label": ["PER"], "long_text": "window", "stride": 7}),
+    ("words", {}),
+    ("words", {"top_k": 3}),
+    ("vectors", {"normalize": True}),
+    ("vectors", {"long_text": "error"}),
+]
+
+
+def test_every_setting_in_one_batch_gives_what_a_job_of_its_own_gives(
+    online: OnlinePredictor, checkpoints: dict[str, Path]
+) -> None:
+    """Heads and settings mixed in each batch: nobody's settings reach another's answer."""
+    texts = texts_of(12, seed=5)
+    requests = [(place, text) for text in texts for place in range(len(SETTINGS))]
+    random.Random(6).shuffle(requests)
+    answers = in_batches(
+        online, [ask([{"text": text}], **{SETTINGS[p][0]: SETTINGS[p][1]}) for p, text in requests], seed=7
+    )
+    expected = [expected_of(checkpoints, name, {"text": texts}, **settings) for name, settings in SETTINGS]
+    assert [answer.refusal for answer in answers] == [None] * len(answers)
+    for (place, text), answer in zip(requests, answers, strict=True):
+        assert_close(answer.rows[0], expected[place][texts.index(text)])
+
+
+def test_questions_choices_and_pairs(online: OnlinePredictor, checkpoints: dict[str, Path]) -> None:
+    contexts, questions = texts_of(20, seed=8), ["the mail", "", "x", "free offer now"] * 5
+    for settings in ({}, {"top_k": 3, "stride": 20, "max_answer_tokens": 4}, {"allow_no_answer": True}):
+        expected = expected_of(checkpoints, "answers", {"question": questions, "context": contexts}, **settings)
+        records = [{"question": q, "context": c} for q, c in zip(questions, contexts, strict=True)]
+        assert_close(list(online([ask(records, answers=settings)])[0].rows), expected)
+    options = [["mail", text] for text in contexts]
+    expected = expected_of(checkpoints, "choices", {"text": contexts, "choices": options})
+    records = [{"text": text, "choices": its} for text, its in zip(contexts, options, strict=True)]
+    assert_close(list(online([ask(records, choices={})])[0].rows), expected)
+    expected = expected_of(
+        checkpoints, "spam", {"text": contexts, "text_pair": questions}, text_pair_column="text_pair"
+    )
+    records = [{"text": text, "text_pair": pair} for text, pair in zip(contexts, questions, strict=True)]
+    assert_close(list(online([ask(records, spam={"text_pair_column": "text_pair"})])[0].rows), expected)
+
+
+@pytest.mark.parametrize(("function", "problem"), [("sigmoid", "multi_label"), ("none", "regression")])
+def test_a_classifier_s_scores_by_another_function(
+    online: OnlinePredictor, checkpoints: dict[str, Path], tmp_path: Path, function: str, problem: str
+) -> None:
+    changes = {"problem_type": "regression" if problem == "regression" else "multi_label_classification"}
+    other = save_checkpoint(tmp_path / "other", **with_labels("ham", "spam", "news"), **changes)
+    expected = rows_of(label(job(head={"spam": str(other)}), text=["free mail"]), "spam")
+    (answer,) = online([ask([{"text": "free mail"}], spam={"function_to_apply": function})])
+    scores = answer.rows[0]["spam"]["scores"]
+    assert_close(scores, expected[0]["spam"]["scores"])
+
+
+def test_heads_that_share_an_encoder_are_run_in_one_pass(
+    online: OnlinePredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = []
+
+    def counting(block: pa.Table, encodings: Any) -> pa.Table:
+        passes.append(len(block))
+        return encode(block, encodings)
+
+    monkeypatch.setattr("pipelines.online.encode", counting)
+    record = {"text": "free [MASK] now"}
+    online([ask([record], spam={}, names={"aggregation": "max"}, words={}), ask([record], spam={"top_k": 1}, words={})])
+    assert passes == [2]
+
+
+def test_a_record_that_fails_for_one_head_fails_for_all_and_for_nobody_else(online: OnlinePredictor) -> None:
+    bad, good = online(
+        [ask([{"text": "mail"}, {"text": "[MASK]"}], spam={}, words={}), ask([{"text": "mail"}], spam={})]
+    )
+    assert bad.rows[0] == {"error": "the text has no [MASK]"}
+    assert bad.rows[1]["error"] is None
+    assert set(bad.rows[1]) == {"error", "spam", "words"}
+    assert good.rows[0]["spam"]["label"]
+
+
+@pytest.mark.parametrize(
+    ("heads", "message"),
+    [
+        ({"nobody": {}}, "no head is called 'nobody': there are spam, names"),
+        ({"spam": {"top_k": 0}}, "spam: top-k (0): Input should be greater than or equal to 1"),
+        ({"answers": {"max_length": 1000}}, "answers: max-length (1000) is above the model's 128 tokens: lower it"),
+        ({"answers": {"stride": 126}}, "answers: stride (126) leaves no room"),
+    ],
+)
+def test_a_request_that_cannot_be_is_refused_without_harm(
+    online: OnlinePredictor, heads: dict[str, Any], message: str
+) -> None:
+    refused, good = online([ask([{"text": "secret"}], **heads), ask([{"text": "mail"}], spam={})])
+    assert refused.refusal is not None
+    assert refused.refusal.startswith(message)
+    assert good.rows[0]["spam"]["label"]
+
+
+def test_records_without_text_are_rows_with_an_error(online: OnlinePredictor) -> None:
+    (answer,) = online([ask([{"text": 5}, {}, {"text": "\ud800"}, {"text": "mail"}], spam={})])
+    assert [row["error"] for row in answer.rows] == [
+        "text is a number, not a string",
+        "text is null",
+        "text holds half of a surrogate pair, which is no character",
+        None,
+    ]
+    assert answer.n_tokens == 3  # [CLS] mail [SEP]
+    online.check()
+
+
+def test_the_plan_s_passes_are_the_job_s(checkpoints: dict[str, Path]) -> None:
+    heads = {name: str(checkpoints[name]) for name in ("spam", "names")}
+    assert [one.encoding for one in plan_service(heads, {})] == [one.encoding for one in plan_passes(job(head=heads))]

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipelines.errors import SpecError
+from pipelines.serve_spec import ServeSpec
+
+
+def test_dots_name_the_heads_as_serve_run_takes_them() -> None:
+    spec = ServeSpec.of({"head.spam": "a", "head.topic": "b", "embed": {"vectors": "a"}, "port": "9000"})
+    assert spec.urls == {"spam": "a", "topic": "b", "vectors": "a"}
+    assert spec.port == 9000
+    assert spec.settings_of_heads["vectors"] == {"task": "feature-extraction"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "no model: give --model URL or --head NAME=URL"),
+        ({"head": {"info": "a"}}, "a head cannot be called 'info': the service has a path of that name"),
+        ({"head": {"a-b": "a"}}, "--head a-b=…: a name is letters, digits and underscores"),
+        ({"head": {"a": "x"}, "embed": {"a": "x"}}, "two heads would be called 'a'"),
+        ({"head": {"a": "x"}, "settings": {"top_k": 0}}, r"--top-k \(0\): Input should be greater"),
+        ({"head": {"a": "x"}, "settings": {"pseudo_log_likelihood": True}}, "likelihoods of texts are for jobs"),
+        ({"head": {"a": "x"}, "min_replicas": 3}, r"min_replicas \(3\) is above max_replicas \(1\)"),
+        ({"head": {"a": "x"}, "prot": 1}, "unknown setting 'prot': the settings are head, embed"),
+        ({"head": {"a": "x"}, "port": 70000}, r"port \(70000\): Input should be less than or equal to 65535"),
+    ],
+)
+def test_what_no_service_can_have_is_one_line(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        ServeSpec.of(values)

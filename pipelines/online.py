@@ -129,6 +129,11 @@ class OnlinePredictor:
         self._loaded = {plan.name: plan.head for one in loaded for plan in one.heads}
         self._predictors = {one.encoding.name: Predictor([one], **options) for one in loaded}
 
+    @property
+    def max_batch_tokens(self) -> int:
+        """Token budget of a micro-batch, as given or as found for the device."""
+        return min(predictor.max_batch_tokens for predictor in self._predictors.values())
+
     def __call__(self, requests: Sequence[Request]) -> list[Answer]:
         """Each request's answer.
 

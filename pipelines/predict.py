@@ -75,6 +75,11 @@ class Predictor:
             block = loaded(block)
         return block
 
+    @property
+    def max_batch_tokens(self) -> int:
+        """Token budget of a micro-batch, as given or as found for the device."""
+        return min(loaded.engine.max_batch_tokens for loaded in self._passes)
+
     def check(self) -> None:
         """Run every encoder and head on the shortest input there is.
 

@@ -6,11 +6,9 @@ serve run pipelines.serving:build head.spam=examples/spam/checkpoint
 from __future__ import annotations
 
 import asyncio
-import importlib
 import importlib.metadata
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -27,7 +25,7 @@ from pipelines.batching import Batcher, BatchStats, QueueFullError
 from pipelines.errors import DeviceError
 from pipelines.models import EncoderPass
 from pipelines.online import Answer, OnlinePredictor, Request, plan_service
-from pipelines.predict import DEFAULT_BATCH_TOKENS
+from pipelines.page import PAGE, content_security_policy
 from pipelines.resources import MAX_THREADS_PER_ACTOR, choose_device, choose_precision, connect
 from pipelines.serve_spec import ServeSpec
 from pipelines.web import KINDS, BusyError, Page, create_app, digests
@@ -138,7 +136,7 @@ class Model:
         self._metrics = _BatchMetrics()
         self._batcher: Batcher[Request, Answer] = Batcher(
             self._predictor,
-            max_batch_tokens=spec.max_batch_tokens or DEFAULT_BATCH_TOKENS[device],
+            max_batch_tokens=self._predictor.max_batch_tokens,
             max_wait_s=spec.max_wait_ms / 1000,
             max_queued_tokens=spec.max_queued_tokens,
             observe=self._metrics,
@@ -216,7 +214,7 @@ class Ingress:
             self._backend,
             self._info,
             token_digests=self._token_digests,
-            page=load_page(),
+            page=Page(PAGE, content_security_policy(PAGE)),
             observe=self._observe,
         )
 
@@ -287,11 +285,3 @@ def estimated_tokens(request: Request) -> int:
         for text in (value if isinstance(value, list) else [value])
         if isinstance(text, str)
     )
-
-
-def load_page() -> Page | None:
-    """The page at ``/``, where this installation has one."""
-    if not Path(__file__).with_name("page.py").exists():
-        return None
-    module = importlib.import_module("pipelines.page")
-    return Page(module.PAGE, module.content_security_policy(module.PAGE))

@@ -18,6 +18,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.metrics import Counter, Histogram
+from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
 from convbert import ConvBertTokenizer
@@ -35,6 +36,7 @@ __all__ = ["Ingress", "Model", "build", "connect", "start", "stop"]
 TOKENS = "CONVBERT_TOKENS"
 """Environment variable with the bearer tokens that may use the service, separated by commas."""
 
+QUIET = LoggingConfig(enable_access_log=False)  # a line for each request costs as much as a small one's answer
 MOST_TRIES = 3  # of a request whose replica dies: labelling it again changes nothing
 BOUNDARIES_MS: list[float] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 30000]
 BOUNDARIES_TOKENS: list[float] = [16, 64, 256, 1024, 4096, 16384, 65536, 262144]
@@ -56,6 +58,7 @@ def build(args: Mapping[str, Any] | ServeSpec) -> serve.Application:
         max_ongoing_requests=spec.max_ongoing_requests,
         max_queued_requests=spec.max_queued_requests,
         graceful_shutdown_timeout_s=spec.timeout_s,
+        logging_config=QUIET,
         health_check_period_s=5,
         health_check_timeout_s=30,
         **_scaling(spec),
@@ -63,6 +66,7 @@ def build(args: Mapping[str, Any] | ServeSpec) -> serve.Application:
     ingress = _deployment(Ingress).options(
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=10_000,
+        logging_config=QUIET,
         graceful_shutdown_timeout_s=spec.timeout_s,
     )
     info = describe(spec, passes, device=device, precision=precision)

@@ -318,7 +318,7 @@ def test_mixed_requests_while_a_replica_is_killed(url: str) -> None:
 def kill_a_replica() -> str:
     """End the process of one of the model's replicas."""
     names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if "#Model#" in actor["name"]]
-    ray.kill(ray.get_actor(names[0], namespace="serve"), no_restart=False)
+    ray.kill(ray.get_actor(names[0], namespace="serve"))
     return names[0]
 
 

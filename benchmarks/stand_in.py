@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipelines.culprits import good_rows
 from pipelines.models import EncoderPass
-from pipelines.predict import N_TOKENS, RESULT, Predictor
+from pipelines.predict import N_COPIED, N_TOKENS, RESULT, Predictor
 from pipelines.sequences import list_column, sequences_of
 
 
@@ -40,7 +40,8 @@ class NullPredictor(Predictor):
                 zeros = np.zeros(counts.sum() * len(head.head.labels), np.float32)
                 values = pa.FixedSizeListArray.from_arrays(pa.array(zeros), len(head.head.labels))
                 block = block.append_column(RESULT + head.name, list_column(values, counts, pa.array(rows), len(block)))
-        return block.append_column(N_TOKENS, pa.array(n_tokens))
+        block = block.append_column(N_TOKENS, pa.array(n_tokens))
+        return block.append_column(N_COPIED, pa.array(np.zeros(len(block), np.int32)))
 
 
 class Call(NamedTuple):

@@ -112,7 +112,7 @@ def main() -> None:
     """Print what was measured."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", choices=SIZES, default="small", help="model size, random weights (default: small)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of traffic at each rate (default: 10)")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of traffic at each rate (default: 8)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side (default: all cores)")
     parser.add_argument("--batch-size", type=int, default=8, help="of the recipe (default: 8)")
     parser.add_argument("--p99-ms", type=float, help="bound (default: twice the recipe's at its lowest rate)")
@@ -131,7 +131,7 @@ def main() -> None:
 def measure(
     size: str = "small",
     *,
-    seconds: float = 10.0,
+    seconds: float = 8.0,
     n_threads: int | None = None,
     max_batch_size: int = 8,
     p99_ms: float | None = None,

@@ -1,0 +1,316 @@
+"""Our service against the plain recipe of Ray Serve's documentation, under the same traffic, one after the other.
+
+The recipe is what most people write: one deployment that takes HTTP requests, ``@serve.batch``, and in it
+Transformers' tokenizer with padding to the batch's longest, and Transformers' ConvBERT in fp32. Both have one
+replica, the same checkpoint and as many threads.
+
+Traffic comes from a process of its own at a fixed rate with exponential gaps, whatever becomes of the answers
+(benchmarks/load.py): the same texts at the same times for both. The rate rises until the 99th percentile of the
+latency exceeds a bound; what counts is the highest rate that kept within it. A lone request, for which no other has
+to wait, is compared with the bare engine on its token ids in this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import math
+import os
+import random
+import socket
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import ray
+import torch
+import transformers
+from ray import serve
+from starlette.requests import Request
+
+from benchmarks.inputs import SIZES, docstrings, make_model, save
+from benchmarks.load import Reply, send
+from benchmarks.machine import describe
+from benchmarks.rows import Row
+from convbert.engine import Packed
+from pipelines import serving
+from pipelines.online import plan_service
+from pipelines.predict import load_engine
+from pipelines.serve_spec import ServeSpec
+
+HEAD = "texts"
+MIN_TOKENS, MAX_TOKENS = 20, 512
+N_TEXTS = 2000
+N_LONE = 50
+STEP = 2**0.25  # from rate to rate
+FIRST_LOAD = 0.5  # at the lowest rate, of what lone requests would make full
+MOST_MISSES = 2  # rates beyond the bound that end a sweep: one alone may be bad luck
+BOUND_OVER_LOWEST = 2.0
+GOAL, GOAL_MS = 3.0, 5.0
+
+
+class Rate(NamedTuple):
+    """What became of the traffic at a rate.
+
+    Attributes:
+        per_s: requests that were sent.
+        n_failed: that were not answered with status 200.
+    """
+
+    per_s: float
+    p50_ms: float
+    p99_ms: float
+    n_failed: int
+
+
+class Side(NamedTuple):
+    """What was measured of a service.
+
+    Attributes:
+        lone: replies to requests that came one by one.
+        rates: of the sweep, ascending.
+    """
+
+    lone: list[Reply]
+    rates: list[Rate]
+
+
+class Recipe:
+    """The documentation's way."""
+
+    def __init__(self, checkpoint: str, *, n_threads: int, max_batch_size: int) -> None:
+        torch.set_num_threads(n_threads)
+        self._tokenizer = transformers.ConvBertTokenizer.from_pretrained(checkpoint)
+        self._model = transformers.ConvBertForSequenceClassification.from_pretrained(checkpoint).eval()
+        batching: Any = self.classify  # Serve's type hint says nothing of its settings
+        batching.set_max_batch_size(max_batch_size)
+
+    @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.01)
+    async def classify(self, texts: list[str]) -> list[list[dict[str, Any]]]:
+        """Labels and scores of each text."""
+        batch = self._tokenizer(texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+        with torch.inference_mode():
+            scores = self._model(**batch).logits.softmax(-1).tolist()
+        labels = self._model.config.id2label
+        return [[{"label": labels[place], "score": score} for place, score in enumerate(row)] for row in scores]
+
+    async def __call__(self, request: Request) -> list[list[dict[str, Any]]]:
+        """Hugging Face's inference form."""
+        return [await self.classify((await request.json())["inputs"])]
+
+
+def main() -> None:
+    """Print what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--size", choices=SIZES, default="small", help="model size, random weights (default: small)")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of traffic at each rate (default: 8)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side (default: all cores)")
+    parser.add_argument("--batch-size", type=int, default=8, help="of the recipe (default: 8)")
+    parser.add_argument("--p99-ms", type=float, help="bound (default: twice the recipe's at its lowest rate)")
+    options = parser.parse_args()
+    print(f"# benchmarks/serving.py, {describe()}")
+    for row in measure(
+        options.size,
+        seconds=options.seconds,
+        n_threads=options.threads,
+        max_batch_size=options.batch_size,
+        p99_ms=options.p99_ms,
+    ):
+        print(f"{row.work} | {row.against} | {row.measured:.3g} | {row.note}")
+
+
+def measure(
+    size: str = "small",
+    *,
+    seconds: float = 8.0,
+    n_threads: int | None = None,
+    max_batch_size: int = 8,
+    p99_ms: float | None = None,
+) -> list[Row]:
+    """Two rows: requests a second at the same p99 latency, and what a lone request costs beyond the engine."""
+    n_threads = n_threads or os.cpu_count() or 1
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = str(save(make_model("ConvBertForSequenceClassification", size, num_labels=2), Path(scratch)))
+        texts, ids = texts_within(checkpoint)
+        lengths = [len(one) for one in ids]
+        print(
+            f"{size} size, {n_threads} threads, recipe's batches of {max_batch_size}; "
+            f"texts of {min(lengths)} to {max(lengths)} tokens, mean {statistics.mean(lengths):.0f}, "
+            f"median {statistics.median(lengths):.0f}; {seconds:g} s at each rate"
+        )
+        ray.init("local", num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        try:
+            with recipe(checkpoint, n_threads=n_threads, max_batch_size=max_batch_size) as url:
+                theirs = measure_side("recipe", url, texts, seconds=seconds, p99_ms=p99_ms)
+            bound_ms = p99_ms or BOUND_OVER_LOWEST * theirs.rates[0].p99_ms
+            with ours(checkpoint, n_threads=n_threads) as url:
+                our = measure_side("ours", url, texts, seconds=seconds, p99_ms=bound_ms)
+        finally:
+            ray.shutdown()
+        engine_ms = engine_times(checkpoint, ids[:N_LONE], n_threads=n_threads)
+    difference = largest_difference(our.lone, theirs.lone)
+    assert difference < 1e-3, f"the answers differ by {difference}"
+    return [throughput(size, our.rates, theirs.rates, bound_ms), overhead(size, our.lone, theirs.lone, engine_ms)]
+
+
+def throughput(size: str, our: Sequence[Rate], their: Sequence[Rate], bound_ms: float) -> Row:
+    """How many times the recipe's rate ours is."""
+    our_rate, their_rate = sustained(our, bound_ms), sustained(their, bound_ms)
+    ratio = our_rate / their_rate if their_rate else math.nan
+    note = f"{our_rate:.1f} and {their_rate:.1f} requests/s with a p99 of at most {bound_ms:.0f} ms"
+    return Row(f"online, {size} size, fp32: requests/s at the same p99", "Serve's recipe", GOAL, ratio, note)
+
+
+def overhead(size: str, our: Sequence[Reply], their: Sequence[Reply], engine_ms: Sequence[float]) -> Row:
+    """Milliseconds of a lone request beyond the engine's."""
+    beyond_ms = statistics.median(reply.ms for reply in our) - statistics.median(engine_ms)
+    each_ms = statistics.median(reply.ms - ms for reply, ms in zip(our, engine_ms, strict=True))
+    note = (
+        f"goal: at most {GOAL_MS:g}; p50 {statistics.median(reply.ms for reply in our):.1f} ms, engine "
+        f"{statistics.median(engine_ms):.1f} ms, text by text {each_ms:.1f} ms beyond it; "
+        f"recipe {statistics.median(reply.ms for reply in their):.1f} ms"
+    )
+    return Row(f"online, {size} size, fp32: ms of a lone request beyond", "our engine", None, beyond_ms, note)
+
+
+def texts_within(checkpoint: str) -> tuple[list[str], list[list[int]]]:
+    """Distinct real texts of 20 to 512 tokens as they come, shuffled, and their ids."""
+    tokenizer = transformers.ConvBertTokenizer.from_pretrained(checkpoint, model_max_length=10**6)
+    found = list(dict.fromkeys(docstrings(2 * N_TEXTS)))
+    random.Random(0).shuffle(found)
+    pairs = zip(found, tokenizer(found)["input_ids"], strict=True)
+    kept = [(text, ids) for text, ids in pairs if MIN_TOKENS <= len(ids) <= MAX_TOKENS][:N_TEXTS]
+    return [text for text, _ in kept], [ids for _, ids in kept]
+
+
+@contextmanager
+def recipe(checkpoint: str, *, n_threads: int, max_batch_size: int) -> Iterator[str]:
+    """The URL at which the recipe answers."""
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    try:
+        made: Any = serve.deployment(Recipe)  # Serve's type hint says what its decorator with arguments gives
+        deployment = made.options(max_ongoing_requests=256)  # as many as at ours; the default of 5 would be no batch
+        serve.run(deployment.bind(checkpoint, n_threads=n_threads, max_batch_size=max_batch_size), route_prefix="/")
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        serve.shutdown()
+
+
+@contextmanager
+def ours(checkpoint: str, *, n_threads: int) -> Iterator[str]:
+    """The URL at which our service answers."""
+    spec = ServeSpec.of({"head": {HEAD: checkpoint}, "port": free_port(), "threads": n_threads, "device": "cpu"})
+    try:
+        yield f"{serving.start(spec)}/{HEAD}"
+    finally:
+        serve.shutdown()
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def measure_side(name: str, url: str, texts: Sequence[str], *, seconds: float, p99_ms: float | None) -> Side:
+    """Lone requests, then rates upwards until they miss the bound, by default twice the p99 at the lowest of them."""
+    send(url, texts[-20:])  # warm up
+    lone = send(url, texts[:N_LONE])
+    assert all(reply.status == 200 for reply in lone), "a lone request failed"
+    print(f"{name:>6}: lone requests: p50 {statistics.median(reply.ms for reply in lone):.1f} ms", flush=True)
+    rates: list[Rate] = []
+    for per_s in rates_from(FIRST_LOAD * 1000 / statistics.mean(reply.ms for reply in lone)):
+        times_s = arrivals(per_s, seconds)
+        replies = send(url, list(itertools.islice(itertools.cycle(texts), len(times_s))), times_s)
+        rates.append(rate_of(per_s, replies))
+        print(f"{name:>6}: {_line(rates[-1])} ({len(replies)} requests)", flush=True)
+        bound_ms = p99_ms or BOUND_OVER_LOWEST * rates[0].p99_ms
+        if sum(not holds(rate, bound_ms) for rate in rates) >= MOST_MISSES:
+            break
+    return Side(lone, rates)
+
+
+def _line(rate: Rate) -> str:
+    return f"{rate.per_s:6.1f}/s: p50 {rate.p50_ms:7.1f} ms, p99 {rate.p99_ms:7.1f} ms, {rate.n_failed} failed"
+
+
+def engine_times(checkpoint: str, ids: Sequence[Sequence[int]], *, n_threads: int) -> list[float]:
+    """Milliseconds that the bare engine takes for each text alone, the median of three runs after one."""
+    torch.set_num_threads(n_threads)
+    engine = load_engine(plan_service({HEAD: checkpoint}, {})[0])
+    taken: list[float] = []
+    for one in ids:
+        batch = Packed(np.array(one, np.int32), np.array([0, len(one)]))
+        runs_ms = []
+        for _ in range(4):
+            started_s = time.perf_counter()
+            engine(batch)
+            runs_ms.append(1000 * (time.perf_counter() - started_s))
+        taken.append(statistics.median(runs_ms[1:]))
+    return taken
+
+
+def rates_from(lowest_per_s: float) -> Iterator[float]:
+    """Powers of ``STEP`` from the last below a rate upwards: the same ones for every service."""
+    return (STEP**power for power in itertools.count(math.floor(math.log(lowest_per_s, STEP))))
+
+
+def arrivals(per_s: float, seconds: float) -> list[float]:
+    """Seconds at which requests of this rate leave: exponential gaps, scaled so that no more nor fewer fit."""
+    draw = random.Random(0)
+    ends = list(itertools.accumulate(draw.expovariate(1) for _ in range(max(1, round(per_s * seconds)) + 1)))
+    return [seconds * end / ends[-1] for end in ends[:-1]]
+
+
+def rate_of(per_s: float, replies: Sequence[Reply]) -> Rate:
+    """Percentiles over all replies, failed ones too."""
+    times_ms = [reply.ms for reply in replies]
+    n_failed = sum(reply.status != 200 for reply in replies)
+    return Rate(per_s, percentile(times_ms, 50), percentile(times_ms, 99), n_failed)
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """The least value that so many percent of all do not exceed."""
+    return sorted(values)[-(-percent * len(values) // 100) - 1]
+
+
+def holds(rate: Rate, bound_ms: float) -> bool:
+    """Whether all were answered, and in time."""
+    return rate.n_failed == 0 and rate.p99_ms <= bound_ms
+
+
+def sustained(rates: Sequence[Rate], bound_ms: float) -> float:
+    """The highest rate that holds, in requests a second; 0 where none does."""
+    return max((rate.per_s for rate in rates if holds(rate, bound_ms)), default=0.0)
+
+
+def largest_difference(ours: Sequence[Reply], theirs: Sequence[Reply]) -> float:
+    """Between the scores of the same label of the same text."""
+    return max(
+        abs(score - other[label])
+        for our, their in zip(ours, theirs, strict=True)
+        for other in [_scores(their)]
+        for label, score in _scores(our).items()
+    )
+
+
+def _scores(reply: Reply) -> dict[str, float]:
+    return {entry["label"]: entry["score"] for entry in reply.body[0]}
+
+
+if __name__ == "__main__":
+    main()

@@ -28,9 +28,11 @@ serve: setup
 test: setup
 	$(BIN)/python -m pytest
 
-# Hours of trouble in minutes: kills, spoilt storage and broken input (KILLS=50), then hostile files (MINUTES=5).
+# For every night: the slow tests, then hours of trouble in minutes: kills, spoilt storage and broken input (KILLS=50),
+# and hostile files (MINUTES=5).
 soak: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,soak]'
+	$(BIN)/python -m pytest -m slow
 	$(BIN)/python -m tests.soak.campaign --kills $(or $(KILLS),50)
 	$(BIN)/python -m tests.fuzz.campaign --minutes $(or $(MINUTES),5)
 	for target in config tokenizer_config index tf1 jsonl; do \

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,6 +38,7 @@ def test_from_shell_to_parts_and_back(checkpoint: Path, tmp_path: Path) -> None:
     assert not (Path.home() / ".ray/auth_token").exists() or "auth_token" not in first.stderr
 
 
+@pytest.mark.slow
 def test_too_many_failures_fail_the_job_after_everything_is_out(checkpoint: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "in.jsonl"
     corpus.write_text('{"text": "free"}\n{broken\n')

@@ -105,6 +105,7 @@ def test_every_record_comes_out_once_with_transformers_answer(
     }
 
 
+@pytest.mark.slow
 def test_arrow_parts_hold_the_same_table_and_a_second_run_does_nothing(
     corpus: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -147,6 +148,7 @@ def test_nights_add_change_and_lose_shards(corpus: Path, checkpoint: Path, tmp_p
     assert run(job(corpus, output, checkpoint)).new_rows == 0
 
 
+@pytest.mark.slow
 def test_kept_columns_keep_their_type_from_night_to_night(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.jsonl").write_text('{"text": "free", "n": 1}\n')
@@ -333,6 +335,7 @@ def test_small_shards_share_parts_from_night_to_night(checkpoint: Path, tmp_path
     assert run(job(folder, output, checkpoint, unit_rows=1)).new_rows == 0
 
 
+@pytest.mark.slow
 def test_records_of_a_vanished_shard_stay_until_they_are_pruned(checkpoint: Path, tmp_path: Path) -> None:
     folder, output = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
@@ -373,6 +376,7 @@ def test_a_compressed_shard_becomes_many_parts_and_goes_on_where_it_was(checkpoi
     assert run(spec).new_rows == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_another_one_overtakes_plans_again(
     corpus: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -397,6 +401,7 @@ def test_a_run_that_another_one_overtakes_plans_again(
     ]
 
 
+@pytest.mark.slow
 def test_a_run_that_has_gone_wrong_stops_and_says_why(checkpoint: Path, tmp_path: Path) -> None:
     lines = [f'{{"id": "r{i}", "text": {i}}}' for i in range(80)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))

@@ -322,6 +322,7 @@ def kill_a_replica() -> str:
     return names[0]
 
 
+@pytest.mark.slow
 def test_new_weights_are_rolled_out_without_a_failed_request(url: str, spec: ServeSpec, tmp_path: Path) -> None:
     """Every answer on the way is the old checkpoint's or the new one's."""
     text = TEXTS[0]

@@ -112,12 +112,24 @@ def compare_vectors(model: Path, rows: list[Row], column: list[Row]) -> None:
 @pytest.mark.parametrize(
     ("script", "architecture", "flags", "compare"),
     [
-        ("classify_corpus.py", "ConvBertForSequenceClassification", [], compare_classification),
-        ("tag_corpus.py", "ConvBertForTokenClassification", [], compare_entities),
+        pytest.param(
+            "classify_corpus.py",
+            "ConvBertForSequenceClassification",
+            [],
+            compare_classification,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("tag_corpus.py", "ConvBertForTokenClassification", [], compare_entities, marks=pytest.mark.slow),
         ("answer_corpus.py", "ConvBertForQuestionAnswering", [], compare_answers),
         ("choose_corpus.py", "ConvBertForMultipleChoice", [], compare_choices),
         ("fill_masks.py", "ConvBertForMaskedLM", [], compare_masks),
-        ("fill_masks.py", "ConvBertForMaskedLM", ["--pseudo-log-likelihood"], compare_likelihoods),
+        pytest.param(
+            "fill_masks.py",
+            "ConvBertForMaskedLM",
+            ["--pseudo-log-likelihood"],
+            compare_likelihoods,
+            marks=pytest.mark.slow,
+        ),
         ("embed_corpus.py", "ConvBertModel", [], compare_vectors),
     ],
 )

@@ -160,6 +160,7 @@ def test_kept_columns_keep_their_type_from_night_to_night(checkpoint: Path, tmp_
     assert rows["error"].to_pylist() == [None, "n holds 'two', not int64", None]
 
 
+@pytest.mark.slow
 def test_another_job_on_the_same_output_is_refused_until_it_is_overwritten(
     corpus: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -182,6 +183,7 @@ def test_another_job_on_the_same_output_is_refused_until_it_is_overwritten(
     assert run(job(corpus, output, other, overwrite=True)).new_rows > 0
 
 
+@pytest.mark.slow
 def test_number_of_actors_and_cuts_change_nothing(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
     run(job(corpus, tmp_path / "one", checkpoint, unit_rows=1000))
     run(job(corpus, tmp_path / "two", checkpoint, unit_rows=3, max_actors=2, max_batch_tokens=40))
@@ -243,6 +245,7 @@ def test_reading_and_encoding_run_beside_the_actors(
         ]
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_is_one_line_and_finished_parts_stay(
     corpus: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,6 +314,7 @@ def test_a_dry_run_writes_nothing(corpus: Path, checkpoint: Path, tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_small_shards_share_parts_from_night_to_night(checkpoint: Path, tmp_path: Path) -> None:
     folder, output = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
@@ -359,6 +363,7 @@ def test_records_of_a_vanished_shard_stay_until_they_are_pruned(checkpoint: Path
     assert run(job(folder, output, checkpoint, unit_rows=1000)).new_rows == 0
 
 
+@pytest.mark.slow
 def test_a_compressed_shard_becomes_many_parts_and_goes_on_where_it_was(checkpoint: Path, tmp_path: Path) -> None:
     lines = "".join(json.dumps({"id": f"z{i}", "text": "free mail " * (i % 7)}) + "\n" for i in range(60))
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))

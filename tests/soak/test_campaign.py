@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_a_short_campaign() -> None:
     """Each kind of process killed at least once; ``make soak`` runs the long one, in a spoilt store too."""
     command = [

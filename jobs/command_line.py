@@ -8,7 +8,7 @@ import os
 import secrets
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -55,16 +55,40 @@ def parse(description: str, *, task: str, arguments: Sequence[str] | None = None
     Raises:
         SpecError: a flag or combination that no job can have.
     """
+    given = given_values(description, JobSpec.model_fields, but="task", heads=["head"], arguments=arguments)
+    return JobSpec.of({**given, "task": task})
+
+
+def given_values(
+    description: str,
+    fields: Mapping[str, FieldInfo],
+    *,
+    but: str,
+    heads: Sequence[str],
+    arguments: Sequence[str] | None,
+) -> dict[str, Any]:
+    """What flags give, over what ``--config`` sets.
+
+    Args:
+        description: first words of ``--help``.
+        fields: those that have flags, apart from ``but``.
+        heads: fields whose flags are NAME=URL.
+        arguments: the command line; None takes the process's own.
+
+    Raises:
+        SpecError: a config or a head that cannot be read.
+    """
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--config", metavar="YAML", help="file with the same settings; flags override it")
-    for name, field in JobSpec.model_fields.items():
-        if name != "task":
+    for name, field in fields.items():
+        if name != but:
             parser.add_argument(flag(name), **argument(field))
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     config = given.pop("config", None)
-    if "head" in given:
-        given["head"] = dict(name_and_url(head) for head in given["head"])
-    return JobSpec.of({**(read_config(config) if config else {}), **given, "task": task})
+    for name in heads:
+        if name in given:
+            given[name] = dict(name_and_url(head) for head in given[name])
+    return {**(read_config(config) if config else {}), **given}
 
 
 def prepare_environment() -> None:

@@ -5,17 +5,15 @@ python jobs/serve_online.py --head spam=examples/spam/checkpoint
 
 from __future__ import annotations
 
-import argparse
 import signal
 import sys
 import threading
 from collections.abc import Sequence
 
 from convbert import ConvBertError
-from jobs.command_line import FAILED, MISUSED, OK, argument, fail, name_and_url, prepare_environment
+from jobs.command_line import FAILED, MISUSED, OK, fail, given_values, prepare_environment
 from pipelines.errors import PipelineError, SpecError
 from pipelines.serve_spec import ServeSpec
-from pipelines.spec import flag, read_config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,17 +44,9 @@ def parse(arguments: Sequence[str] | None = None) -> ServeSpec:
     Raises:
         SpecError: a flag or combination that no service can have.
     """
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--config", metavar="YAML", help="file with the same settings; flags override it")
-    for name, field in ServeSpec.model_fields.items():
-        if name != "settings":
-            parser.add_argument(flag(name), **argument(field))
-    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
-    config = given.pop("config", None)
-    for name in ("head", "embed"):
-        if name in given:
-            given[name] = dict(name_and_url(head) for head in given[name])
-    return ServeSpec.of({**(read_config(config) if config else {}), **given})
+    description = __doc__.split("\n")[0]
+    fields = ServeSpec.model_fields
+    return ServeSpec.of(given_values(description, fields, but="settings", heads=["head", "embed"], arguments=arguments))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipelines.errors import PipelineError, SpecError
 from pipelines.online import head_spec
-from pipelines.spec import JobSpec
-from pipelines.storage import redacted
+from pipelines.spec import JobSpec, one_line
 
 RESERVED = ("label", "health", "ready", "info", "docs", "openapi")  # paths of the service's own
 
@@ -106,11 +105,4 @@ class ServeSpec(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            first = error.errors()[0]
-            message = first["msg"].removeprefix("Value error, ")
-            if not first["loc"]:
-                raise SpecError(message) from error
-            if first["type"] == "extra_forbidden":
-                known = ", ".join(cls.model_fields)
-                raise SpecError(f"unknown setting {first['loc'][0]!r}: the settings are {known}") from error
-            raise SpecError(f"{first['loc'][0]} ({redacted(str(first['input']))}): {message}") from error
+            raise SpecError(one_line(error, cls.model_fields)) from error

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from pipelines.errors import SpecError
 from pipelines.storage import redacted
@@ -126,7 +128,7 @@ class JobSpec(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise SpecError(_one_line(error)) from error
+            raise SpecError(one_line(error, cls.model_fields, named=flag)) from error
 
     def recipe(self) -> dict[str, Any]:
         """The settings that decide what stands in a part, apart from its shard and the heads."""
@@ -159,14 +161,15 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in values.items()}
 
 
-def _one_line(error: ValidationError) -> str:
+def one_line(error: ValidationError, fields: Mapping[str, FieldInfo], *, named: Callable[[str], str] = str) -> str:
+    """What is wrong with the first wrong field: its name as ``named`` writes it, its value and the remedy."""
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:
         return message
-    name = flag(str(first["loc"][0]))
-    if first["type"] == "missing":
-        return f"{name} is missing: {JobSpec.model_fields[str(first['loc'][0])].description}"
+    field = str(first["loc"][0])
+    if first["type"] == "missing" and field in fields:
+        return f"{named(field)} is missing: {fields[field].description}"
     if first["type"] == "extra_forbidden":
-        return f"unknown setting {first['loc'][0]!r}: the settings are {', '.join(JobSpec.model_fields)}"
-    return f"{name} ({redacted(str(first['input']))}): {message}"
+        return f"unknown setting {first['loc'][0]!r}: the settings are {', '.join(fields)}"
+    return f"{named(field)} ({redacted(str(first['input']))}): {message}"

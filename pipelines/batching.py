@@ -51,8 +51,9 @@ class Batcher(Generic[Item, Answer]):
     """Runs requests in batches, one batch after the other, in a thread of its own beside the event loop.
 
     A batch is the front of the queue within ``max_batch_tokens``; a request of more tokens than that is a batch of
-    its own. The first request of a batch waits at most ``max_wait_s`` for others, and not at all for a batch that is
-    full. A request that is cancelled before its batch starts is left out.
+    its own. Where the batch before had several requests, the first of the next waits at most ``max_wait_s`` for
+    others, and not at all for a batch that is full; a client that asks alone never waits. A request that is cancelled
+    before its batch starts is left out.
 
     Args:
         run: items -> their answers in the same order; called in the thread.
@@ -78,6 +79,7 @@ class Batcher(Generic[Item, Answer]):
         self._observe = observe
         self._queue: deque[_Waiting[Item, Answer]] = deque()
         self._queued_tokens = 0
+        self._is_crowded = False  # whether the last batch had several requests
         self._changed = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._worker: asyncio.Task[None] | None = None
@@ -148,7 +150,7 @@ class Batcher(Generic[Item, Answer]):
     async def _next_batch(self) -> list[_Waiting[Item, Answer]]:
         while not self._queue:
             await self._wait_for_change(None)
-        until_s = self._queue[0].since_s + self._max_wait_s
+        until_s = self._queue[0].since_s + self._max_wait_s * self._is_crowded
         while self._queue and self._queued_tokens < self._max_batch_tokens:
             left_s = until_s - time.perf_counter()
             if left_s <= 0 or not await self._wait_for_change(left_s):
@@ -161,6 +163,7 @@ class Batcher(Generic[Item, Answer]):
             if not waiting.answer.done():
                 room -= waiting.n_tokens
                 batch.append(waiting)
+        self._is_crowded = len(batch) > 1
         return batch
 
     async def _wait_for_change(self, timeout_s: float | None) -> bool:

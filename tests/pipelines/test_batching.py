@@ -67,20 +67,36 @@ def test_a_batch_is_the_front_of_the_queue_within_the_budget() -> None:
     run(test)
 
 
-def test_a_request_waits_for_others_until_the_batch_is_full() -> None:
+def test_where_others_are_about_a_request_waits_until_the_batch_is_full() -> None:
     async def test(gate: Gate) -> None:
         batches = batcher(gate, max_wait_s=FOREVER_S)
         answers = await asyncio.gather(*(batches.submit(item, n_tokens=5) for item in (1, 2)))
-        assert (answers, gate.batches) == ([1, 4], [[1, 2]])
+        third = asyncio.create_task(batches.submit(3, n_tokens=5))
+        await settle(lambda: batches.queued_tokens == 5)
+        await asyncio.sleep(0.05)
+        assert not third.done()
+        assert [*answers, await batches.submit(4, n_tokens=5), await third] == [1, 4, 16, 9]
+        assert gate.batches == [[1, 2], [3, 4]]
         await batches.close()
 
     run(test)
 
 
-def test_a_lone_request_goes_after_its_wait() -> None:
+def test_where_others_were_about_a_request_goes_after_its_wait() -> None:
     async def test(gate: Gate) -> None:
         batches = batcher(gate, max_wait_s=0.001)
+        await asyncio.gather(*(batches.submit(item, n_tokens=5) for item in (1, 2)))
         assert await batches.submit(3, n_tokens=1) == 9
+        await batches.close()
+
+    run(test)
+
+
+def test_a_client_that_asks_alone_never_waits() -> None:
+    async def test(gate: Gate) -> None:
+        batches = batcher(gate, max_wait_s=FOREVER_S)
+        assert [await batches.submit(item, n_tokens=1) for item in (1, 2, 3)] == [1, 4, 9]
+        assert gate.batches == [[1], [2], [3]]
         await batches.close()
 
     run(test)
@@ -155,12 +171,13 @@ def test_a_run_that_loses_an_answer_is_an_error() -> None:
 def test_closing_cancels_who_waits() -> None:
     async def test(gate: Gate) -> None:
         batches = batcher(gate, max_wait_s=FOREVER_S)
-        task = asyncio.create_task(batches.submit(1, n_tokens=1))
+        await asyncio.gather(*(batches.submit(item, n_tokens=5) for item in (1, 2)))
+        task = asyncio.create_task(batches.submit(3, n_tokens=1))
         await settle(lambda: batches.queued_tokens == 1)
         await batches.close()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert gate.batches == []
+        assert gate.batches == [[1, 2]]
 
     run(test)
 

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo demo-tags serve test soak lint bench clean
+.PHONY: setup demo demo-tags serve test soak lint docs bench clean
 
 setup: $(VENV)/.installed
 
@@ -42,6 +42,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The pages of docs/ as a site in build/site; broken links are errors.
+docs: setup
+	$(BIN)/python -m mkdocs build
 
 # Goals and what this machine reaches, side by side; SAVE=1 keeps the table in benchmarks/results/.
 bench: setup

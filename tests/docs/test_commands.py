@@ -1,0 +1,149 @@
+"""Every command that a page shows is run, or it is named here with what checks it in its place.
+
+Jobs run in a folder that looks like a user's: the repository's rooms, a small corpus, checkpoints, and a bucket.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *ROOT.glob("examples/*/*.md"),
+]
+SHELL = ("", "sh", "bash", "console")  # languages of blocks with commands; pictures say text
+SPAM = ROOT / "examples/spam/checkpoint"
+POS, PROSE = ROOT / "examples/brown/pos", ROOT / "examples/brown/prose"
+CHECKPOINTS = {"sentiment": SPAM, "topic": PROSE, "entities": POS, "pos": POS}
+RECORDS = [
+    {"id": "a", "text": "Lose 10 pounds in 30 days, guaranteed!", "label": "spam", "lang": "en"},
+    {"id": "b", "text": "Bis morgen!", "label": "ham", "lang": "de"},
+]
+
+ELSEWHERE = {
+    r"make (demo|demo-tags|serve|test|lint|docs|soak|bench|setup)\b.*": "CI, a fresh clone or a night runs it",
+    r"pip install .*": "the lists of packages are those of pyproject.toml, which CI installs",
+    r"python -m (benchmarks|examples)\..*": "minutes to hours; tests/benchmarks and tests/examples run their parts",
+    r"curl .*": "tests/pipelines/test_serving.py asks the same routes",
+}
+"""Pattern of a command, and who runs it."""
+
+
+def commands(page: Path) -> list[str]:
+    """The commands of a page, continued lines joined and remarks left out."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    lines = [line for language, body in blocks if language in SHELL for line in _joined(body)]
+    return [line for line in (re.sub(r"(^|\s)#\s.*", "", line).strip() for line in lines) if line]
+
+
+def _joined(body: str) -> list[str]:
+    return re.sub(r"\s*\\\n\s*", " ", body).splitlines()
+
+
+ALL = {
+    (page.name if page.parent == ROOT else str(page.relative_to(ROOT)), one): None
+    for page in PAGES
+    for one in commands(page)
+}
+JOBS = sorted({one for _, one in ALL if re.search(r"python (-m jobs\.|jobs/)\w+", one) and "serve_online" not in one})
+OTHERS = sorted({one for _, one in ALL} - set(JOBS))
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder."""
+    for room in ("jobs", "pipelines", "convbert", "examples", "benchmarks"):
+        (tmp_path / room).symlink_to(ROOT / room)
+    (tmp_path / "corpus").mkdir()
+    lines = [json.dumps(record) + "\n" for record in RECORDS]
+    (tmp_path / "corpus/mail.jsonl").write_text("".join(lines), encoding="utf-8")
+    (tmp_path / "checkpoint").symlink_to(SPAM)
+    (tmp_path / "checkpoints").mkdir()
+    for name, folder in CHECKPOINTS.items():
+        (tmp_path / "checkpoints" / name).symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def bucket(home: Path, ray_cluster: None) -> Iterator[None]:
+    """What the pages have in s3://bucket."""
+    store = fsspec.filesystem("s3")
+    for source, target in ((home / "corpus", "bucket/corpus"), (SPAM, "bucket/checkpoint")):
+        store.put(f"{source}/", f"{target}/", recursive=True)
+    yield
+    for folder in ("corpus", "checkpoint", "labelled"):
+        if store.exists(f"bucket/{folder}"):
+            store.rm(f"bucket/{folder}", recursive=True)
+
+
+@pytest.mark.parametrize("command", JOBS)
+def test_jobs_run_as_they_are_shown(command: str, home: Path, bucket: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those for ``ray job submit`` without it: tests/jobs/test_submit.py submits one."""
+    words = shlex.split(command)
+    start = next(place for place, word in enumerate(words) if re.fullmatch(r"(\S*/)?python", word))
+    script, arguments = words[start + 1], words[start + 2 :]
+    if script == "-m":
+        script, arguments = arguments[0].replace(".", "/") + ".py", arguments[1:]
+    model = home / "checkpoint"
+    if "tag_corpus" in script and "checkpoint/" in arguments:
+        model.unlink()
+        model.symlink_to(POS)
+    if "verify_corpus" in script:
+        _run(
+            "jobs/classify_corpus.py",
+            ["--input", "corpus", "--output", arguments[0], "--model", str(SPAM)],
+            monkeypatch,
+        )
+    _run(script, arguments, monkeypatch)
+
+
+def _run(script: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with pytest.raises(SystemExit) as done:
+        runpy.run_path(script, run_name="__main__")
+    assert done.value.code == 0
+
+
+@pytest.mark.parametrize("command", OTHERS)
+def test_other_commands_are_checked_somewhere(command: str) -> None:
+    assert [pattern for pattern in ELSEWHERE if re.fullmatch(pattern, command)], f"nothing runs {command!r}"
+
+
+def test_make_has_every_target_that_a_page_names() -> None:
+    targets = {words[1] for _, one in ALL if (words := one.split())[0] == "make"}
+    for target in targets:
+        plan = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+        assert plan.returncode == 0, plan.stderr
+
+
+def test_every_pattern_is_of_some_command() -> None:
+    assert [pattern for pattern in ELSEWHERE if not any(re.fullmatch(pattern, one) for one in OTHERS)] == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")], ids=str)
+def test_python_runs_as_it_is_shown(
+    page: Path, home: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"input_ids": np.array([2, 9, 3], np.int32), "offsets": np.array([0, 3])}  # what docs/api.md begins with
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+        if "out/spam" in block:
+            job = ["--input", "corpus", "--output", "out/spam", "--head", f"spam={SPAM}", "--keep-column", "label"]
+            _run("jobs/classify_corpus.py", job, monkeypatch)
+        exec(compile(block, str(page), "exec"), dict(given))
+        expected = re.findall(r"^print\(.*\)  # (.+)$", block, re.MULTILINE)
+        assert [line for line in expected if line not in capsys.readouterr().out.splitlines()] == []

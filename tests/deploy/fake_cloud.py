@@ -95,12 +95,13 @@ def fake_cloud(**max_workers: int) -> Iterator[FakeCloud]:
     command += ["--dashboard-agent-listen-port=0", f"--ray-client-server-port={find_free_port()}"]
     command[0] = str(Path(sys.executable).with_name("ray"))
     with (folder / "head.log").open("w") as log:
-        subprocess.Popen(command, env={**os.environ, **settings}, stdout=log, stderr=log)
+        head = subprocess.Popen(command, env={**os.environ, **settings}, stdout=log, stderr=log)
     try:
         _wait_for("Ray runtime started", folder / "head.log", timeout_s=90)
         yield FakeCloud(address)
     finally:
         _end_processes_of(folder)
+        head.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -114,7 +115,12 @@ def _config(address: str, max_workers: dict[str, int]) -> dict[str, Any]:
     types["ray.head.default"] = {**CONFIG["available_node_types"][HEAD], "node_config": {}, "max_workers": 0}
     module = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
     provider = {"type": "external", "module": module, "gcs_address": address, "head_node_id": HEAD_ID}
+    commands = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
     return {
+        **{f"{name}_commands": [] for name in commands},  # for which this provider has no defaults
+        **{name: {} for name in ("auth", "docker", "file_mounts")},
+        **{name: [] for name in ("cluster_synced_files", "rsync_exclude", "rsync_filter")},
+        "file_mounts_sync_continuously": False,
         "cluster_name": "fake",
         "provider": {**provider, "launch_multiple": True},
         "max_workers": CONFIG["max_workers"],

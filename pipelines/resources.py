@@ -1,18 +1,21 @@
-"""What the cluster has in, how the job shares it out out: device, precision, actors, threads."""
+"""What the cluster has in, how the job shares it out out: device, precision, actors, threads, kinds of nodes."""
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 import torch
 
 from pipelines.errors import SpecError
-from pipelines.spec import JobSpec
+from pipelines.spec import JobSpec, node_labels
 
 MAX_THREADS_PER_ACTOR = 8  # a base model's products gain little from more
+CPUS_PER_GPU = 8  # that may be started to feed one
 
 
 @dataclass(frozen=True)
@@ -21,10 +24,14 @@ class Hardware:
 
     Attributes:
         min_actors, max_actors: size of the pool of model actors.
-        actor_cpus, actor_gpus: what Ray reserves for each.
+        actor_cpus, actor_gpus: what Ray reserves for each; no CPU beside a GPU, so that GPU nodes may say that they
+            have none and take no other work.
         n_threads: threads each computes with; None leaves torch's choice.
+        max_cpus: all that the job may use. Ray Data else asks for one more node of every kind there is while any
+            resource is busy, up to the cluster's limits.
         task_cpus: what Ray reserves for a tokenising or writing task. It differs from ``actor_cpus``, or
             else Ray would fuse these tasks into the actors.
+        actor_nodes: labels of the nodes for the actors, the most wanted first; none: any node.
     """
 
     min_actors: int
@@ -33,6 +40,19 @@ class Hardware:
     actor_gpus: float
     n_threads: int | None
     task_cpus: float
+    max_cpus: float = math.inf
+    actor_nodes: tuple[dict[str, str], ...] = ()
+
+    @property
+    def placement(self) -> dict[str, Any]:
+        """Where Ray may put the actors, as ``map_batches`` takes it."""
+        if not self.actor_nodes:
+            return {}
+        wanted, *others = self.actor_nodes
+        return {
+            "label_selector": wanted,
+            "fallback_strategy": [{"label_selector": labels} for labels in others] or None,
+        }
 
     @property
     def read_cpus(self) -> float:
@@ -58,14 +78,20 @@ def choose_device(device: str) -> str:
     """What ``auto`` means: GPUs where the cluster, or without one this machine, has them.
 
     Raises:
-        SpecError: GPUs are asked for on a machine that has none.
+        SpecError: GPUs are asked for on a machine that has none, or ``auto`` on a cluster that has no workers yet:
+            Ray does not tell which nodes it could start.
     """
     joins = ray.is_initialized() or bool(os.environ.get("RAY_ADDRESS"))
     if device == "cpu" or (device == "cuda" and joins):
         return device  # a cluster may start its GPU nodes when they are asked for
     if joins:
         connect()
-        return "cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
+        present = ray.cluster_resources()
+        if present.get("GPU", 0) >= 1:
+            return "cuda"
+        if present.get("CPU", 0) > 0:
+            return "cpu"
+        raise SpecError("--device auto: the cluster has no workers yet; say cuda or cpu, and it starts nodes for that")
     if torch.cuda.is_available():
         return "cuda"
     if device == "cuda":
@@ -89,22 +115,39 @@ def choose_precision(precision: str, device: str, *, kept: str | None) -> str:
 
 
 def share_out(spec: JobSpec, device: str, *, n_units: int) -> Hardware:
-    """Pool sizes and reservations on the connected cluster, never more actors than units."""
-    if device == "cuda":
-        present = max(1, int(ray.cluster_resources().get("GPU", 1)))  # an autoscaling cluster may begin with none
-        most = min(spec.max_actors or max(present, spec.min_actors or 1), n_units)
-        fewest = min(spec.min_actors or present, most)
-        return Hardware(fewest, most, actor_cpus=1, actor_gpus=1, n_threads=None, task_cpus=0.5)
+    """Pool sizes and reservations on the connected cluster, never more actors than units.
+
+    A cluster that starts its nodes when they are asked for begins with the actors for which it has room, at least
+    one, and grows to ``--max-actors``.
+
+    Raises:
+        SpecError: no CPU is there to be shared out, and nothing says how many an actor gets.
+    """
+    nodes = tuple(node_labels(labels) for labels in spec.actor_nodes)
     node_cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    per_node = [-(-cpus // MAX_THREADS_PER_ACTOR) for cpus in node_cpus if cpus]
-    most = min(spec.max_actors or max(sum(per_node), spec.min_actors or 1), n_units)
-    threads = max(1, min(MAX_THREADS_PER_ACTOR, sum(node_cpus) // most))
-    actor_cpus = sum(node_cpus) / (2 * most)  # actors that reserved every CPU would wait for tasks for ever
-    return Hardware(
-        min_actors=min(spec.min_actors or most, most),
-        max_actors=most,
-        actor_cpus=actor_cpus,
-        actor_gpus=0,
-        n_threads=threads,
-        task_cpus=0.5 if actor_cpus != 0.5 else 0.4,
-    )
+    if device == "cuda":
+        present = max(1, int(ray.cluster_resources().get("GPU", 1)))
+        fewest, most = _pool(spec, present, n_units)
+        n_cpus = most * (spec.actor_cpus or CPUS_PER_GPU)
+        shares: dict[str, Any] = {"actor_cpus": 0, "actor_gpus": 1, "n_threads": None, "task_cpus": 0.5}
+    else:
+        if spec.actor_cpus:
+            fewest, most = _pool(spec, max(1, sum(cpus // spec.actor_cpus for cpus in node_cpus)), n_units)
+            threads, n_cpus = spec.actor_cpus, most * spec.actor_cpus
+        elif any(node_cpus):
+            per_node = [-(-cpus // MAX_THREADS_PER_ACTOR) for cpus in node_cpus if cpus]
+            most = min(spec.max_actors or max(sum(per_node), spec.min_actors or 1), n_units)
+            fewest = min(spec.min_actors or most, most)
+            threads, n_cpus = max(1, min(MAX_THREADS_PER_ACTOR, sum(node_cpus) // most)), sum(node_cpus)
+        else:
+            raise SpecError("the cluster has no CPUs yet to share out: give --actor-cpus, such as 8, and --max-actors")
+        actor_cpus = n_cpus / (2 * most)  # actors that reserved every CPU would wait for tasks for ever
+        task_cpus = 0.5 if actor_cpus != 0.5 else 0.4
+        shares = {"actor_cpus": actor_cpus, "actor_gpus": 0, "n_threads": threads, "task_cpus": task_cpus}
+    return Hardware(fewest, most, max_cpus=max(sum(node_cpus), n_cpus), actor_nodes=nodes, **shares)
+
+
+def _pool(spec: JobSpec, present: int, n_units: int) -> tuple[int, int]:
+    """Fewest and most actors where so many find room now."""
+    most = min(spec.max_actors or max(present, spec.min_actors or 1), n_units)
+    return min(spec.min_actors or present, most), most

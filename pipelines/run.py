@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
-from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
+from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResources, ReadTask
 from ray.data.block import BlockMetadata
 from ray.exceptions import RayError
 
@@ -172,6 +172,9 @@ def pipeline(
     context.target_max_block_size = 1  # byte: every row is a block of its own
     context.enable_progress_bars = False  # ours counts rows and tokens
     context.print_on_execution_start = False
+    context.execution_options.resource_limits = ExecutionResources.for_limits(
+        cpu=hardware.max_cpus, gpu=hardware.max_actors * hardware.actor_gpus
+    )
     encodings = [encoder_pass.encoding for encoder_pass in plan.passes]
     heads = {head.name: head.head for encoder_pass in plan.passes for head in encoder_pass.heads}
     stage: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
@@ -204,6 +207,7 @@ def pipeline(
             compute=pool,
             num_cpus=hardware.actor_cpus,
             num_gpus=hardware.actor_gpus,
+            **hardware.placement,
             **stage,
         )
         .map_batches(

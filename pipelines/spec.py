@@ -18,6 +18,7 @@ DEFAULT_ID_COLUMN = "id"
 CUTS = 1  # version of the rules by which shards are cut into units: part of the recipe, raised when they change
 OWN_COLUMNS = ("id", "error")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_COMMA = re.compile(r",(?![^(]*\))")  # outside brackets
 
 
 class JobSpec(BaseModel):
@@ -52,6 +53,14 @@ class JobSpec(BaseModel):
     )
     min_actors: int | None = Field(None, ge=1, description="fewest model actors")
     max_actors: int | None = Field(None, ge=1, description="most model actors")
+    actor_cpus: int | None = Field(
+        None,
+        ge=1,
+        description="CPUs for a model actor and the tasks that feed it (default: 8 beside a GPU, else a share of all)",
+    )
+    actor_nodes: list[str] = Field(
+        [], description="KEY=VALUE,…: labels of the nodes for model actors; may be repeated, the most wanted first"
+    )
     unit_rows: int = Field(5000, ge=1, description="target rows of a work unit, which becomes one part")
     max_batch_tokens: int | None = Field(None, ge=1, description="token budget of a micro-batch")
     long_text: Literal["truncate", "window", "error"] | None = Field(
@@ -116,6 +125,8 @@ class JobSpec(BaseModel):
                 )
         if self.min_actors and self.max_actors and self.min_actors > self.max_actors:
             raise ValueError(f"--min-actors ({self.min_actors}) is above --max-actors ({self.max_actors})")
+        for labels in self.actor_nodes:
+            node_labels(labels)
         return self
 
     @classmethod
@@ -144,6 +155,19 @@ class JobSpec(BaseModel):
 def flag(field: str) -> str:
     """The command-line flag of a JobSpec field."""
     return "--" + field.replace("_", "-")
+
+
+def node_labels(labels: str) -> dict[str, str]:
+    """``KEY=VALUE,…`` as Ray's label selectors want it; a value may be one of Ray's, such as ``in(A10G,L4)``.
+
+    Raises:
+        ValueError: a label without key or value.
+    """
+    pairs = [label.partition("=") for label in _COMMA.split(labels)]
+    for key, _, value in pairs:
+        if not key or not value:
+            raise ValueError(f"--actor-nodes {labels}: give KEY=VALUE,… such as ray.io/accelerator-type=L4")
+    return {key: value for key, _, value in pairs}
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

@@ -67,6 +67,49 @@ def test_there_are_never_more_actors_than_units(cluster: Any) -> None:
     assert share_out(spec(min_actors=4), "cpu", n_units=2).max_actors == 2
 
 
+def test_no_cpu_is_kept_for_a_gpu_and_eight_may_feed_it(cluster: Any) -> None:
+    cluster({"CPU": 4, "GPU": 1}, {"CPU": 2})
+    assert share_out(spec(), "cuda", n_units=100).actor_cpus == 0
+    assert share_out(spec(), "cuda", n_units=100).max_cpus == 8
+    assert share_out(spec(actor_cpus=2, max_actors=2), "cuda", n_units=100).max_cpus == 6  # those that are there
+
+
+@pytest.mark.parametrize(
+    ("nodes", "actors"), [([{}], (1, 5)), ([{"CPU": 16}], (2, 5)), ([{"CPU": 16}] * 4, (5, 5)), ([{"CPU": 4}], (1, 5))]
+)
+def test_a_cluster_grows_to_the_actors_that_are_asked_for(cluster: Any, nodes: Any, actors: Any) -> None:
+    cluster(*nodes)
+    hardware = share_out(spec(actor_cpus=8, max_actors=5), "cpu", n_units=100)
+    assert (hardware.min_actors, hardware.max_actors) == actors
+    assert (hardware.n_threads, hardware.actor_cpus) == (8, 4)  # half is for the tasks that feed it
+    assert hardware.max_cpus == max(40, sum(node.get("CPU", 0) for node in nodes))
+
+
+def test_actors_begin_where_there_is_room_on_growing_gpu_clusters(cluster: Any) -> None:
+    cluster({})
+    hardware = share_out(spec(max_actors=6), "cuda", n_units=100)
+    assert (hardware.min_actors, hardware.max_actors) == (1, 6)
+
+
+def test_what_cannot_be_shared_out_is_asked_for(cluster: Any) -> None:
+    cluster({})
+    with pytest.raises(SpecError, match="no CPUs yet to share out: give --actor-cpus, such as 8, and --max-actors"):
+        share_out(spec(), "cpu", n_units=100)
+    with pytest.raises(SpecError, match="--device auto: the cluster has no workers yet; say cuda or cpu"):
+        choose_device("auto")
+
+
+def test_nodes_are_wanted_in_the_order_given(cluster: Any) -> None:
+    cluster({"CPU": 2})
+    assert share_out(spec(), "cpu", n_units=9).placement == {}
+    nodes = ["ray.io/accelerator-type=in(L4,A10G),zone=a", "zone=b", "zone=c"]
+    assert share_out(spec(actor_nodes=nodes), "cpu", n_units=9).placement == {
+        "label_selector": {"ray.io/accelerator-type": "in(L4,A10G)", "zone": "a"},
+        "fallback_strategy": [{"label_selector": {"zone": "b"}}, {"label_selector": {"zone": "c"}}],
+    }
+    assert share_out(spec(actor_nodes=["zone=b"]), "cpu", n_units=9).placement["fallback_strategy"] is None
+
+
 def test_auto_follows_the_cluster(cluster: Any) -> None:
     cluster({"CPU": 2})
     assert choose_device("auto") == "cpu"

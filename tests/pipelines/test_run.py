@@ -233,7 +233,8 @@ def test_reading_and_encoding_run_beside_the_actors(
 ) -> None:
     """Ray fuses neighbouring stages with equal resources: tokenising would then run inside the GPU actor."""
     plan = make_plan(job(corpus, tmp_path / "out", checkpoint))
-    for hardware in (Hardware(1, 1, 1, 0, 2, 0.5), Hardware(1, 4, 1, 1, None, 0.5)):
+    choosy = Hardware(1, 4, 0, 1, None, 0.5, actor_nodes=({"zone": "a"}, {"zone": "b"}))
+    for hardware in (Hardware(1, 1, 1, 0, 2, 0.5), Hardware(1, 4, 0, 1, None, 0.5), choosy):
         pipeline(plan, hardware, open_ledger()).explain()
         physical = capsys.readouterr().out.split("Physical Plan (Optimized)")[-1]
         assert [line.strip(" +-") for line in physical.splitlines() if "[" in line] == [

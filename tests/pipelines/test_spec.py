@@ -28,6 +28,7 @@ def test_model_is_short_for_a_head_called_prediction() -> None:
         ({"keep_column": ["prediction"]}, "two output columns would be called 'prediction'"),
         ({"keep_column": ["__unit"]}, "'__unit'.*begin with two underscores"),
         ({"min_actors": 3, "max_actors": 2}, r"--min-actors \(3\) is above --max-actors \(2\)"),
+        ({"actor_nodes": ["zone"]}, "--actor-nodes zone: give KEY=VALUE,"),
         ({"long_text": "maybe"}, "--long-text"),
         ({"colour": "red"}, "unknown setting 'colour'"),
         ({"max_failed_fraction": 1.5}, r"--max-failed-fraction \(1.5\)"),

@@ -1,0 +1,170 @@
+"""Manifests by the schemas of their kinds, by Ray Serve's own, and by the habits of the house."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from jobs.command_line import parse
+from pipelines.serve_spec import ServeSpec
+from tests.deploy.node_types import NODE_TYPES
+
+FOLDER = Path(__file__).parents[2] / "deploy/kubernetes"
+SCHEMAS = Path(__file__).parent / "schemas"
+FILES = sorted(FOLDER.glob("*.yaml"))
+KUBERNETES = "1.37.0"
+RAY_KINDS = {"raycluster.yaml": "RayCluster", "rayjob.yaml": "RayJob", "raycronjob.yaml": "RayCronJob"}
+RAY_KINDS["rayservice.yaml"] = "RayService"
+
+
+def documents(file: Path) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(file.read_text(encoding="utf-8")))
+
+
+def only(name: str) -> dict[str, Any]:
+    (document,) = documents(FOLDER / name)
+    return document
+
+
+def mappings(value: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping in a document."""
+    if isinstance(value, dict):
+        yield value
+    for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else []:
+        yield from mappings(child)
+
+
+def pods(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every pod's spec."""
+    return [mapping for mapping in mappings(document) if "containers" in mapping]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_each_fits_the_schema_of_its_kind(file: Path) -> None:
+    for document in documents(file):
+        kind = document["kind"]
+        if kind.startswith("Ray"):
+            jsonschema.validate(document, json.loads((SCHEMAS / f"{kind}.json").read_text(encoding="utf-8")))
+            assert document["apiVersion"] == "ray.io/v1"
+        else:
+            kubernetes_validate.validate(document, KUBERNETES, strict=True)
+        for spec in pods(document):
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": spec}
+            kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+def test_every_kind_is_there() -> None:
+    assert {name: only(name)["kind"] for name in RAY_KINDS} == RAY_KINDS
+    assert only("cronjob.yaml")["kind"] == "CronJob"
+
+
+def test_a_slip_is_seen() -> None:
+    job = only("rayjob.yaml")
+    job["spec"]["shutdownAfterJobFinish"] = job["spec"].pop("shutdownAfterJobFinishes")
+    with pytest.raises(jsonschema.ValidationError, match="shutdownAfterJobFinish"):
+        jsonschema.validate(job, json.loads((SCHEMAS / "RayJob.json").read_text(encoding="utf-8")))
+    (pod, *_) = pods(only("rayjob.yaml"))
+    pod["containers"][0]["resource"] = pod["containers"][0].pop("resources")
+    with pytest.raises(kubernetes_validate.ValidationError, match="resource"):
+        kubernetes_validate.validate({"apiVersion": "v1", "kind": "Pod", "spec": pod}, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_pods_are_bounded_unprivileged_and_pinned(file: Path) -> None:
+    image = f"example/convbert-pipelines:{importlib.metadata.version('convbert-pipelines')}-ray"
+    for spec in (spec for document in documents(file) for spec in pods(document)):
+        assert spec["securityContext"]["runAsNonRoot"]
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in spec["containers"]:
+            assert container["image"] == image + importlib.metadata.version("ray")
+            assert {"cpu", "memory"} <= set(container["resources"]["requests"])
+            assert container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"]
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_secrets_are_named_and_never_written(file: Path) -> None:
+    for document in documents(file):
+        assert document["kind"] != "Secret"
+        for variable in (one for mapping in mappings(document) for one in mapping.get("env", [])):
+            if re.search("TOKEN|KEY|SECRET|PASSWORD", variable["name"]):
+                assert set(variable) == {"name", "valueFrom"}
+                assert set(variable["valueFrom"]) == {"secretKeyRef"}
+
+
+@pytest.mark.parametrize("name", RAY_KINDS)
+def test_clusters_are_those_of_cluster_yaml(name: str) -> None:
+    (cluster,) = (mapping for mapping in mappings(only(name)) if "headGroupSpec" in mapping)
+    assert cluster["rayVersion"] == importlib.metadata.version("ray")
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["enableInTreeAutoscaling"]
+    assert {"num-cpus": "0", "num-gpus": "0"}.items() <= cluster["headGroupSpec"]["rayStartParams"].items()
+    groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+    market = "ray.io/market-type"  # Kubernetes chooses it: a group may hold both
+    gpu_labels = {key: value for key, value in NODE_TYPES["gpu-spot"]["labels"].items() if key != market}
+    assert groups["gpu"]["labels"] == gpu_labels
+    if name != "rayservice.yaml":  # whose replicas ask for a CPU beside their GPU
+        assert groups["gpu"]["rayStartParams"]["num-cpus"] == str(NODE_TYPES["gpu-spot"]["resources"]["CPU"])
+        assert groups["gpu"]["maxReplicas"] == NODE_TYPES["gpu-spot"]["max_workers"]
+        assert groups["cpu"]["maxReplicas"] == NODE_TYPES["cpu"]["max_workers"]
+        assert [group["minReplicas"] for group in groups.values()] == [0, 0]
+    for group in groups.values():
+        (container,) = group["template"]["spec"]["containers"]
+        assert ("nvidia.com/gpu" in container["resources"]["limits"]) == (group["groupName"] == "gpu")
+
+
+def test_a_night_and_a_single_run_are_the_same_job() -> None:
+    assert only("raycronjob.yaml")["spec"]["jobTemplate"] == only("rayjob.yaml")["spec"]
+    assert only("raycluster.yaml")["spec"] == only("rayjob.yaml")["spec"]["rayClusterSpec"]
+
+
+def test_the_cluster_goes_with_its_job() -> None:
+    spec = only("rayjob.yaml")["spec"]
+    assert spec["shutdownAfterJobFinishes"]
+    assert spec["activeDeadlineSeconds"] < 24 * 3600  # over before the next night
+
+
+def test_the_job_understands_its_settings(tmp_path: Path) -> None:
+    (settings,) = (document for document in documents(FOLDER / "common.yaml") if document["kind"] == "ConfigMap")
+    (tmp_path / "job.yaml").write_text(settings["data"]["job.yaml"], encoding="utf-8")
+    command = only("rayjob.yaml")["spec"]["entrypoint"].split()
+    assert command[:4] == ["python", "-m", "jobs.classify_corpus", "--config"]
+    spec = parse("test", task="text-classification", arguments=["--config", str(tmp_path / "job.yaml")])
+    assert spec.device == "cuda"
+    assert spec.max_actors == NODE_TYPES["gpu-spot"]["max_workers"]
+
+
+def test_a_cron_job_submits_once_a_night_to_the_standing_cluster() -> None:
+    spec = only("cronjob.yaml")["spec"]
+    assert (spec["concurrencyPolicy"], spec["jobTemplate"]["spec"]["backoffLimit"]) == ("Forbid", 0)
+    (container,) = spec["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    cluster = only("raycluster.yaml")["metadata"]["name"]
+    environment = {variable["name"]: variable for variable in container["env"]}
+    assert environment["RAY_ADDRESS"]["value"] == f"http://{cluster}-head-svc:8265"
+    assert environment["RAY_AUTH_MODE"]["value"] == "token"
+    assert environment["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"] == {"name": cluster, "key": "auth_token"}
+
+
+def test_serve_and_the_service_understand_the_settings() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    config = ServeDeploySchema.model_validate(yaml.safe_load(only("rayservice.yaml")["spec"]["serveConfigV2"]))
+    (application,) = config.applications
+    assert application.import_path == "pipelines.serving:build"
+    spec = ServeSpec.model_construct(**application.args)
+    assert set(application.args) <= set(ServeSpec.model_fields)
+    assert spec.device == "cuda"
+    (groups,) = (
+        mapping["workerGroupSpecs"] for mapping in mappings(only("rayservice.yaml")) if "workerGroupSpecs" in mapping
+    )
+    assert spec.max_replicas == groups[0]["maxReplicas"]

@@ -102,6 +102,8 @@ def test_every_record_comes_out_once_with_transformers_answer(
     assert {path.name for path in (tmp_path / "out").iterdir()} - {path.name for path in parts(tmp_path / "out")} == {
         "_manifest.json",
         "_SUCCESS",
+        "report.html",
+        "report.json",
     }
 
 
@@ -211,14 +213,17 @@ def test_corpus_model_and_output_can_lie_in_an_object_store(
     on_disk = run(job(corpus, tmp_path / "out", checkpoint))
     assert (in_store.rows, in_store.failed, in_store.labels) == (on_disk.rows, on_disk.failed, on_disk.labels)
     calm = stored_files("bucket/out")
-    assert {"_manifest.json", "_SUCCESS"} < set(calm)
-    assert len(calm) == len(parts(tmp_path / "out")) + 2
+    own = {"_manifest.json", "_SUCCESS", "report.html", "report.json"}
+    assert len(calm) == len(parts(tmp_path / "out")) + len(own)
     with s3.faults(0.05, seed=9):
         stormy = run(job("s3://bucket/corpus", "s3://bucket/stormy", "s3://bucket/same-model"))
     assert sum(s3.counts.values()) >= 3, s3.requests
     assert (stormy.rows, stormy.failed, stormy.labels) == (in_store.rows, in_store.failed, in_store.labels)
-    del calm["_manifest.json"]
-    assert {name: data for name, data in stored_files("bucket/stormy").items() if name != "_manifest.json"} == calm
+    stormy_files = stored_files("bucket/stormy")
+    assert own < set(calm) == set(stormy_files)
+    assert {name: data for name, data in stormy_files.items() if name not in own} == {
+        name: data for name, data in calm.items() if name not in own
+    }
     again = run(job("s3://bucket/corpus", "s3://bucket/out", "s3://bucket/model"))
     assert again.lines()[0].startswith("nothing to do")
 

@@ -16,9 +16,9 @@ _NORMAL_QUANTILE = 2.326  # 99 %
 
 IN_WORDS: dict[Verdict, str] = {
     "steady": "about the same",
-    "unclear": "too few to tell a shift from chance",
-    "shifted": "has shifted: have a look",
-    "changed": "has changed: find out why before you rely on it",
+    "unclear": "too few records to tell a shift from chance",
+    "shifted": "shifted, have a look",
+    "changed": "changed, find out why before you rely on them",
 }
 
 _Key = TypeVar("_Key", bound=Hashable)

@@ -7,7 +7,6 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import reduce
 from typing import Any, Literal
 
 import numpy as np
@@ -51,15 +50,10 @@ class Histogram:
         Raises:
             ValueError: the scales differ.
         """
-        if self.scale != other.scale:
-            raise ValueError(f"a histogram of {self.scale} and one of {other.scale} cannot be added")
-        if not self.counts or not other.counts:
-            return self if self.counts else other
-        low, high = min(self.low, other.low), max(self.high, other.high)
-        exponent = _exponent(low, high) if self.scale == "number" else 0
-        counts = Counter(self.widened(exponent).counts)
-        counts.update(other.widened(exponent).counts)
-        return Histogram(self.scale, dict(sorted(counts.items())), exponent, self.total + other.total, low, high)
+        total = _Sum(self.scale)
+        total.add(self)
+        total.add(other)
+        return total.histogram()
 
     def widened(self, exponent: int) -> Histogram:
         """With bins of this exponent, which is not below its own."""
@@ -91,17 +85,19 @@ class Histogram:
         return index * width, (index + 1) * width
 
     def quantile(self, share: float) -> float:
-        """End of the bin in which this share of the values is reached."""
+        """End of the bin in which this share of the values is reached, or the greatest value where that is less."""
         reached = 0
         for index, count in sorted(self.counts.items()):
             reached += count
             if reached >= share * self.n:
-                return self.edges(index)[1]
+                return min(self.edges(index)[1], self.high)
         return 0.0
 
     def to_values(self) -> dict[str, Any]:
         """For JSON."""
-        values: dict[str, Any] = {"scale": self.scale, "counts": [[i, n] for i, n in self.counts.items()]}
+        first = min(self.counts, default=0)
+        counts = [self.counts.get(index, 0) for index in range(first, max(self.counts, default=-1) + 1)]
+        values: dict[str, Any] = {"scale": self.scale, "first": first, "counts": counts}
         if self.exponent:
             values["exponent"] = self.exponent
         return {**values, "total": self.total, "low": self.low, "high": self.high}
@@ -109,7 +105,46 @@ class Histogram:
     @classmethod
     def of_values(cls, values: Mapping[str, Any]) -> Histogram:
         """From JSON."""
-        return cls(**{**values, "counts": dict(values["counts"])})
+        own = {name: value for name, value in values.items() if name != "first"}
+        return cls(**{**own, "counts": {i: n for i, n in enumerate(values["counts"], values["first"]) if n}})
+
+
+class _Sum:
+    """A histogram to which others are added, fast enough for those of 100,000 parts."""
+
+    def __init__(self, scale: Scale) -> None:
+        self._scale = scale
+        self._counts: dict[int, int] = {}
+        self._exponent = 0
+        self._total = 0.0
+        self._low, self._high = math.inf, -math.inf
+
+    def add(self, other: Histogram) -> None:
+        """Count its values too.
+
+        Raises:
+            ValueError: the scales differ.
+        """
+        if self._scale != other.scale:
+            raise ValueError(f"a histogram of {self._scale} and one of {other.scale} cannot be added")
+        if not other.counts:
+            return
+        low, high = min(self._low, other.low), max(self._high, other.high)
+        if self._scale == "number" and (low, high) != (self._low, self._high):
+            self._counts = self.histogram().widened(exponent := _exponent(low, high)).counts
+            self._exponent = exponent
+        self._low, self._high = low, high
+        self._total += other.total
+        shift, counts = self._exponent - other.exponent, self._counts
+        for index, count in other.counts.items():
+            counts[index >> shift] = counts.get(index >> shift, 0) + count
+
+    def histogram(self) -> Histogram:
+        """What was added."""
+        if not self._counts:
+            return Histogram(self._scale)
+        counts = dict(sorted(self._counts.items()))
+        return Histogram(self._scale, counts, self._exponent, self._total, self._low, self._high)
 
 
 def _length(index: int) -> int:
@@ -177,14 +212,6 @@ class Figures:
     lengths: Histogram = field(default_factory=lambda: Histogram("length"))
     scores: dict[str, dict[str, Histogram]] = field(default_factory=dict)
 
-    def __add__(self, other: Figures) -> Figures:
-        """Of the records of both."""
-        heads = dict.fromkeys([*self.scores, *other.scores])
-        return Figures(
-            self.lengths + other.lengths,
-            {head: _added(self.scores.get(head, {}), other.scores.get(head, {})) for head in heads},
-        )
-
     def to_values(self) -> dict[str, Any]:
         """For JSON."""
         return {
@@ -208,16 +235,21 @@ class Figures:
 
     def to_text(self) -> str:
         """A few hundred characters, the same for the same records."""
-        return json.dumps(self.to_values(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def _added(some: Mapping[str, Histogram], others: Mapping[str, Histogram]) -> dict[str, Histogram]:
-    return {
-        name: some[name] + others[name] if name in some and name in others else some.get(name) or others[name]
-        for name in dict.fromkeys([*some, *others])
-    }
+        return json.dumps(self.to_values(), separators=(",", ":"), ensure_ascii=False)
 
 
 def total_figures(texts: Iterable[str]) -> Figures:
     """What parts tell, put together; a part that an earlier version of this package wrote tells nothing."""
-    return reduce(Figures.__add__, (Figures.of_values(json.loads(text)) for text in texts if text), Figures())
+    lengths_ = _Sum("length")
+    scores: dict[str, dict[str, _Sum]] = {}
+    for text in filter(None, texts):
+        figures = Figures.of_values(json.loads(text))
+        lengths_.add(figures.lengths)
+        for head, its in figures.scores.items():
+            sums = scores.setdefault(head, {})
+            for name, histogram in its.items():
+                sums.setdefault(name, _Sum(histogram.scale)).add(histogram)
+    return Figures(
+        lengths_.histogram(),
+        {head: {name: total.histogram() for name, total in sums.items()} for head, sums in scores.items()},
+    )

@@ -187,8 +187,8 @@ def _run(run: Mapping[str, Any], seconds: float) -> Values:
     stages = dict(run["stages_s"])
     timeline = run["timeline"]
     waiting_s, busy_s = stages.pop("waiting", 0.0), stages.get("model", 0.0)
-    actors_s = run["n_actors"] * seconds
-    other_s = max(0.0, actors_s - busy_s - waiting_s)
+    actors_s = max(run["n_actors"] * seconds, busy_s + waiting_s)
+    other_s = actors_s - busy_s - waiting_s
     held_back_by = _held_back_by(stages, busy_s=busy_s, waiting_s=waiting_s, other_s=other_s)
     return {
         "rows": run["rows"],

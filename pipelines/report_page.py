@@ -78,6 +78,7 @@ def _environment() -> Environment:
         plain=lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
         columns=histogram_columns,
         rates=rate_columns,
+        highest=highest_share,
         worst=worst_drift,
     )
     return environment
@@ -107,8 +108,8 @@ def notices(report: Values) -> list[Notice]:
             found.append(
                 Notice(
                     kind,
-                    f"{head['name']}: the distribution of its labels, against {drift['against']}: "
-                    f"{drift['in_words']} (PSI {drift['psi']:.2f}).",
+                    f"The labels of {head['name']}, against {drift['against']}: {drift['in_words']} "
+                    f"(PSI {drift['psi']:.2f}).",
                 )
             )
     if job["vanished"]:
@@ -117,7 +118,7 @@ def notices(report: Values) -> list[Notice]:
 
 
 def worst_drift(drifts: Sequence[Values]) -> Values | None:
-    """The one to tell: what is clear before what chance may have done, and the larger of two."""
+    """The one to tell: by its verdict, and of equal ones the larger; what chance may have done comes low."""
     order = ["steady", "unclear", "shifted", "changed"]
     return max(drifts, key=lambda drift: (order.index(drift["verdict"]), drift["psi"]), default=None)
 
@@ -144,8 +145,7 @@ def moved_most(labels: Sequence[Values]) -> list[Values]:
 
 def histogram_columns(histogram: Values) -> list[Column]:
     """A column for each bin, its share as its height."""
-    shares = [max(each["share"] or 0.0, each["share_before"] or 0.0) for each in histogram["bins"]]
-    highest = max(shares, default=0.0) or 1.0
+    highest = highest_share(histogram) or 1.0
     return [
         Column(
             100 * (each["share"] or 0.0) / highest,
@@ -154,6 +154,11 @@ def histogram_columns(histogram: Values) -> list[Column]:
         )
         for each in histogram["bins"]
     ]
+
+
+def highest_share(histogram: Values) -> float:
+    """The largest share of a bin in either night."""
+    return max((each[name] or 0.0 for each in histogram["bins"] for name in ("share", "share_before")), default=0.0)
 
 
 def rate_columns(slots: Sequence[Values], name: str) -> list[Column]:
@@ -188,6 +193,8 @@ def percent(share: float | None) -> str:
     """In hundredths; what is little is told from nothing, and nearly all from all."""
     if share is None:
         return "–"
+    if share in (0, 1):
+        return f"{share:.0%}"
     if 0 < share < 0.001:
         return "<0.1%"
     if 0.999 < share < 1:
@@ -209,7 +216,7 @@ def size(n_bytes: float) -> str:
         if n_bytes < 1000:
             return f"{n_bytes:.3g} {unit}"
         n_bytes /= 1000
-    return f"{n_bytes:,.3g} TB"
+    return f"{n_bytes:,.0f} TB"
 
 
 def when(started: str) -> str:

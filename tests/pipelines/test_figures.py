@@ -40,6 +40,7 @@ def test_lengths_fall_between_powers_of_two_and_their_middles() -> None:
     assert counts[:-1] == [last - first + 1 for first, last in bins[:-1]]
     assert found.quantile(0.5) == 3071  # 2,500 lies between 2,048 and 3,071
     assert lengths([512]).bins() == [(512, 767)]
+    assert lengths([512]).quantile(0.95) == 512
 
 
 @given(st.lists(FLOATS, min_size=1, max_size=60), st.randoms(use_true_random=False))

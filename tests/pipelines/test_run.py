@@ -23,6 +23,7 @@ from pipelines.resources import Hardware
 from pipelines.run import pipeline, run
 from pipelines.spec import JobSpec
 from pipelines.survive import open_ledger
+from pipelines.verify import verify
 from pipelines.write import Part
 from tests.conftest import save_checkpoint
 from tests.fault_proxy import FaultProxy
@@ -129,12 +130,18 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(corpus: Path, checkpoint: 
     summary = run(job(corpus, tmp_path / "out", checkpoint))
     assert {path.name: path.read_bytes() for path in parts(tmp_path / "out")} == before
     assert 0 < summary.new_rows < summary.rows == sum(part["rows"] for part in manifest(tmp_path / "out")["parts"])
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert (report["night"]["rows"], report["run"]["rows"]) == (summary.rows, summary.new_rows)
+    n_good = summary.rows - summary.failed
+    assert report["lengths"]["n"] == report["heads"][0]["scores"]["score"]["n"] == n_good  # of all parts, read or made
+    assert min(report["run"]["stages_s"][stage] for stage in ("reading", "tokenising", "model", "writing")) > 0
 
 
 def test_nights_add_change_and_lose_shards(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     run(job(corpus, output, checkpoint))
     first = {path.name for path in parts(output)}
+    n_dropped = sum(name.startswith(("j", "/")) for name in table(output)["id"].to_pylist())
     (corpus / "e.jsonl").write_text('{"id": "new", "text": "free"}\n')
     (corpus / "sub/c.jsonl.gz").unlink()
     (corpus / "b.jsonl").write_text('{"id": "changed", "text": "offer", "n": 1}\n')
@@ -147,7 +154,12 @@ def test_nights_add_change_and_lose_shards(corpus: Path, checkpoint: Path, tmp_p
     names = {path.name for path in parts(output)}
     assert {name for name in first if name.startswith(("part-a-", "part-c-"))} <= names
     assert [part["name"] for part in manifest(output)["parts"]] == sorted(names)
+    (output / "report.html").unlink()
+    (output / "report.json").unlink()
     assert run(job(corpus, output, checkpoint)).new_rows == 0
+    report = json.loads((output / "report.json").read_text())  # of the night that labelled something
+    assert [its["rows"] for its in report["nights"]] == [2, len(ids) - 2 + n_dropped]
+    assert verify(str(output)).faults == []
 
 
 @pytest.mark.slow

@@ -246,5 +246,5 @@ def _share(part: float, whole: float) -> float | None:
     return round(part / whole, 6) if whole else None
 
 
-def _rate(count: float, seconds: float) -> float | None:
-    return round(count / seconds, 3) if seconds > 0 else None
+def _rate(count: float, seconds: float) -> float:
+    return round(count / seconds, 3) if seconds > 0 else 0.0

@@ -53,7 +53,7 @@ class Timeline:
 
     def to_values(self, seconds: float) -> dict[str, Any]:
         """For JSON: rows and tokens of each slot of a run that took so long."""
-        n_slots = min(_MOST_SLOTS, math.ceil(seconds / self.slot_s))
+        n_slots = min(_MOST_SLOTS, max(1, math.ceil(seconds / self.slot_s)))
         return {
             "slot_s": self.slot_s,
             "rows": [round(value, 1) for value in self._rows[:n_slots]],
@@ -90,12 +90,12 @@ class Meter:
             self.stages_s.update(part.stages_s)
             self.timeline.add(now_s - part.busy_s, now_s, rows=part.rows, tokens=part.tokens)
 
-    def to_values(self) -> dict[str, Any]:
-        """For JSON."""
+    def to_values(self, seconds: float) -> dict[str, Any]:
+        """For JSON: of a run that took so long."""
         return {
             "rows": self.rows,
             "tokens": self.tokens,
-            "timeline": self.timeline.to_values(self.seconds),
+            "timeline": self.timeline.to_values(seconds),
             "stages_s": {stage: round(seconds, 3) for stage, seconds in self.stages_s.items()},
             "n_actors": self.hardware.max_actors if self.hardware else 0,
             "hardware": self.hardware.describe() if self.hardware else "",
@@ -116,6 +116,7 @@ def with_night(manifest: Manifest, plan: JobPlan, meter: Meter) -> list[Night]:
 def _night(manifest: Manifest, plan: JobPlan, meter: Meter) -> Night:
     known = set() if plan.previous is None else {part.name for part in plan.previous.parts}
     parts = [part for part in manifest.parts if part.name not in known]
+    seconds = round(meter.seconds, 3)
     keys = {head["name"]: _key(head) for head in manifest.heads}
     labels = total_labels(parts)
     before = _before(plan.previous, keys)
@@ -126,7 +127,7 @@ def _night(manifest: Manifest, plan: JobPlan, meter: Meter) -> Night:
     entries = set() if plan.previous is None else {(entry.url, entry.fingerprint) for entry in plan.previous.shards}
     return {
         "started": meter.started.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "seconds": round(meter.seconds, 3),
+        "seconds": seconds,
         "rows": sum(part.rows for part in parts),
         "failed": sum(part.failed for part in parts),
         "tokens": sum(part.tokens for part in parts),
@@ -154,7 +155,7 @@ def _night(manifest: Manifest, plan: JobPlan, meter: Meter) -> Night:
             "figures": total_figures(part.figures for part in parts).to_values(),
             "reasons": reasons,
             "examples": examples,
-            "run": meter.to_values(),
+            "run": meter.to_values(seconds),
             "before": before,
             "everything_before": everything,
         },

@@ -48,7 +48,7 @@ def page_of(report: Values) -> str:
     """The page of a report; every string from outside is escaped.
 
     Raises:
-        jinja2.UndefinedError: the report lacks a field.
+        jinja2.UndefinedError, KeyError, TypeError: the report lacks a field.
     """
     return (
         _environment()
@@ -75,6 +75,7 @@ def _environment() -> Environment:
         size=size,
         when=when,
         bin=bin_name,
+        short=short,
         plain=lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
         columns=histogram_columns,
         rates=rate_columns,
@@ -163,12 +164,12 @@ def highest_share(histogram: Values) -> float:
 
 def rate_columns(slots: Sequence[Values], name: str) -> list[Column]:
     """A column for each slot of time, for its rows or tokens a second."""
-    highest = max((slot[f"{name}_per_s"] or 0.0 for slot in slots), default=0.0) or 1.0
+    highest = max((slot[f"{name}_per_s"] for slot in slots), default=0.0) or 1.0
     return [
         Column(
-            100 * (slot[f"{name}_per_s"] or 0.0) / highest,
+            100 * slot[f"{name}_per_s"] / highest,
             None,
-            f"{duration(slot['from_s'])} to {duration(slot['to_s'])}: {slot[f'{name}_per_s'] or 0:,.0f} {name}/s",
+            f"{duration(slot['from_s'])} to {duration(slot['to_s'])}: {slot[f'{name}_per_s']:,.0f} {name}/s",
         )
         for slot in slots
     ]
@@ -182,6 +183,12 @@ def bin_name(each: Values, scale: str) -> str:
     if scale == "share":
         return f"{each['from']:.2f}–{each['to']:.2f}"
     return f"{number(each['from'])} to {number(each['to'])}"
+
+
+def short(text: object, most: int = 120) -> str:
+    """Its beginning, where it is long; report.json has the whole."""
+    whole = str(text)
+    return whole if len(whole) <= most else f"{whole[: most - 1]}…"
 
 
 def number(value: float) -> str:

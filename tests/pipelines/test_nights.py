@@ -20,6 +20,7 @@ def test_a_timeline_spreads_work_over_the_time_that_it_took() -> None:
     assert values["slot_s"] == 1
     assert values["rows"] == [6, 10, 5, 0]
     assert values["tokens"] == [51, 100, 50, 0]
+    assert Timeline().to_values(0.0)["rows"] == [0]
 
 
 def test_a_long_run_has_longer_slots_and_loses_nothing() -> None:
@@ -37,7 +38,7 @@ def test_a_long_run_has_longer_slots_and_loses_nothing() -> None:
 def test_a_meter_adds_up_stages_and_does_not_grow() -> None:
     meter = Meter()
     meter.add([part(n, {"spam": {"ham": 10}}) for n in range(100)])
-    values = meter.to_values()
+    values = meter.to_values(1.5)
     assert (values["rows"], values["n_actors"]) == (1000, 0)
     assert values["stages_s"]["model"] == pytest.approx(150)
     assert values["stages_s"]["waiting"] == pytest.approx(10)

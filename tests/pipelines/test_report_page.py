@@ -29,6 +29,7 @@ from pipelines.report_page import (
     size,
     worst_drift,
 )
+from pipelines.write import Part
 from tests.pipelines.nights import head, night, part
 from tests.pipelines.test_page import COLOURS, luminance
 
@@ -58,7 +59,7 @@ def make_report() -> Values:
     before = {"spam": {"ham": 800, "spam": 200}, "topic": topics, "grade": {}, "vectors": {}}
     now = {**before, "spam": {"ham": 300, "spam": 700}}
     first = night(None, [part(1, before, scores=scores(1))], heads)
-    reasons = {"reasons": {HOSTILE: 5, "text is null": 2}, "examples": {HOSTILE: HOSTILE * 5, "text is null": "a@7"}}
+    reasons = {"reasons": {HOSTILE: 5, "text is null": 2}, "examples": {HOSTILE: HOSTILE * 9, "text is null": "a@7"}}
     second = night(first, [part(2, now, scores=scores(2), failed=7, **reasons)], heads)
     return json.loads(json.dumps(report_of(second)))
 
@@ -155,6 +156,16 @@ def test_figures_are_written_for_people() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [[], [part(1, {"spam": {}}, failed=3, stages_s={}, busy_s=0.0)], [part(1, {"spam": {"ham": 1}}, figures="")]],
+)
+def test_a_night_with_next_to_nothing_has_a_page(parts: list[Part]) -> None:
+    page = page_of(report_of(night(None, parts)))
+    assert page.rstrip().endswith("</html>")
+    assert not re.search(r"\b(None(?!\.)|nan|inf|Undefined)\b", page)
+
+
 # --- in a browser ---------------------------------------------------------------------------------------
 
 needs_browser = pytest.mark.skipif(
@@ -193,7 +204,7 @@ def test_hostile_labels_are_text(browser: Chrome) -> None:
     assert browser.find_elements(By.CSS_SELECTOR, "script, img") == []
     rows = browser.find_elements(By.CSS_SELECTOR, "section:nth-of-type(2) tbody th")
     assert rows[0].text.strip() == f"{HOSTILE} 0000"
-    assert HOSTILE * 5 in [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, "td.words")]
+    assert f"{(HOSTILE * 9)[:399]}…" in [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, "td.words")]
 
 
 @needs_browser

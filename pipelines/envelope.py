@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-_FIGURES = ("part", "n_rows", "is_last", "busy_s")
+_FIGURES = ("part", "n_rows", "is_last", "busy_s", "waited_s", "read_s", "encode_s", "decode_s")
 
 
 class Envelope(NamedTuple):
@@ -18,6 +18,8 @@ class Envelope(NamedTuple):
         is_last: no further unit of the same compressed shard follows.
         block: the rows.
         busy_s: seconds that a model actor took for them.
+        waited_s: seconds that this actor had had nothing to do before.
+        read_s, encode_s, decode_s: seconds of the stages around it, waiting for stores included.
     """
 
     part: str
@@ -25,6 +27,10 @@ class Envelope(NamedTuple):
     is_last: bool
     block: pa.Table
     busy_s: float = 0.0
+    waited_s: float = 0.0
+    read_s: float = 0.0
+    encode_s: float = 0.0
+    decode_s: float = 0.0
 
     def seal(self) -> pa.Table:
         """The one row."""

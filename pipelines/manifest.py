@@ -50,6 +50,7 @@ class Manifest:
         shards: the labelled shards.
         parts: the part files that belong to this state.
         seconds: wall-clock time spent labelling, over all runs.
+        nights: what each run that changed the output did, the newest last and in full (pipelines.nights).
     """
 
     recipe: dict[str, Any]
@@ -59,6 +60,7 @@ class Manifest:
     parts: list[Part]
     seconds: float
     versions: dict[str, str] = field(default_factory=dict)
+    nights: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def rows(self) -> int:
@@ -91,10 +93,16 @@ class Manifest:
             "passes": self.passes,
             "recipe": self.recipe,
             "versions": self.versions,
+            "nights": self.nights,
             "shards": [asdict(shard) for shard in self.shards],
-            "parts": [asdict(part) for part in self.parts],
+            "parts": [_entry(part) for part in self.parts],
         }
         return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+
+
+def _entry(part: Part) -> dict[str, Any]:
+    """A part in the manifest, which stays small: of stages and histograms it keeps each night's sums."""
+    return {name: value for name, value in asdict(part).items() if name not in ("stages_s", "figures")}
 
 
 def by_group(parts: Iterable[Part]) -> dict[str, list[Part]]:
@@ -126,6 +134,7 @@ def read_manifest(output: Location) -> Manifest | None:
             parts=[Part(**part) for part in values["parts"]],
             seconds=values["seconds"],
             versions=values["versions"],
+            nights=values.get("nights", []),  # earlier versions kept none
         )
     except FileNotFoundError:
         return None

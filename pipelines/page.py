@@ -20,8 +20,8 @@ def content_security_policy(page: str) -> str:
     return "; ".join(
         [
             "default-src 'none'",
-            f"style-src {_hashes(page, 'style')}",
-            f"script-src {_hashes(page, 'script')}",
+            f"style-src {hashes(page, 'style')}",
+            f"script-src {hashes(page, 'script')}",
             "connect-src 'self'",
             "img-src data:",  # the empty icon, without which browsers ask for /favicon.ico
             "base-uri 'none'",
@@ -33,7 +33,7 @@ def content_security_policy(page: str) -> str:
     )
 
 
-def _hashes(page: str, tag: str) -> str:
+def hashes(page: str, tag: str) -> str:
     """The sources that allow the content of each of the page's elements with this tag."""
     contents = re.findall(f"<{tag}>(.*?)</{tag}>", page, flags=re.DOTALL)
     digests = [base64.b64encode(hashlib.sha256(content.encode()).digest()).decode() for content in contents]

@@ -28,6 +28,8 @@ from pipelines.errors import RunError
 from pipelines.ledger import Ledger
 from pipelines.manifest import Manifest, by_group, mark_success, read_manifest, unmark_success, versions, write_manifest
 from pipelines.models import describe_sharing
+from pipelines.morning import write_report
+from pipelines.nights import Meter, with_night
 from pipelines.plan import JobPlan, check_writable, is_whole_stream, make_plan
 from pipelines.predict import Predictor
 from pipelines.progress import Progress
@@ -55,11 +57,12 @@ def run(spec: JobSpec) -> Summary:
         PipelineError: with one line that says what to do.
     """
     output = locate(spec.output)
-    started = time.monotonic()
+    meter = Meter()
     labelled: list[Part] = []
     n_actors = 0
     for _ in range(_ROUNDS):
         plan, new = make_plan(spec), []
+        state = plan.previous
         _warn_of_vanished(plan)
         if spec.dry_run:
             return _dry_run(plan, output)
@@ -71,15 +74,18 @@ def run(spec: JobSpec) -> Summary:
             connect()
             hardware = share_out(plan.spec, plan.device, n_units=plan.n_units)
             n_actors = max(n_actors, hardware.max_actors)
-            new = _label(plan, hardware)
+            meter.hardware = hardware
+            new = _label(plan, hardware, meter)
             labelled += new
-        if _commit(plan, new, output, seconds=time.monotonic() - started):
+        if state := _commit(plan, new, output, meter):
             break
         logger.warning("another run has changed %s meanwhile: planning again", redacted(spec.output))
     else:
         raise RunError(f"other runs keep changing {redacted(spec.output)}: let one of them finish, and start again")
-    seconds = time.monotonic() - started if labelled else 0.0
+    seconds = meter.seconds if labelled else 0.0
     summary = Summary.of(plan, parts=[*plan.parts, *new], labelled=labelled, seconds=seconds, n_actors=n_actors)
+    if state is not None:
+        write_report(output, state)
     if not summary.has_failed_too_often:
         mark_success(output)
     return summary
@@ -105,27 +111,27 @@ def _warn_of_vanished(plan: JobPlan) -> None:
         logger.warning("… and so are %d more", len(plan.vanished) - _SHOWN)
 
 
-def _commit(plan: JobPlan, labelled: list[Part], output: Location, *, seconds: float) -> bool:
-    """Let the manifest say what is there; False where another run has changed the output since the plan was made.
+def _commit(plan: JobPlan, labelled: list[Part], output: Location, meter: Meter) -> Manifest | None:
+    """Let the manifest say what is there; None where another run has changed the output since the plan was made.
 
     Raises:
         RunError: a unit was lost or doubled.
     """
     parts = {part.name: part for part in [*plan.parts, *labelled]}  # Ray may do a unit twice
-    manifest = _manifest(plan, list(parts.values()), seconds)
+    manifest = _manifest(plan, list(parts.values()), meter)
     _check_complete(plan, manifest)
     current = read_manifest(output)
     if current is not None and current.is_same_state(manifest):
-        return True
+        return current
     present = names_in(output)
     if current != plan.previous or any(part.name not in present for part in manifest.parts):
-        return False
+        return None
     write_manifest(output, manifest)
     _remove_superseded(output, manifest, present)
-    return True
+    return manifest
 
 
-def _label(plan: JobPlan, hardware: Hardware) -> list[Part]:
+def _label(plan: JobPlan, hardware: Hardware, meter: Meter) -> list[Part]:
     """Run what is pending through the pipeline and collect the parts' figures.
 
     Raises:
@@ -142,6 +148,7 @@ def _label(plan: JobPlan, hardware: Hardware) -> list[Part]:
                 parts = parts_from(rows)
                 labelled += parts
                 progress.add(parts)
+                meter.add(parts)
                 _stop_if_hopeless(plan, labelled)
     except RayError as error:
         raise RunError(f"{_root_cause(error)} (finished parts stay: start the same command again)") from error
@@ -211,7 +218,10 @@ def pipeline(
             override_num_blocks=len(plan.pending),
         )
         .map_batches(
-            surviving(encode, ledger, doing="encoding"), fn_args=[encodings], num_cpus=hardware.task_cpus, **stage
+            surviving(encode, ledger, doing="encoding", timed_as="encode_s"),
+            fn_args=[encodings],
+            num_cpus=hardware.task_cpus,
+            **stage,
         )
         .map_batches(
             surviving_actor(predictor, ledger, doing="labelling"),
@@ -224,7 +234,10 @@ def pipeline(
             **stage,
         )
         .map_batches(
-            surviving(decode, ledger, doing="decoding"), fn_args=[plan.passes], num_cpus=hardware.task_cpus, **stage
+            surviving(decode, ledger, doing="decoding", timed_as="decode_s"),
+            fn_args=[plan.passes],
+            num_cpus=hardware.task_cpus,
+            **stage,
         )
         .map_batches(_write, fn_args=[ledger], fn_kwargs=part, num_cpus=hardware.task_cpus, **stage)
     )
@@ -272,25 +285,27 @@ def _read(task: Task, columns: Columns, ledger: ActorHandle[Ledger]) -> Iterator
     first = task.name(0) if isinstance(task, Stream) else task[0].name
     envelopes = read(task, columns)
     for number in count():
+        started = time.perf_counter()
         with counted(ledger, doing="reading", part=f"{first} + {number}"):
             envelope = next(envelopes, None)
         if envelope is None:
             return
-        yield envelope.seal()
+        yield envelope._replace(read_s=time.perf_counter() - started).seal()
 
 
-def _manifest(plan: JobPlan, parts: list[Part], seconds: float) -> Manifest:
+def _manifest(plan: JobPlan, parts: list[Part], meter: Meter) -> Manifest:
     before = 0.0 if plan.previous is None or plan.spec.overwrite else plan.previous.seconds
     units = Counter(fingerprint_of(part.name) for part in parts)
-    return Manifest(
+    manifest = Manifest(
         recipe=plan.recipe,
         heads=plan.heads,
         passes=[[head.name for head in encoder_pass.heads] for encoder_pass in plan.passes],
         shards=[replace(entry, units=entry.units or units[entry.group]) for entry in plan.shards],
         parts=sorted(parts, key=lambda part: part.name),
-        seconds=before + seconds,
+        seconds=before + meter.seconds,
         versions=versions(),
     )
+    return replace(manifest, nights=with_night(manifest, plan, meter))
 
 
 def _check_complete(plan: JobPlan, manifest: Manifest) -> None:

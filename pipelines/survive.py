@@ -45,7 +45,7 @@ def counted(ledger: ActorHandle[Ledger], *, doing: str, part: str) -> Iterator[N
     ledger.finish.remote(unit)
 
 
-def surviving(stage: Stage, ledger: ActorHandle[Ledger], *, doing: str) -> Stage:
+def surviving(stage: Stage, ledger: ActorHandle[Ledger], *, doing: str, timed_as: str = "") -> Stage:
     """The stage, under its own name, for blocks in their envelopes.
 
     Records on which it raises are found too (pipelines.culprits).
@@ -54,27 +54,36 @@ def surviving(stage: Stage, ledger: ActorHandle[Ledger], *, doing: str) -> Stage
         stage: takes a block, passes rows with an error on as they are, and has no effect but its result.
         ledger: counts the processes that die of it.
         doing: what it does, for people.
+        timed_as: field of the envelope that takes how long it did.
     """
 
     @wraps(stage)
     def survivor(row: pa.Table, *arguments: Any, **options: Any) -> pa.Table:
         work = partial(_without_culprits, work=lambda block: stage(block, *arguments, **options), doing=doing)
-        return _survive(row, work, ledger, doing=doing).seal()
+        started = time.perf_counter()
+        envelope = _survive(row, work, ledger, doing=doing)
+        if timed_as:
+            taken: dict[str, Any] = {timed_as: time.perf_counter() - started}
+            envelope = envelope._replace(**taken)
+        return envelope.seal()
 
     return survivor
 
 
 def surviving_actor(stage: Callable[..., Stage], ledger: ActorHandle[Ledger], *, doing: str) -> type:
-    """The class, whose instances are such stages and note how long they take, under its own name."""
+    """The class, whose instances are such stages and note how long they work and wait, under its own name."""
 
     class Survivor:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self._stage = stage(*args, **kwargs)
+            self._free_since = time.perf_counter()
 
         def __call__(self, row: pa.Table) -> pa.Table:
-            started = time.perf_counter()
+            started, waited_s = time.perf_counter(), time.perf_counter() - self._free_since
             envelope = _survive(row, self._stage, ledger, doing=doing)
-            return envelope._replace(busy_s=time.perf_counter() - started).seal()
+            sealed = envelope._replace(busy_s=time.perf_counter() - started, waited_s=waited_s).seal()
+            self._free_since = time.perf_counter()
+            return sealed
 
     Survivor.__name__ = stage.__name__
     return Survivor

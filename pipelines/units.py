@@ -146,7 +146,7 @@ def _shards_of(url: str) -> list[Shard]:
         if any(character in path for character in "*?["):
             infos = files_matching(place)
         elif (found := file_info(fs, path))["type"] == "directory":
-            infos = [info for info in files_below(place) if _is_visible(info["name"], below=path)]
+            infos = _without_reports([info for info in files_below(place) if _is_visible(info["name"], below=path)])
         elif path.endswith(SUFFIXES):
             infos = [{**found, "name": path}]
         else:
@@ -158,6 +158,12 @@ def _shards_of(url: str) -> list[Shard]:
             f"{redacted(url)} cannot be listed ({reason(error)}): check the address and credentials"
         ) from error
     return [_shard(fs, info) for info in infos if info["type"] == "file" and info["name"].endswith(SUFFIXES)]
+
+
+def _without_reports(infos: list[Info]) -> list[Info]:
+    """Files of a folder that may hold outputs of jobs: a report.json beside its page is no shard."""
+    reports = {info["name"].removesuffix("html") + "json" for info in infos if info["name"].endswith("/report.html")}
+    return [info for info in infos if info["name"] not in reports]
 
 
 def shard_at(url: str) -> Shard:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 
 from pipelines.envelope import Envelope
 from pipelines.errors import RunError
+from pipelines.figures import Figures, lengths
 from pipelines.heads import Head
 from pipelines.predict import N_COPIED, N_TOKENS
 from pipelines.storage import Location, locate, open_input, put
@@ -23,7 +25,9 @@ from pipelines.storage import Location, locate, open_input, put
 Format = Literal["parquet", "arrow"]
 SUFFIXES: dict[Format, str] = {"parquet": ".parquet", "arrow": ".arrow"}
 _NUMBER = re.compile(r"0x[0-9a-f]+|(?<![\w-])\d+\b")  # the 8 of UTF-8 is none
-_FIGURES = b"convbert.part"  # key of the schema metadata that carries a part's figures
+_PART = b"convbert.part"  # keys of the schema metadata that carry a part's figures
+_FIGURES = b"convbert.figures"
+_OF_THIS_RUN = ("bytes", "busy_s", "stages_s")  # what a part does not say of itself: its bytes are the unit's alone
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Part:
         is_last: no further unit of the same compressed shard follows.
         copied_tokens: tokens of records that equal another of the unit, which was computed in their place.
         busy_s: seconds that a model actor took for it; not kept in the file, whose bytes are the unit's alone.
+        stages_s: seconds of each stage, and of the actor's waiting; kept neither in the file nor in the manifest.
+        figures: histograms of its records (pipelines.figures) as text; kept in the file, not in the manifest.
     """
 
     name: str
@@ -54,6 +60,8 @@ class Part:
     is_last: bool = True
     copied_tokens: int = 0
     busy_s: float = field(default=0.0, compare=False)  # differs where the same unit is done again
+    stages_s: dict[str, float] = field(default_factory=dict, compare=False)
+    figures: str = field(default="", compare=False)
 
 
 def write_part(envelope: Envelope, *, output: str, output_format: Format, heads: Mapping[str, Head]) -> Part:
@@ -63,12 +71,14 @@ def write_part(envelope: Envelope, *, output: str, output_format: Format, heads:
         RunError: rows of the unit were lost or doubled on the way.
         OutputError: the part cannot be written.
     """
+    started = time.perf_counter()
     block = envelope.block
     if len(block) != envelope.n_rows:
         raise RunError(f"unit {envelope.part} arrived with {len(block)} of its {envelope.n_rows} rows")
     columns = [name for name in block.column_names if name not in (N_TOKENS, N_COPIED, "error")]
     table = block.select([*columns, "error"])
     reasons, examples = _commonest(table)
+    found = {name: table[name].combine_chunks().drop_null() for name in heads}
     part = Part(
         name=envelope.part + SUFFIXES[output_format],
         rows=len(table),
@@ -76,14 +86,31 @@ def write_part(envelope: Envelope, *, output: str, output_format: Format, heads:
         tokens=pc.sum(block[N_TOKENS]).as_py() or 0,
         copied_tokens=pc.sum(block[N_COPIED]).as_py() or 0,
         is_last=envelope.is_last,
-        labels={name: head.counts(table[name].combine_chunks().drop_null()) for name, head in heads.items()},
+        labels={name: head.counts(found[name]) for name, head in heads.items()},
         reasons=reasons,
         examples=examples,
+        figures=Figures(
+            lengths(block[N_TOKENS].filter(pc.is_null(table["error"]))),
+            {name: head.scores(found[name]) for name, head in heads.items()},
+        ).to_text(),
     )
-    figures = {key: value for key, value in asdict(part).items() if key not in ("bytes", "busy_s")}
-    data = serialised(table.replace_schema_metadata({_FIGURES: json.dumps(figures, sort_keys=True)}), output_format)
+    own = {key: value for key, value in asdict(part).items() if key not in (*_OF_THIS_RUN, "figures")}
+    metadata = {_PART: json.dumps(own, sort_keys=True), _FIGURES: part.figures}
+    data = serialised(table.replace_schema_metadata(metadata), output_format)
     put(locate(output).child(part.name), data)
-    return replace(part, bytes=len(data), busy_s=round(envelope.busy_s, 3))
+    return replace(
+        part,
+        bytes=len(data),
+        busy_s=round(envelope.busy_s, 3),
+        stages_s={
+            "reading": envelope.read_s,
+            "tokenising": envelope.encode_s,
+            "model": envelope.busy_s,
+            "decoding": envelope.decode_s,
+            "writing": time.perf_counter() - started,
+            "waiting": envelope.waited_s,
+        },
+    )
 
 
 def _commonest(table: pa.Table, n: int = 10) -> tuple[dict[str, int], dict[str, str]]:
@@ -116,5 +143,6 @@ def read_schema(part: Location) -> pa.Schema:
 
 def part_figures(part: Location, n_bytes: int) -> Part:
     """The figures that a part file carries about itself."""
-    figures: dict[str, Any] = json.loads(read_schema(part).metadata[_FIGURES])
-    return Part(**figures, bytes=n_bytes)
+    metadata = read_schema(part).metadata
+    own: dict[str, Any] = json.loads(metadata[_PART])
+    return Part(**own, bytes=n_bytes, figures=metadata.get(_FIGURES, b"").decode())

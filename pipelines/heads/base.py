@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from convbert import ConvBertConfig, ConvBertTokenizer, engine
 from convbert.models import PreTrainedModel
 from pipelines.encode import Inputs, LongText
+from pipelines.figures import Histogram
 from pipelines.sequences import Sequences
 from pipelines.spec import JobSpec
 
@@ -95,6 +96,10 @@ class Head(ABC):
     @abstractmethod
     def counts(self, column: pa.StructArray) -> dict[str, int]:
         """What the summary counts of the records that did not fail, such as records by label."""
+
+    @abstractmethod
+    def scores(self, column: pa.StructArray) -> dict[str, Histogram]:
+        """How what the head gives for the same records is spread, by name: probabilities, numbers, norms."""
 
 
 def labels_of(config: ConvBertConfig) -> list[str]:

@@ -7,6 +7,7 @@ import pyarrow as pa
 from torch import nn
 
 from convbert import ConvBertConfig, ConvBertModel, ConvBertTokenizer, engine
+from pipelines.figures import Histogram, numbers
 from pipelines.heads.base import Head, Results, text_inputs
 from pipelines.spec import JobSpec
 
@@ -49,3 +50,11 @@ class Embedding(Head):
     def counts(self, column: pa.StructArray) -> dict[str, int]:
         """Nothing to count."""
         return {}
+
+    def scores(self, column: pa.StructArray) -> dict[str, Histogram]:
+        """The length of the vectors, where it is not 1 by wish."""
+        if self.normalize:
+            return {}
+        lists = column.field("embedding")
+        vectors = lists.flatten().to_numpy(zero_copy_only=False).reshape(-1, lists.type.list_size)
+        return {"norm": numbers(np.linalg.norm(vectors.astype(np.float64), axis=1))}

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from convbert import ConvBertConfig, ConvBertForMaskedLM, ConvBertTokenizer, engine
 from pipelines.encode import Inputs
 from pipelines.errors import ModelError
+from pipelines.figures import Histogram, numbers, shares
 from pipelines.heads.base import Head, Results, lists_of
 from pipelines.spec import JobSpec
 
@@ -66,6 +68,10 @@ class FillMask(Head):
         """Masks that were filled."""
         return {"masks": len(column.field("masks").flatten())}
 
+    def scores(self, column: pa.StructArray) -> dict[str, Histogram]:
+        """The probability of the likeliest word for each [MASK]."""
+        return {"score": shares(pc.list_element(column.field("masks").flatten(), 0).field("score"))}
+
 
 class PseudoLogLikelihood(Head):
     """How likely a text is, each of its tokens in turn behind [MASK] (Salazar et al. 2020)."""
@@ -109,6 +115,11 @@ class PseudoLogLikelihood(Head):
     def counts(self, column: pa.StructArray) -> dict[str, int]:
         """Nothing to count."""
         return {}
+
+    def scores(self, column: pa.StructArray) -> dict[str, Histogram]:
+        """How likely the texts are: the decimal logarithm of pseudo_perplexity, whose tail is long."""
+        perplexities = column.field("pseudo_perplexity").drop_null().to_numpy()
+        return {"log10 of pseudo_perplexity": numbers(np.log10(perplexities))}
 
 
 class _Words(nn.Module):

@@ -9,6 +9,7 @@ from torch import nn
 from convbert import ConvBertConfig, ConvBertForMultipleChoice, ConvBertTokenizer, engine
 from pipelines.encode import Inputs
 from pipelines.errors import ModelError
+from pipelines.figures import Histogram, shares
 from pipelines.heads.base import Head, Results, count_values, lists_of
 from pipelines.spec import JobSpec
 
@@ -61,3 +62,7 @@ class MultipleChoice(Head):
     def counts(self, column: pa.StructArray) -> dict[str, int]:
         """Records by index."""
         return count_values(column.field("index"))
+
+    def scores(self, column: pa.StructArray) -> dict[str, Histogram]:
+        """The probability of the likeliest choice."""
+        return {"score": shares(column.field("score"))}

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from convbert import ConvBertConfig, ConvBertForQuestionAnswering, ConvBertTokenizer, engine
 from pipelines.encode import Inputs
+from pipelines.figures import Histogram, shares
 from pipelines.heads.base import Head, Results, lists_of
 from pipelines.spec import JobSpec
 
@@ -111,6 +112,10 @@ class QuestionAnswering(Head):
         texts = column.field("answer").drop_null().to_pylist()
         n_answers = sum(bool(text) for text in texts)
         return {"answer": n_answers, "no answer": len(texts) - n_answers}
+
+    def scores(self, column: pa.StructArray) -> dict[str, Histogram]:
+        """The score of the answer, and that of none."""
+        return {name: shares(column.field(name)) for name in ("score", "no_answer")}
 
 
 def _softmax(logits: NDArray[np.float32], is_candidate: NDArray[np.bool_]) -> NDArray[np.float64]:

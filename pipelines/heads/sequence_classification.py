@@ -9,8 +9,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from convbert import ConvBertConfig, ConvBertForSequenceClassification, ConvBertTokenizer, engine
+from pipelines.figures import Histogram, numbers, shares
 from pipelines.heads.base import Head, Results, count_values, labels_of, lists_of, text_inputs
 from pipelines.spec import JobSpec
+
+_SHOWN_NUMBERS = 20  # of a regression, in the report
 
 
 class SequenceClassification(Head):
@@ -91,6 +94,15 @@ class SequenceClassification(Head):
         if self.is_regression:
             return {}
         return count_values(column.field("labels").flatten() if self.is_multi_label else column.field("label"))
+
+    def scores(self, column: pa.StructArray) -> dict[str, Histogram]:
+        """The probability of the best label, or the numbers of a regression by their name."""
+        if not self.is_regression:
+            return {"score": shares(column.field("score"))}
+        if self.top_k:
+            return {"greatest": numbers(column.field("score"))}
+        values = column.field("scores").flatten().to_numpy().reshape(-1, len(self.labels))
+        return {label: numbers(values[:, i]) for i, label in enumerate(self.labels[:_SHOWN_NUMBERS])}
 
 
 def _rows(values: pa.Array, n_rows: int) -> pa.ListArray:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from convbert import ConvBertConfig, ConvBertForTokenClassification, ConvBertTokenizer, engine
 from pipelines.encode import Inputs
+from pipelines.figures import Histogram, shares
 from pipelines.heads.base import Head, Results, count_values, labels_of, lists_of
 from pipelines.spec import JobSpec
 
@@ -134,6 +135,10 @@ class TokenClassification(Head):
     def counts(self, column: pa.StructArray) -> dict[str, int]:
         """Entities by label."""
         return count_values(column.field("entities").flatten().field("label"))
+
+    def scores(self, column: pa.StructArray) -> dict[str, Histogram]:
+        """The probability of each entity's label."""
+        return {"score": shares(column.field("entities").flatten().field("score"))}
 
 
 class _Probabilities(nn.Module):

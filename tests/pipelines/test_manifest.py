@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,27 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert read_manifest(output) is None
     write_manifest(output, MANIFEST)
     assert read_manifest(output) == MANIFEST
+
+
+def test_what_parts_tell_in_detail_is_left_to_the_nights(tmp_path: Path) -> None:
+    detailed = [replace(part, figures='{"lengths":[]}', stages_s={"reading": 1.0}) for part in MANIFEST.parts]
+    night = {"started": "2026-11-26T00:00:00Z", "rows": 7}
+    manifest = replace(MANIFEST, parts=detailed, nights=[night])
+    text = manifest.to_json()
+    assert "lengths" not in text
+    assert "stages_s" not in text
+    write_manifest(locate(str(tmp_path)), manifest)
+    found = read_manifest(locate(str(tmp_path)))
+    assert found is not None
+    assert found.nights == [night]
+    assert found.is_same_state(manifest)
+
+
+def test_a_manifest_of_an_earlier_version_has_no_nights(tmp_path: Path) -> None:
+    values = json.loads(MANIFEST.to_json())
+    del values["nights"]
+    (tmp_path / "_manifest.json").write_text(json.dumps(values))
+    assert read_manifest(locate(str(tmp_path))) == MANIFEST
 
 
 def test_the_marker_comes_and_goes(tmp_path: Path) -> None:

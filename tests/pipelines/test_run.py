@@ -23,6 +23,7 @@ from pipelines.resources import Hardware
 from pipelines.run import pipeline, run
 from pipelines.spec import JobSpec
 from pipelines.survive import open_ledger
+from pipelines.verify import verify
 from pipelines.write import Part
 from tests.conftest import save_checkpoint
 from tests.fault_proxy import FaultProxy
@@ -102,6 +103,8 @@ def test_every_record_comes_out_once_with_transformers_answer(
     assert {path.name for path in (tmp_path / "out").iterdir()} - {path.name for path in parts(tmp_path / "out")} == {
         "_manifest.json",
         "_SUCCESS",
+        "report.html",
+        "report.json",
     }
 
 
@@ -127,12 +130,18 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(corpus: Path, checkpoint: 
     summary = run(job(corpus, tmp_path / "out", checkpoint))
     assert {path.name: path.read_bytes() for path in parts(tmp_path / "out")} == before
     assert 0 < summary.new_rows < summary.rows == sum(part["rows"] for part in manifest(tmp_path / "out")["parts"])
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert (report["night"]["rows"], report["run"]["rows"]) == (summary.rows, summary.new_rows)
+    n_good = summary.rows - summary.failed
+    assert report["lengths"]["n"] == report["heads"][0]["scores"]["score"]["n"] == n_good  # of all parts, read or made
+    assert min(report["run"]["stages_s"][stage] for stage in ("reading", "tokenising", "model", "writing")) > 0
 
 
 def test_nights_add_change_and_lose_shards(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     run(job(corpus, output, checkpoint))
     first = {path.name for path in parts(output)}
+    n_dropped = sum(name.startswith(("j", "/")) for name in table(output)["id"].to_pylist())
     (corpus / "e.jsonl").write_text('{"id": "new", "text": "free"}\n')
     (corpus / "sub/c.jsonl.gz").unlink()
     (corpus / "b.jsonl").write_text('{"id": "changed", "text": "offer", "n": 1}\n')
@@ -145,7 +154,12 @@ def test_nights_add_change_and_lose_shards(corpus: Path, checkpoint: Path, tmp_p
     names = {path.name for path in parts(output)}
     assert {name for name in first if name.startswith(("part-a-", "part-c-"))} <= names
     assert [part["name"] for part in manifest(output)["parts"]] == sorted(names)
+    (output / "report.html").unlink()
+    (output / "report.json").unlink()
     assert run(job(corpus, output, checkpoint)).new_rows == 0
+    report = json.loads((output / "report.json").read_text())  # of the night that labelled something
+    assert [its["rows"] for its in report["nights"]] == [2, len(ids) - 2 + n_dropped]
+    assert verify(str(output)).faults == []
 
 
 @pytest.mark.slow
@@ -211,14 +225,17 @@ def test_corpus_model_and_output_can_lie_in_an_object_store(
     on_disk = run(job(corpus, tmp_path / "out", checkpoint))
     assert (in_store.rows, in_store.failed, in_store.labels) == (on_disk.rows, on_disk.failed, on_disk.labels)
     calm = stored_files("bucket/out")
-    assert {"_manifest.json", "_SUCCESS"} < set(calm)
-    assert len(calm) == len(parts(tmp_path / "out")) + 2
+    own = {"_manifest.json", "_SUCCESS", "report.html", "report.json"}
+    assert len(calm) == len(parts(tmp_path / "out")) + len(own)
     with s3.faults(0.05, seed=9):
         stormy = run(job("s3://bucket/corpus", "s3://bucket/stormy", "s3://bucket/same-model"))
     assert sum(s3.counts.values()) >= 3, s3.requests
     assert (stormy.rows, stormy.failed, stormy.labels) == (in_store.rows, in_store.failed, in_store.labels)
-    del calm["_manifest.json"]
-    assert {name: data for name, data in stored_files("bucket/stormy").items() if name != "_manifest.json"} == calm
+    stormy_files = stored_files("bucket/stormy")
+    assert own < set(calm) == set(stormy_files)
+    assert {name: data for name, data in stormy_files.items() if name not in own} == {
+        name: data for name, data in calm.items() if name not in own
+    }
     again = run(job("s3://bucket/corpus", "s3://bucket/out", "s3://bucket/model"))
     assert again.lines()[0].startswith("nothing to do")
 

@@ -46,6 +46,14 @@ def test_folders_files_and_globs_give_each_shard_once(tmp_path: Path) -> None:
     assert names == ["b.parquet", "e.jsonl.zst", "sub/a.jsonl.gz", "sub/c.json"]
 
 
+def test_the_report_of_a_job_is_no_shard_for_the_next(tmp_path: Path) -> None:
+    for name in ("out/part-a-0-0.parquet", "out/report.html", "out/report.json", "in/report.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"{}")
+    found = [Path(shard.url).relative_to(tmp_path).as_posix() for shard in list_shards([str(tmp_path)])]
+    assert found == ["in/report.json", "out/part-a-0-0.parquet"]
+
+
 def test_stores_are_listed_by_url() -> None:
     put(locate("memory://corpus/a.jsonl"), b"{}")
     assert [shard.url for shard in list_shards(["memory://corpus"])] == ["memory:///corpus/a.jsonl"]

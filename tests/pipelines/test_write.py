@@ -10,6 +10,7 @@ import pytest
 from convbert import ConvBertConfig
 from pipelines.envelope import Envelope
 from pipelines.errors import RunError
+from pipelines.figures import shares, total_figures
 from pipelines.heads.sequence_classification import SequenceClassification
 from pipelines.predict import N_COPIED, N_TOKENS
 from pipelines.storage import locate
@@ -74,7 +75,26 @@ def test_both_formats_hold_the_same_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize("output_format", ["parquet", "arrow"])
 def test_a_part_tells_its_own_figures(output_format: Format, tmp_path: Path) -> None:
     part = write(block(), tmp_path, output_format)
-    assert part_figures(locate(str(tmp_path)).child(part.name), part.bytes) == part
+    found = part_figures(locate(str(tmp_path)).child(part.name), part.bytes)
+    assert (found, found.figures) == (part, part.figures)
+
+
+def test_a_part_tells_how_its_lengths_and_scores_are_spread(tmp_path: Path) -> None:
+    part = write(block(30), tmp_path)
+    figures = total_figures([part.figures])
+    assert figures.lengths.counts == {4: 29}  # four tokens each, but for the one that failed
+    assert figures.scores == {"prediction": {"score": shares([1.0] * 29)}}
+    assert set(part.stages_s) == {"reading", "tokenising", "model", "decoding", "writing", "waiting"}
+
+
+def test_a_part_of_an_earlier_version_is_read_without_them(tmp_path: Path) -> None:
+    part = write(block(), tmp_path)
+    path = tmp_path / part.name
+    table = pq.read_table(path)
+    metadata = {key: value for key, value in table.schema.metadata.items() if key != b"convbert.figures"}
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+    found = part_figures(locate(str(tmp_path)).child(part.name), part.bytes)
+    assert (found, found.figures) == (part, "")
 
 
 def test_the_same_block_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipelines.models import plan_passes
 from tests.oracle import embed
 from tests.pipelines.labelling import job, label
 
@@ -29,6 +30,18 @@ def test_vectors_are_pooled_from_what_transformers_gives(pooling: str, checkpoin
     lengths = np.linalg.norm(expected, axis=1, keepdims=True)
     unit = vectors(checkpoint, sentences, pooling=pooling, normalize=True)
     np.testing.assert_allclose(unit, expected / lengths, atol=1e-4)
+
+
+def test_the_length_of_vectors_is_told_unless_it_is_one(checkpoint: Path, sentences: list[str]) -> None:
+    for normalize in (False, True):
+        spec = job(checkpoint, task="feature-extraction", normalize=normalize)
+        column = label(spec, text=sentences)["prediction"].combine_chunks()
+        found = plan_passes(spec)[0].heads[0].head.scores(column)
+        if normalize:
+            assert found == {}
+        else:
+            norms = [np.linalg.norm(row["embedding"]) for row in column.to_pylist()]
+            assert (found["norm"].n, found["norm"].high) == (len(norms), pytest.approx(max(norms)))
 
 
 def test_the_column_has_a_fixed_size(checkpoint: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,34 @@ def test_a_head_gives_the_type_that_it_declares(case: tuple[Head, pa.Table, str]
     assert table["error"].to_pylist() == [None, "missing"]
     assert table["prediction"].type == head.schema
     assert [row is None for row in table["prediction"].to_pylist()] == [False, True]
+
+
+SCORES: dict[str, Callable[[dict[str, Any]], dict[str, list[float]]]] = {
+    "Text classification": lambda row: {"score": [row["score"]]},
+    "Token classification": lambda row: {"score": [entity["score"] for entity in row["entities"]]},
+    "Question answering": lambda row: {name: [row[name]] for name in ("score", "no_answer")},
+    "Multiple choice": lambda row: {"score": [row["score"]]},
+    "Fill-mask": lambda row: {"score": [words[0]["score"] for words in row["masks"]]},
+    "Embeddings": lambda row: {"norm": [math.hypot(*row["embedding"])]},
+}
+
+
+def test_the_spread_of_what_it_gives_is_told(case: tuple[Head, pa.Table, str]) -> None:
+    head, table, title = case
+    [row, _] = table["prediction"].to_pylist()
+    expected = SCORES[title](row) if "pseudo_perplexity" not in row else {}
+    if "pseudo_perplexity" in row:
+        expected = {"log10 of pseudo_perplexity": [math.log10(row["pseudo_perplexity"])]}
+    if getattr(head, "is_regression", False):
+        expected = {label: [number] for label, number in zip(head.labels, row["scores"], strict=True)}
+    found = head.scores(table["prediction"].combine_chunks().drop_null())
+    assert list(found) == list(expected)
+    for name, values in expected.items():
+        assert (found[name].n, found[name].low) == (len(values), pytest.approx(min(values, default=0), rel=1e-3))
+        scale = "share" if name in ("score", "no_answer") else "number"
+        assert found[name].scale == scale
+    nothing = head.scores(table["prediction"].combine_chunks().drop_null().slice(0, 0))
+    assert all(histogram.n == 0 for histogram in nothing.values())
 
 
 def test_the_page_has_a_row_for_every_field(case: tuple[Head, pa.Table, str]) -> None:

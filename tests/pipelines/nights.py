@@ -1,0 +1,93 @@
+"""Manifests of made-up nights, without Ray: what test_nights.py, test_morning.py and test_report_page.py start from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.figures import Figures, Histogram, lengths, shares
+from pipelines.manifest import Manifest, ShardEntry
+from pipelines.nights import Meter, with_night
+from pipelines.plan import JobPlan
+from pipelines.read import Columns
+from pipelines.resources import Hardware
+from pipelines.spec import JobSpec
+from pipelines.write import Part
+
+HARDWARE = Hardware(2, 2, actor_cpus=1, actor_gpus=0, n_threads=1, task_cpus=0.5)
+
+
+def head(name: str = "spam", **changes: Any) -> dict[str, Any]:
+    """A head as the manifest tells of it."""
+    values = {"name": name, "task": "text-classification", "labels": ["ham", "spam"], "fingerprint": "f" * 64}
+    return {**values, **changes}
+
+
+def part(
+    n: int,
+    labels: dict[str, dict[str, int]],
+    *,
+    failed: int = 0,
+    seed: int = 0,
+    scores: dict[str, dict[str, Histogram]] | None = None,
+    **changes: Any,
+) -> Part:
+    """A part whose records have the labels of its first head, random lengths and random scores."""
+    rng = np.random.default_rng(seed)
+    rows = sum(next(iter(labels.values())).values())
+    tokens = rng.integers(3, 300, rows)
+    if scores is None:
+        scores = {name: {"score": shares(rng.beta(8, 1, rows))} for name in labels}
+    values = {
+        "name": f"part-a-{n:016x}-00000.parquet",
+        "rows": rows + failed,
+        "failed": failed,
+        "tokens": int(tokens.sum()),
+        "bytes": 40 * rows,
+        "labels": labels,
+        "reasons": {"text is null": failed} if failed else {},
+        "examples": {"text is null": f"a.jsonl@{n}"} if failed else {},
+        "busy_s": 1.5,
+        "stages_s": {"reading": 0.1, "tokenising": 0.5, "model": 1.5, "decoding": 0.1, "writing": 0.2, "waiting": 0.1},
+        "figures": Figures(lengths(tokens), scores).to_text(),
+    }
+    return Part(**{**values, **changes})
+
+
+def plan_of(previous: Manifest | None, **changes: Any) -> JobPlan:
+    """A plan of which only what a night keeps is there."""
+    settings = {"input": ["/in?sig=SECRET"], "output": "/out", "model": "m", "task": "text-classification"}
+    return JobPlan(
+        spec=JobSpec.of({**settings, **changes}),
+        passes=[],
+        device="cpu",
+        precision="fp32",
+        columns=Columns(texts=("text",), lists=(), id="id", kept=pa.schema([])),
+        recipe={},
+        previous=previous,
+        shards=[],
+        parts=[],
+        pending=[],
+        vanished=[],
+    )
+
+
+def night(previous: Manifest | None, parts: list[Part], heads: list[dict[str, Any]] | None = None) -> Manifest:
+    """The manifest after a night that added these parts."""
+    meter = Meter()
+    meter.hardware = HARDWARE
+    meter.add(parts)
+    kept = [] if previous is None else [replace(part, figures="", stages_s={}) for part in previous.parts]
+    manifest = Manifest(
+        recipe={},
+        heads=heads or [head()],
+        passes=[["spam"]],
+        shards=[ShardEntry(f"/in/{each.name}", each.name, 1, each.name) for each in [*kept, *parts]],
+        parts=[*kept, *parts],
+        seconds=1.0,
+        versions={"torch": "2.13"},
+    )
+    return replace(manifest, nights=with_night(manifest, plan_of(previous), meter))

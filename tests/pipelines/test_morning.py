@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipelines import morning
+from pipelines.errors import OutputError
+from pipelines.manifest import Manifest
+from pipelines.morning import FIGURES_NAME, REPORT_NAME, report_of, write_report
+from pipelines.report_page import page_of
+from pipelines.storage import Location, locate
+from tests.pipelines.nights import night, part
+
+
+@pytest.fixture(scope="module")
+def manifest() -> Manifest:
+    first = night(None, [part(1, {"spam": {"ham": 700, "spam": 300}})])
+    return night(first, [part(2, {"spam": {"ham": 200, "spam": 300}}, failed=10, seed=1)])
+
+
+def test_labels_have_counts_shares_and_shares_before(manifest: Manifest) -> None:
+    [head] = report_of(manifest)["heads"]
+    assert head["labels"] == [
+        {"label": "spam", "count": 300, "share": 0.6, "share_before": 0.3, "count_in_output": 600},
+        {"label": "ham", "count": 200, "share": 0.4, "share_before": 0.7, "count_in_output": 900},
+    ]
+    assert [(each["against"], each["n_before"], each["n_now"]) for each in head["drift"]] == [
+        ("the night before", 1000, 500),
+        ("all before", 1000, 500),
+    ]
+    assert head["drift"][0]["psi"] == pytest.approx(0.3761, abs=2e-3)  # 0.3 ln(0.6/0.3) + 0.3 ln(0.7/0.4)
+
+
+def test_counts_are_those_of_the_night_and_of_the_output(manifest: Manifest) -> None:
+    report = report_of(manifest)
+    assert (report["night"]["rows"], report["night"]["failed"]) == (510, 10)
+    assert (report["output"]["rows"], report["output"]["failed"], report["output"]["parts"]) == (1510, 10, 2)
+    assert report["failures"] == [{"reason": "text is null", "records": 10, "example_id": "a.jsonl@2"}]
+    assert [its["rows"] for its in report["nights"]] == [510, 1000]
+    assert sum(each["count"] for each in report["lengths"]["bins"]) == 500
+    assert sum(each["share"] for each in report["lengths"]["bins"]) == pytest.approx(1, abs=1e-4)
+    assert sum(each["share_before"] for each in report["lengths"]["bins"]) == pytest.approx(1, abs=1e-4)
+    scores = report["heads"][0]["scores"]["score"]
+    assert [each["from"] for each in scores["bins"]] == pytest.approx([n / 20 for n in range(20)])
+    assert sum(each["count"] for each in scores["bins"]) == scores["n"] == 500
+
+
+@pytest.mark.parametrize(
+    ("stages", "busy", "waiting", "other", "expected"),
+    [
+        ({"reading": 1, "tokenising": 2}, 80, 5, 15, "model"),
+        ({"reading": 9, "tokenising": 2}, 30, 60, 10, "reading"),
+        ({"reading": 1, "tokenising": 50}, 30, 60, 10, "tokenising"),
+        ({"reading": 1, "writing": 50}, 30, 60, 10, "writing"),
+        ({"reading": 1}, 10, 10, 80, "starting"),
+        ({}, 0, 0, 50, "nothing"),
+    ],
+)
+def test_what_held_a_run_back(
+    stages: dict[str, float], busy: float, waiting: float, other: float, expected: str
+) -> None:
+    assert morning._held_back_by(stages, busy_s=busy, waiting_s=waiting, other_s=other) == expected
+
+
+def test_the_report_is_json_and_made_of_the_manifest_alone(manifest: Manifest) -> None:
+    report = report_of(manifest)
+    again = report_of(replace(manifest, nights=json.loads(json.dumps(manifest.nights))))
+    assert json.loads(json.dumps(report)) == report == again
+
+
+def test_both_files_are_written_once(manifest: Manifest, tmp_path: Path) -> None:
+    output = locate(str(tmp_path))
+    write_report(output, manifest)
+    report = json.loads((tmp_path / FIGURES_NAME).read_text())
+    assert report == report_of(manifest)
+    assert (tmp_path / REPORT_NAME).read_text() == page_of(report)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    write_report(output, manifest)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_a_report_that_is_not_of_the_newest_night_is_written_anew(manifest: Manifest, tmp_path: Path) -> None:
+    output = locate(str(tmp_path))
+    for left in ("", "{broken", '{"night": {"started": "2001-01-01T00:00:00Z"}}', "[]"):
+        (tmp_path / FIGURES_NAME).write_text(left)
+        write_report(output, manifest)
+        assert json.loads((tmp_path / FIGURES_NAME).read_text()) == report_of(manifest)
+
+
+def test_a_failure_is_a_warning_and_leaves_no_half_file(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(target: Location, data: bytes) -> None:
+        raise OutputError(f"{target.url}?sig=SECRET cannot be written")
+
+    monkeypatch.setattr(morning, "put", refuse)
+    with caplog.at_level(logging.WARNING):
+        write_report(locate(str(tmp_path)), manifest)
+    [record] = caplog.records
+    assert "the labels are all there, but report.html could not be written (OutputError: " in record.getMessage()
+    assert "SECRET" not in record.getMessage()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_of_an_earlier_version_gets_no_report_until_something_is_labelled(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    write_report(locate(str(tmp_path)), replace(manifest, nights=[]))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="tells of no night"):
+        report_of(replace(manifest, nights=[]))

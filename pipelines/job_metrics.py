@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections import Counter as Counts
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from types import TracebackType
 
+from ray.exceptions import RayError
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from pipelines.write import Part
 
+BEAT_S = 2.0  # Ray forgets a gauge that is not set again
 MAX_REASONS = 20  # time series that failures may make; what comes later counts as "other"
 OTHER = "other"
 BOUNDARIES_S: list[float] = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
-_TAG = "output"
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 
 
@@ -25,52 +29,58 @@ class JobMetrics:
         n_units: units to finish.
         n_rows: records that they have; None where reading has to tell.
         n_actors: model actors that there may be at most.
+        n_at_work: tells how many of them compute now.
     """
 
-    def __init__(self, *, output: str, n_units: int, n_rows: int | None, n_actors: int) -> None:
-        self._rows = Counter("convbert_job_rows", "records that came out, failed ones included", (_TAG,))
-        self._failed = Counter("convbert_job_failed_rows", "records with an error, by reason", (_TAG, "reason"))
-        self._tokens = Counter("convbert_job_tokens", "tokens of records, those of duplicates included", (_TAG,))
-        self._copied = Counter("convbert_job_copied_tokens", "tokens of duplicates, which are computed once", (_TAG,))
-        self._done = Counter("convbert_job_units_done", "units that were finished", (_TAG,))
+    def __init__(
+        self, *, output: str, n_units: int, n_rows: int | None, n_actors: int, n_at_work: Callable[[], int]
+    ) -> None:
+        tags = ("output",)
+        self._units_planned = Counter("convbert_job_units_planned", "units that runs began with", tags)
+        self._rows_planned = Counter("convbert_job_rows_planned", "their records, where known before reading", tags)
+        self._units = Counter("convbert_job_units", "units that were finished", tags)
+        self._rows = Counter("convbert_job_rows", "records that came out, failed ones included", tags)
+        self._failed = Counter("convbert_job_failed_rows", "records with an error, by reason", (*tags, "reason"))
+        self._tokens = Counter("convbert_job_tokens", "tokens of records, those of duplicates included", tags)
+        self._copied = Counter("convbert_job_copied_tokens", "tokens of duplicates, which are computed once", tags)
         self._unit_s = Histogram(
-            "convbert_job_unit_seconds", "seconds that a model actor took for a unit", BOUNDARIES_S, (_TAG,)
+            "convbert_job_unit_seconds", "seconds that a model actor took for a unit", BOUNDARIES_S, tags
         )
-        self._at_work = Gauge("convbert_job_actors_at_work", "model actors that compute now", (_TAG,))
-        planned = {
-            "convbert_job_units": ("units that this run has to finish", n_units),
-            "convbert_job_rows_expected": ("records that they have, where that is known before reading", n_rows),
-            "convbert_job_actors": ("model actors that there may be at most", n_actors),
-        }
-        for metric in (self._rows, self._failed, self._tokens, self._copied, self._done, self._unit_s, self._at_work):
-            metric.set_default_tags({_TAG: output})
-        for name, (description, value) in planned.items():
-            if value is not None:
-                Gauge(name, description, (_TAG,)).set(value, {_TAG: output})
-        self._known_reasons: set[str] = set()
+        self._actors = Gauge("convbert_job_actors", "model actors that there may be at most", tags)
+        self._at_work = Gauge("convbert_job_actors_at_work", "model actors that compute now", tags)
+        for metric in vars(self).copy().values():
+            metric.set_default_tags({"output": output})
+        self._units_planned.inc(n_units)
+        if n_rows:
+            self._rows_planned.inc(n_rows)
+        self._n_actors, self._n_at_work = n_actors, n_at_work
+        self._reasons: set[str] = set()
+        self._stopped = threading.Event()
+        self._beat = threading.Thread(target=self._set_gauges, daemon=True)
 
-    def add(self, parts: Iterable[Part], *, n_at_work: int) -> None:
-        """Count finished parts.
+    def __enter__(self) -> JobMetrics:
+        self._beat.start()
+        return self
 
-        Args:
-            parts: that were finished.
-            n_at_work: actors that compute now.
-        """
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        self._beat.join()
+
+    def add(self, parts: Iterable[Part]) -> None:
+        """Count finished parts."""
         for part in parts:
-            self._done.inc(1)
+            self._units.inc(1)
             self._unit_s.observe(part.busy_s)
-            for metric, value in (
-                (self._rows, part.rows),
-                (self._tokens, part.tokens),
-                (self._copied, part.copied_tokens),
-            ):
-                if value:
-                    metric.inc(value)
-            for reason, count in self._reasons(part):
+            counts = ((self._rows, part.rows), (self._tokens, part.tokens), (self._copied, part.copied_tokens))
+            for metric, count in counts:
+                if count:  # Ray takes no 0
+                    metric.inc(count)
+            for reason, count in self._failures(part):
                 self._failed.inc(count, {"reason": reason})
-        self._at_work.set(n_at_work)
 
-    def _reasons(self, part: Part) -> Iterator[tuple[str, int]]:
+    def _failures(self, part: Part) -> Iterator[tuple[str, int]]:
         """Failed records by reason, without what comes from the records: every reason is a time series."""
         counts: Counts[str] = Counts()
         for reason, count in part.reasons.items():
@@ -79,6 +89,14 @@ class JobMetrics:
         return ((reason, count) for reason, count in counts.items() if count > 0)
 
     def _known(self, reason: str) -> str:
-        if len(self._known_reasons) < MAX_REASONS:
-            self._known_reasons.add(reason)
-        return reason if reason in self._known_reasons else OTHER
+        if len(self._reasons) < MAX_REASONS:
+            self._reasons.add(reason)
+        return reason if reason in self._reasons else OTHER
+
+    def _set_gauges(self) -> None:
+        while True:
+            self._actors.set(self._n_actors)
+            with suppress(RayError):  # metrics never end a run
+                self._at_work.set(min(self._n_at_work(), self._n_actors))
+            if self._stopped.wait(BEAT_S):
+                return

@@ -89,9 +89,13 @@ class JobPlan:
     @property
     def n_rows(self) -> int | None:
         """Records to label; None where only reading can tell."""
-        units = [unit for task in self.pending for unit in ([None] if isinstance(task, Stream) else task)]
-        rows = [unit and unit.n_rows for unit in units]
-        return sum(n for n in rows if n is not None) if None not in rows else None
+        total = 0
+        for task in self.pending:
+            rows = [None] if isinstance(task, Stream) else [unit.n_rows for unit in task]
+            if None in rows:
+                return None
+            total += sum(n_rows or 0 for n_rows in rows)
+        return total
 
 
 def make_plan(spec: JobSpec) -> JobPlan:

@@ -127,15 +127,18 @@ def _label(plan: JobPlan, hardware: Hardware) -> list[Part]:
     labelled: list[Part] = []
     ledger = open_ledger()
     sizes: dict[str, Any] = {"n_units": plan.n_units, "n_rows": plan.n_rows, "n_actors": hardware.max_actors}
-    metrics = JobMetrics(output=redacted(plan.spec.output), **sizes)
+
+    def n_at_work() -> int:
+        return ray.get(ledger.n_at_work.remote(LABELLING))
+
     try:
-        with Progress(**sizes) as progress:
+        metrics = JobMetrics(output=redacted(plan.spec.output), n_at_work=n_at_work, **sizes)
+        with metrics, Progress(**sizes) as progress:
             for rows in pipeline(plan, hardware, ledger).iter_batches(batch_size=None, batch_format="pyarrow"):
                 parts = parts_from(rows)
                 labelled += parts
-                n_at_work = ray.get(ledger.n_at_work.remote(LABELLING))
-                progress.add(parts, n_at_work=n_at_work)
-                metrics.add(parts, n_at_work=n_at_work)
+                progress.add(parts, n_at_work=n_at_work())
+                metrics.add(parts)
                 _stop_if_hopeless(plan, labelled)
     except RayError as error:
         raise RunError(f"{_root_cause(error)} (finished parts stay: start the same command again)") from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from glob import glob
+import glob
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable, Schema, convert_to_deltalake
 
-from pipelines.run import run
 from pipelines.spec import JobSpec
 from tests.conftest import save_checkpoint, with_labels
+from tests.pipelines.labelling import run_here
 
+DOCS = Path(__file__).parents[2] / "docs/reading.md"
 N = 12
 BESIDE = ("report.html", "report.json", "_result.json")  # what else lies in a job's output folder
 IDS = [f"r{i:02d}" for i in range(N)]
@@ -25,7 +29,7 @@ FAILED = 4
 
 
 @pytest.fixture(scope="module")
-def outputs(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders plain/ and parted/ with labels and entities, and vectors/ with embeddings of float16 in Arrow files."""
     folder = tmp_path_factory.mktemp("readers")
     texts = [None if i == FAILED else "free mail offer now" for i in range(N)]
@@ -39,10 +43,10 @@ def outputs(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path
     common = {"input": [str(folder / "corpus.parquet")], "unit_rows": 4, "max_failed_fraction": 0.5}
     both = {**common, "head": {name: str(path) for name, path in heads.items()}, "aggregation": "tokens"}
     both["keep_column"] = ["n", "lang", "tags"]
-    run(JobSpec.of({**both, "output": str(folder / "plain")}))
-    run(JobSpec.of({**both, "output": str(folder / "parted"), "partition_by": "lang"}))
+    run_here(JobSpec.of({**both, "output": str(folder / "plain")}))
+    run_here(JobSpec.of({**both, "output": str(folder / "parted"), "partition_by": "lang"}))
     vectors = {"task": "feature-extraction", "model": str(heads["topic"]), "output": str(folder / "vectors")}
-    run(JobSpec.of({**common, **vectors, "embedding_type": "float16", "output_format": "arrow"}))
+    run_here(JobSpec.of({**common, **vectors, "embedding_type": "float16", "output_format": "arrow"}))
     for output in ("plain", "parted", "vectors"):
         for name in BESIDE:
             (folder / output / name).write_text("{}")
@@ -69,30 +73,53 @@ def with_none(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
-PLAIN, PARTED, VECTORS = "plain/part-*.parquet", "parted/*/part-*.parquet", "vectors/part-*.arrow"
+def documented(reader: str, outputs: Path) -> list[str]:
+    """The lines that docs/reading.md gives for a reader, with the folders of the tests."""
+    (block,) = re.findall(
+        rf"^{reader}:\n\n```\w+\n(.*?)\n```", DOCS.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+    for there, here in (("part-*.parquet", "plain"), ("part-*.arrow", "vectors"), ("lang=*", "parted"), ("", "parted")):
+        block = block.replace(f"labelled/{there}", f"{outputs / here}/{there}")
+    return block.split("\n")
+
+
+def check_vectors(structs: list[Any]) -> None:
+    assert [None if one is None else len(one["embedding"]) for one in structs] == [
+        None if i == FAILED else 32 for i in range(N)
+    ]
 
 
 def test_duckdb(outputs: Path) -> None:
-    plain = duckdb.sql(f"select * from '{outputs / PLAIN}'")
+    counted, parted = documented("DuckDB", outputs)
+    assert sum(count for _, count, _ in duckdb.sql(counted).fetchall()) == N - 1
+    plain = duckdb.sql(f"from '{outputs}/plain/part-*.parquet'")
     check_rows(plain.arrow().read_all().to_pylist())
-    counted = duckdb.sql(f"select topic.label, count(*) from '{outputs / PLAIN}' where error is null group by 1")
-    assert sum(count for _, count in counted.fetchall()) == N - 1
-    parted = duckdb.sql(f"select * from read_parquet('{outputs / PARTED}', hive_partitioning = true)")
-    check_rows(parted.arrow().read_all().to_pylist())
+    check_rows(duckdb.sql(parted).arrow().read_all().to_pylist())
 
 
 def test_pandas(outputs: Path) -> None:
-    check_rows(with_none(pd.concat(map(pd.read_parquet, sorted(glob(str(outputs / PLAIN)))))))
-    check_rows(with_none(pd.read_parquet(sorted(glob(str(outputs / PARTED))), partitioning="hive")))
-    vectors = pd.concat(map(pd.read_feather, sorted(glob(str(outputs / VECTORS)))))
-    assert vectors["prediction"].dropna().map(lambda row: len(row["embedding"])).tolist() == [32] * (N - 1)
+    plain, by_lang, parted, vectors = documented("pandas", outputs)
+    names: dict[str, Any] = {"pd": pd, "glob": glob, "pyarrow": pa}
+    check_rows(with_none(eval(plain, names)))
+    exec(by_lang, names)
+    check_rows(with_none(eval(parted, names)))
+    check_vectors(eval(vectors, names)["prediction"].tolist())
 
 
 def test_polars(outputs: Path) -> None:
-    check_rows(pl.scan_parquet(outputs / PLAIN).collect().to_dicts())
-    check_rows(pl.scan_parquet(outputs / PARTED, hive_partitioning=True).collect().to_dicts())
-    vectors = pl.scan_ipc(outputs / VECTORS).collect()
-    assert vectors["prediction"].drop_nulls().struct.field("embedding").arr.len().to_list() == [32] * (N - 1)
+    plain, parted, vectors = (eval(line, {"pl": pl}).collect() for line in documented("Polars", outputs))
+    check_rows(plain.to_dicts())
+    check_rows(parted.to_dicts())
+    check_vectors(vectors["prediction"].to_list())
+
+
+@pytest.mark.parametrize("output", ["plain", "parted"])
+def test_delta(outputs: Path, output: str, tmp_path: Path) -> None:
+    """What docs/decisions/0014-delta.md tells users to do: a finished folder becomes a table where it lies."""
+    shutil.copytree(outputs / output, tmp_path / "table")
+    by_lang = Schema.from_arrow(pa.schema([("lang", pa.string())])) if output == "parted" else None
+    convert_to_deltalake(tmp_path / "table", partition_by=by_lang, partition_strategy=by_lang and "hive")
+    check_rows(DeltaTable(tmp_path / "table").to_pyarrow_table().to_pylist())
 
 
 @pytest.mark.slow
@@ -103,9 +130,8 @@ def test_spark(outputs: Path) -> None:
         pytest.skip("Spark needs a Java runtime: apt-get install openjdk-17-jre-headless")
     spark = pyspark_sql.SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
     try:
-        plain = spark.read.parquet(str(outputs / PLAIN))
+        plain, parted = (eval(line, {"spark": spark}) for line in documented("Spark", outputs))
         check_rows([row.asDict(recursive=True) for row in plain.collect()])
-        parted = spark.read.option("basePath", str(outputs / "parted")).parquet(str(outputs / "parted/lang=*"))
         check_rows([row.asDict(recursive=True) for row in parted.collect()])
         assert parted.where("lang = 'de' and topic.label is not null").count() == len(
             [i for i in range(N) if LANGS[i] == "de" and i != FAILED]

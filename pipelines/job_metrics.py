@@ -43,6 +43,7 @@ class JobMetrics:
         self._failed = Counter("convbert_job_failed_rows", "records with an error, by reason", (*tags, "reason"))
         self._tokens = Counter("convbert_job_tokens", "tokens of records, those of duplicates included", tags)
         self._copied = Counter("convbert_job_copied_tokens", "tokens of duplicates, which are computed once", tags)
+        self._busy_s = Counter("convbert_job_busy_seconds", "seconds that model actors took for units", tags)
         self._unit_s = Histogram(
             "convbert_job_unit_seconds", "seconds that a model actor took for a unit", BOUNDARIES_S, tags
         )
@@ -73,10 +74,15 @@ class JobMetrics:
         for part in parts:
             self._units.inc(1)
             self._unit_s.observe(part.busy_s)
-            counts = ((self._rows, part.rows), (self._tokens, part.tokens), (self._copied, part.copied_tokens))
-            for metric, count in counts:
-                if count:  # Ray takes no 0
-                    metric.inc(count)
+            figures = {
+                self._rows: part.rows,
+                self._tokens: part.tokens,
+                self._copied: part.copied_tokens,
+                self._busy_s: part.busy_s,  # Ray knows a histogram's sum from its buckets only
+            }
+            for metric, figure in figures.items():
+                if figure:  # Ray takes no 0
+                    metric.inc(figure)
             for reason, count in self._failures(part):
                 self._failed.inc(count, {"reason": reason})
 

@@ -12,7 +12,9 @@ from pipelines.write import Part
 from tests.metrics import scrape, scraped
 from tests.pipelines.test_run import job
 
-COUNTERS = {f"ray_convbert_job_{name}_total" for name in ("units", "units_planned", "rows", "failed_rows", "tokens")}
+COUNTERS = {
+    f"ray_convbert_job_{name}_total" for name in ("units", "units_planned", "rows", "failed_rows", "busy_seconds")
+}
 
 
 def test_a_run_is_on_rays_metrics_port(
@@ -40,7 +42,7 @@ def test_a_run_is_on_rays_metrics_port(
     assert values["ray_convbert_job_tokens_total"] == summary.new_tokens
     assert values["ray_convbert_job_copied_tokens_total"] == summary.copied_tokens
     assert values["ray_convbert_job_unit_seconds_count"] == units
-    assert values["ray_convbert_job_unit_seconds_sum"] == pytest.approx(summary.busy_s, abs=1e-3)
+    assert values["ray_convbert_job_busy_seconds_total"] == pytest.approx(summary.busy_s, abs=1e-3)
     (failed,) = [sample for sample in samples if sample.name == "ray_convbert_job_failed_rows_total"]
     assert (failed.labels["reason"], failed.value) == ("text is a number, not a string", 1)
 

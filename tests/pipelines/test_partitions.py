@@ -4,6 +4,7 @@ import datetime
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -11,11 +12,14 @@ import pytest
 
 from pipelines.errors import OutputError, RunError, SpecError
 from pipelines.partitions import MAX_VALUES, NULL_VALUE, Partitioning, escaped
+from pipelines.plan import JobPlan
+from pipelines.resources import Hardware
 from pipelines.run import run
 from pipelines.spec import JobSpec
 from pipelines.storage import locate
 from pipelines.verify import verify
-from pipelines.write import part_figures
+from pipelines.write import Part, part_figures
+from tests.fault_proxy import FaultProxy
 from tests.pipelines.labelling import run_here
 from tests.pipelines.test_run import job, manifest, parts
 
@@ -196,6 +200,26 @@ def test_units_that_are_not_whole_are_labelled_again(ray_cluster: None, labelled
     check(output, IDS)
 
 
+def test_a_parted_output_can_lie_in_an_object_store(
+    s3: FaultProxy, corpus: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    here, there = (
+        job(corpus, output, checkpoint, partition_by="lang", unit_rows=100)
+        for output in (tmp_path / "out", "s3://bucket/parted")
+    )
+    run_here(here)
+    with s3.faults(0.05, seed=4):
+        run_here(there)
+    store = fsspec.filesystem("s3")
+    stored = {path.removeprefix("bucket/parted/"): store.cat_file(path) for path in store.find("bucket/parted")}
+    expected = data_files(tmp_path / "out")
+    assert {name: data for name, data in stored.items() if "/part-" in name} == expected
+    assert [name for name in stored if name.startswith("lang=a%2Fb/")]
+    assert run(there).lines()[0].startswith("nothing to do")
+    verdict = verify("s3://bucket/parted")
+    assert (verdict.faults, verdict.changed, verdict.rows) == ([], [], 35)
+
+
 @pytest.mark.slow
 def test_a_parted_output_from_night_to_night(
     ray_cluster: None, labelled: JobSpec, corpus: Path, tmp_path: Path
@@ -249,3 +273,26 @@ def test_a_column_of_the_wrong_type_stops_before_work_starts(checkpoint: Path, t
     with pytest.raises(SpecError, match="--partition-by weight holds double"):
         run(job(tmp_path / "a.parquet", tmp_path / "out", checkpoint, partition_by="weight"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_that_another_one_overtakes_plans_again(
+    corpus: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other run begins later, knows one shard more, and finishes first."""
+    import pipelines.run as module
+
+    label, others = module._label, []
+    spec = job(corpus, tmp_path / "out", checkpoint, partition_by="lang")
+
+    def label_and_be_overtaken(plan: JobPlan, hardware: Hardware) -> list[Part]:
+        if not others:
+            others.append(1)
+            (corpus / "late.jsonl").write_text('{"id": "new", "text": "free", "lang": "fr"}\n')
+            others.append(run(spec))
+        return label(plan, hardware)
+
+    monkeypatch.setattr(module, "_label", label_and_be_overtaken)
+    assert run(spec).rows == others[1].rows
+    check(tmp_path / "out", IDS | {"new"})

@@ -34,6 +34,7 @@ soak: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,soak]'
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python -m tests.soak.campaign --kills $(or $(KILLS),50)
+	$(BIN)/python -m tests.soak.campaign --kills 12 --texts 150 --partition-by spam.label
 	$(BIN)/python -m tests.fuzz.campaign --minutes $(or $(MINUTES),5)
 	for target in config tokenizer_config index tf1 jsonl; do \
 	    $(BIN)/python -m tests.fuzz.guided --target $$target --seconds 60 || exit 1; done

@@ -106,6 +106,10 @@ class Ledger:
         if case.killers:
             self._cases[unit] = _Case(alone=Counter(case.killers))
 
+    def n_at_work(self, doing: str) -> int:
+        """Units with which this is being done."""
+        return sum(case.is_begun for unit, case in self._cases.items() if unit.startswith(f"{doing} "))
+
     def _next(self, unit: str, case: _Case, n_records: int) -> Order:
         killers = case.killers
         if case.deaths >= MAX_IN_VAIN:

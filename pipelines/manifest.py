@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import platform
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
 from convbert.stores import reason
 from pipelines.errors import OutputError
+from pipelines.partitions import unit_of_file
 from pipelines.storage import Location, exists, put, read_bytes, redacted, remove
-from pipelines.units import fingerprint_of
+from pipelines.units import fingerprint_of, unit_of
 from pipelines.write import Part
 
 MANIFEST_NAME = "_manifest.json"
@@ -95,9 +96,30 @@ class Manifest:
             "versions": self.versions,
             "nights": self.nights,
             "shards": [asdict(shard) for shard in self.shards],
-            "parts": [_entry(part) for part in self.parts],
+            **self._parts_and_indexes(),
         }
         return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+
+    def _parts_and_indexes(self) -> dict[str, Any]:
+        """The files that hold rows are what readers look for; the figures of a unit of many stand with its index."""
+        parts = [_entry(part) for part in self.parts]
+        files = [part.pop("files") for part in parts]
+        if "partition_by" not in self.recipe:
+            return {"parts": parts}
+        rows_of = {name: figures for its in files for name, figures in its.items()}
+        return {
+            "parts": [{"name": name, "rows": rows, "bytes": size} for name, (rows, size) in sorted(rows_of.items())],
+            "indexes": parts,
+        }
+
+
+def _with_files(values: dict[str, Any]) -> Iterator[Part]:
+    """The parts of a manifest's text; an index has its files back."""
+    files: dict[str, dict[str, list[int]]] = {}
+    for file in values["parts"] if "indexes" in values else ():
+        files.setdefault(unit_of_file(file["name"]), {})[file["name"]] = [file["rows"], file["bytes"]]
+    for part in values.get("indexes", values["parts"]):
+        yield Part(**{**part, "files": files.get(unit_of(part["name"]), {})})
 
 
 def _entry(part: Part) -> dict[str, Any]:
@@ -131,7 +153,7 @@ def read_manifest(output: Location) -> Manifest | None:
             heads=values["heads"],
             passes=values["passes"],
             shards=[ShardEntry(**shard) for shard in values["shards"]],
-            parts=[Part(**part) for part in values["parts"]],
+            parts=list(_with_files(values)),
             seconds=values["seconds"],
             versions=values["versions"],
             nights=values.get("nights", []),  # earlier versions kept none

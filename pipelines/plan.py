@@ -19,10 +19,11 @@ from pipelines.errors import OutputError, SourceError
 from pipelines.inspect import Inspection, check_columns, inspect, kept_schema
 from pipelines.manifest import Manifest, ShardEntry, by_group, differences, read_manifest
 from pipelines.models import EncoderPass, plan_passes
+from pipelines.partitions import own_files
 from pipelines.read import Columns
 from pipelines.resources import choose_device, choose_precision
 from pipelines.spec import DEFAULT_ID_COLUMN, JobSpec
-from pipelines.storage import Location, locate, many_at_a_time, names_in, put, redacted, remove
+from pipelines.storage import Location, locate, many_at_a_time, put, redacted, remove
 from pipelines.units import (
     Shard,
     Stream,
@@ -90,6 +91,17 @@ class JobPlan:
         """Units to label: of a compressed shard, whose units show while it is read, about so many."""
         return sum(task.about_n_units if isinstance(task, Stream) else len(task) for task in self.pending)
 
+    @property
+    def n_rows(self) -> int | None:
+        """Records to label; None where only reading can tell."""
+        total = 0
+        for task in self.pending:
+            rows = [None] if isinstance(task, Stream) else [unit.n_rows for unit in task]
+            if None in rows:
+                return None
+            total += sum(n_rows or 0 for n_rows in rows)
+        return total
+
 
 def make_plan(spec: JobSpec) -> JobPlan:
     """Check models, inputs and output, and find out what is left to do.
@@ -114,7 +126,7 @@ def make_plan(spec: JobSpec) -> JobPlan:
         _check_same_job(previous, recipe, output)
     key = recipe_key(recipe)
 
-    present = names_in(output)
+    present = own_files(output, [recipe, *([previous.recipe] if previous else [])])
     labelled = [] if previous is None or spec.overwrite else _labelled(previous)
     fingerprints = {redacted(shard.url): shard.fingerprint(key) for shard in shards}
     stay = _staying(labelled, fingerprints, present, prune=spec.prune)
@@ -145,6 +157,11 @@ def make_plan(spec: JobSpec) -> JobPlan:
     )
 
 
+def is_there(part: Part, present: Names) -> bool:
+    """The part is among the files that are present, and so is every file that it names."""
+    return part.name in present and all(name in present for name in part.files)
+
+
 def recipe_key(recipe: Mapping[str, Any]) -> str:
     """What stands for the recipe in the fingerprints of shards."""
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
@@ -162,7 +179,7 @@ class _Labelled:
 
     def is_whole(self, present: Names) -> bool:
         """All of its parts are there."""
-        return len(self.parts) == self.entries[0].units and all(part.name in present for part in self.parts)
+        return len(self.parts) == self.entries[0].units and all(is_there(part, present) for part in self.parts)
 
 
 def _labelled(manifest: Manifest) -> list[_Labelled]:
@@ -229,7 +246,8 @@ def _resumed(output: Location, pieces: list[_Piece], present: Names) -> dict[str
     """The parts that an interrupted run has left, by fingerprint and in their order."""
     wanted = {piece.fingerprint for piece in pieces}
     names = sorted(name for name in present if fingerprint_of(name) in wanted)
-    return by_group(many_at_a_time(lambda name: part_figures(output.child(name), int(present[name]["size"])), names))
+    parts = many_at_a_time(lambda name: part_figures(output.child(name), int(present[name]["size"])), names)
+    return by_group(part for part in parts if is_there(part, present))
 
 
 def _pending(piece: _Piece, resumed: list[Part]) -> Iterator[Task]:
@@ -293,6 +311,9 @@ def _columns(spec: JobSpec, passes: list[EncoderPass], inspections: list[Inspect
     if made is not None and spec.keep_column:
         known = read_schema(made)
         kept = pa.schema([known.field(name).remove_metadata() for name in spec.keep_column])
+    if spec.partitioning:
+        heads = {head.name: head.head.schema for encoder_pass in passes for head in encoder_pass.heads}
+        spec.partitioning.check({**heads, **{field.name: field.type for field in kept}})
     return Columns(texts=texts, lists=lists, id=spec.id_column or DEFAULT_ID_COLUMN, kept=kept)
 
 

@@ -25,12 +25,14 @@ from pipelines.decode import decode
 from pipelines.encode import encode
 from pipelines.envelope import Envelope
 from pipelines.errors import RunError
+from pipelines.job_metrics import JobMetrics
 from pipelines.ledger import Ledger
 from pipelines.manifest import Manifest, by_group, mark_success, read_manifest, unmark_success, versions, write_manifest
 from pipelines.models import describe_sharing
 from pipelines.morning import write_report
 from pipelines.nights import Meter, with_night
-from pipelines.plan import JobPlan, check_writable, is_whole_stream, make_plan
+from pipelines.partitions import own_files
+from pipelines.plan import JobPlan, check_writable, is_there, is_whole_stream, make_plan
 from pipelines.predict import Predictor
 from pipelines.progress import Progress
 from pipelines.read import Columns, read
@@ -38,12 +40,13 @@ from pipelines.report import Summary, reasons_in_words
 from pipelines.resources import Hardware, connect, share_out
 from pipelines.sample import estimate
 from pipelines.spec import JobSpec
-from pipelines.storage import Location, locate, names_in, redacted, remove
+from pipelines.storage import Location, locate, redacted, remove
 from pipelines.survive import counted, open_ledger, surviving, surviving_actor
-from pipelines.units import Stream, Task, fingerprint_of, number_of
+from pipelines.units import Stream, Task, fingerprint_of, number_of, unit_of
 from pipelines.write import Part, write_part
 
 logger = logging.getLogger(__name__)
+LABELLING = "labelling"  # what model actors tell the ledger that they do
 _UNITS_AHEAD = 4  # that wait at each actor while it computes another
 _ROUNDS = 3  # plans, where other runs change the output meanwhile
 _JUDGED_UNITS = 10  # before that, what a unit holds is not known well enough
@@ -123,8 +126,8 @@ def _commit(plan: JobPlan, labelled: list[Part], output: Location, meter: Meter)
     current = read_manifest(output)
     if current is not None and current.is_same_state(manifest):
         return current
-    present = names_in(output)
-    if current != plan.previous or any(part.name not in present for part in manifest.parts):
+    present = own_files(output, [plan.recipe, *([plan.previous.recipe] if plan.previous else [])])
+    if current != plan.previous or not all(is_there(part, present) for part in manifest.parts):
         return None
     write_manifest(output, manifest)
     _remove_superseded(output, manifest, present)
@@ -142,12 +145,19 @@ def _label(plan: JobPlan, hardware: Hardware, meter: Meter) -> list[Part]:
     logger.info("labelling %d units: %s, %s", plan.n_units, hardware.describe(), plan.precision)
     labelled: list[Part] = []
     ledger = open_ledger()
+    sizes: dict[str, Any] = {"n_units": plan.n_units, "n_rows": plan.n_rows, "n_actors": hardware.max_actors}
+
+    def n_at_work() -> int:
+        return ray.get(ledger.n_at_work.remote(LABELLING))
+
     try:
-        with Progress(n_units=plan.n_units) as progress:
+        metrics = JobMetrics(output=redacted(plan.spec.output), n_at_work=n_at_work, **sizes)
+        with metrics, Progress(**sizes) as progress:
             for rows in pipeline(plan, hardware, ledger).iter_batches(batch_size=None, batch_format="pyarrow"):
                 parts = parts_from(rows)
                 labelled += parts
-                progress.add(parts)
+                progress.add(parts, n_at_work=n_at_work())
+                metrics.add(parts)
                 meter.add(parts)
                 _stop_if_hopeless(plan, labelled)
     except RayError as error:
@@ -210,7 +220,12 @@ def pipeline(
         initial_size=hardware.min_actors,
         max_tasks_in_flight_per_actor=1 + _UNITS_AHEAD,
     )
-    part = {"output": plan.spec.output, "output_format": plan.spec.output_format, "heads": heads}
+    part = {
+        "output": plan.spec.output,
+        "output_format": plan.spec.output_format,
+        "heads": heads,
+        "partitioning": plan.spec.partitioning,
+    }
     return (
         ray.data.read_datasource(
             TaskSource(plan.pending, plan.columns, ledger),
@@ -224,7 +239,7 @@ def pipeline(
             **stage,
         )
         .map_batches(
-            surviving_actor(predictor, ledger, doing="labelling"),
+            surviving_actor(predictor, ledger, doing=LABELLING),
             fn_constructor_args=[plan.passes],
             fn_constructor_kwargs=model,
             compute=pool,
@@ -321,7 +336,7 @@ def _check_complete(plan: JobPlan, manifest: Manifest) -> None:
             raise RunError(f"{entry.url} has parts {numbers[:9]} of {entry.units}: start the job again")
     if len(parts.keys() - {entry.group for entry in manifest.shards}):
         raise RunError("there are parts that no shard has: start the job again")
-    rows = {part.name.rsplit(".", 1)[0]: part.rows for part in manifest.parts}
+    rows = {unit_of(part.name): part.rows for part in manifest.parts}
     for task in plan.pending:
         if isinstance(task, Stream):
             if not is_whole_stream(parts[fingerprint_of(task.name(0))]):
@@ -334,7 +349,7 @@ def _check_complete(plan: JobPlan, manifest: Manifest) -> None:
 
 def _remove_superseded(output: Location, manifest: Manifest, present: Iterable[str]) -> None:
     """Remove parts that the new manifest does not know: of changed shards, of what was overwritten."""
-    known = {part.name for part in manifest.parts}
+    known = {name for part in manifest.parts for name in (part.name, *part.files)}
     for name in present:
-        if name.startswith("part-") and name not in known:
+        if name.rsplit("/", 1)[-1].startswith("part-") and name not in known:
             remove(output.child(name))

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.fields import FieldInfo
 
 from pipelines.errors import SpecError
+from pipelines.partitions import Partitioning
 from pipelines.storage import redacted
 
 DEFAULT_ID_COLUMN = "id"
@@ -47,6 +48,9 @@ class JobSpec(BaseModel):
     )
     keep_column: list[str] = Field([], description="input column to copy into the output; may be repeated")
     output_format: Literal["parquet", "arrow"] = Field("parquet", description="format of the parts")
+    partition_by: str | None = Field(
+        None, description="column of the input, or HEAD.label, whose values become folders COLUMN=value"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes GPUs where the cluster has them")
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
         "auto", description="auto: fp32 on a CPU, bf16 on a GPU; int8 is for CPUs"
@@ -98,11 +102,16 @@ class JobSpec(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _model_is_a_head(cls, values: Any) -> Any:
+    def _short_forms(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("model"):
             if values.get("head"):
                 raise ValueError("give --model URL or --head NAME=URL, not both")
-            return {**values, "head": {"prediction": values["model"]}}
+            values = {**values, "head": {"prediction": values["model"]}}
+        if isinstance(values, dict) and isinstance(name := values.get("partition_by"), str):
+            heads, kept = values.get("head") or {}, values.get("keep_column") or []
+            by = Partitioning.of(name, heads)
+            if by and isinstance(kept, list) and by.column not in (*kept, *heads):
+                values = {**values, "keep_column": [*kept, by.column]}  # what rows are parted by is kept
         return values
 
     @model_validator(mode="after")
@@ -117,6 +126,8 @@ class JobSpec(BaseModel):
         for name in self.keep_column:
             if name.startswith("__"):
                 raise ValueError(f"--keep-column {name!r}: names that begin with two underscores are the job's own")
+        if self.partitioning:
+            self._check_partitioning(self.partitioning)
         columns = [*OWN_COLUMNS, *self.keep_column, *self.head]
         for name in columns:
             if columns.count(name) > 1:
@@ -128,6 +139,23 @@ class JobSpec(BaseModel):
         for labels in self.actor_nodes:
             node_labels(labels)
         return self
+
+    def _check_partitioning(self, by: Partitioning) -> None:
+        if by.field is None and by.column in (*OWN_COLUMNS, *self.head):
+            raise ValueError(
+                f"--partition-by {by.column}: give a column of the input, or a head's field such as prediction.label"
+            )
+        if by.field is not None and by.key in (*OWN_COLUMNS, *self.keep_column, *self.head):
+            raise ValueError(
+                f"--partition-by {self.partition_by}: there is a column {by.key!r} already: rename the head"
+            )
+        if by.key.startswith(("_", ".")):
+            raise ValueError(f"--partition-by {by.key}: readers pass over folders that begin with {by.key[0]!r}")
+
+    @property
+    def partitioning(self) -> Partitioning | None:
+        """What rows are parted by."""
+        return Partitioning.of(self.partition_by, self.head)
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> JobSpec:
@@ -149,6 +177,7 @@ class JobSpec(BaseModel):
             "output_format": self.output_format,
             "unit_rows": self.unit_rows,
             "cuts": CUTS,
+            **({"partition_by": self.partition_by} if self.partition_by else {}),  # older outputs know no such setting
         }
 
 

@@ -254,6 +254,19 @@ def names_in(folder: Location) -> dict[str, Info]:
     return {info["name"].rsplit("/", 1)[-1]: info for info in entries if info["type"] == "file"}
 
 
+def folders_in(folder: Location) -> list[str]:
+    """Names of the folders directly in a folder; none where it is not there.
+
+    Raises:
+        OutputError: it cannot be listed.
+    """
+    try:
+        entries = _entries(folder)
+    except OSError as error:
+        raise OutputError(f"{redacted(folder.url)} cannot be listed ({reason(error)}): check the rights") from error
+    return [info["name"].rsplit("/", 1)[-1] for info in entries if info["type"] == "directory"]
+
+
 def files_below(folder: Location) -> list[Info]:
     """All files in a folder and the folders in it.
 

@@ -23,7 +23,7 @@ from pipelines.storage import Info, Location, files_below, files_matching, locat
 PARQUET_SUFFIX = ".parquet"
 SUFFIXES = (PARQUET_SUFFIX, *(name + packed for name in (".jsonl", ".json") for packed in ("", ".gz", ".zst")))
 
-_PART = re.compile(r"part-.*-([0-9a-f]{16})-(\d{5,})(?:\.[a-z]+)?", re.DOTALL)
+_PART = re.compile(r"(?:_units/)?part-.*-([0-9a-f]{16})-(\d{5,})(?:\.[a-z]+)?", re.DOTALL)
 
 Range = tuple[int, "int | None"]
 
@@ -194,6 +194,11 @@ def part_stem(shards: Sequence[Shard], recipe: str) -> str:
 def part_name(stem: str, number: int) -> str:
     """Name of a part, without suffix."""
     return f"{stem}-{number:05d}"
+
+
+def unit_of(part: str) -> str:
+    """Name of the unit that a part was made from."""
+    return part.rsplit("/", 1)[-1].rsplit(".", 1)[0]
 
 
 def fingerprint_of(part: str) -> str:

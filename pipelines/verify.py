@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, zip_longest
+from itertools import chain, islice, zip_longest
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,12 +17,13 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import OutputError
 from pipelines.manifest import Manifest, ShardEntry, by_group, read_manifest
+from pipelines.partitions import is_data_file, own_files
 from pipelines.plan import recipe_key
 from pipelines.read import ids_of
 from pipelines.spec import DEFAULT_ID_COLUMN
-from pipelines.storage import Location, locate, many_at_a_time, names_in, open_input, redacted
+from pipelines.storage import Location, locate, many_at_a_time, open_input, redacted
 from pipelines.units import Shard, fingerprint_of, shard_at
-from pipelines.write import Part
+from pipelines.write import Part, files_of
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,14 @@ def verify(output_url: str) -> Verdict:
     manifest = read_manifest(output)
     if manifest is None:
         raise OutputError(f"{redacted(output_url)} has no _manifest.json: no run has finished there yet")
-    known = {part.name for part in manifest.parts}
-    strays = [name for name in sorted(names_in(output)) if fingerprint_of(name) and name not in known]
+    known = {name for part in manifest.parts for name in (part.name, *part.files)}
+    present = sorted(own_files(output, [manifest.recipe]))
+    strays = [name for name in present if (fingerprint_of(name) or is_data_file(name)) and name not in known]
     counts = many_at_a_time(lambda group: _recount(output, manifest, *group), _groups(manifest))
     return Verdict(
         output=redacted(output_url),
         shards=len(manifest.shards),
-        parts=len(known),
+        parts=sum(len(files_of(part)) for part in manifest.parts),
         rows=sum(count.rows for count in counts),
         failed=sum(count.failed for count in counts),
         faults=[
@@ -109,24 +111,31 @@ def _recount(output: Location, manifest: Manifest, entries: list[ShardEntry], pa
     faults: list[str] = []
     rows = failed = 0
     for part in parts:
-        try:
-            n_rows, n_failed, n_odd = _count_part(output.child(part.name), heads)
-        except (OSError, pa.ArrowException, KeyError) as error:
-            faults.append(f"{part.name} cannot be read: {error!r:.200}")
-            continue
-        rows, failed = rows + n_rows, failed + n_failed
-        if (n_rows, n_failed) != (part.rows, part.failed):
-            faults.append(f"{part.name} has {n_rows} records, {n_failed} failed; not {part.rows} and {part.failed}")
-        if n_odd:
-            faults.append(f"{part.name} has {n_odd} records with neither or both of a prediction and an error")
+        found = []
+        for name in files_of(part):
+            try:
+                n_rows, n_failed, n_odd = _count_part(output.child(name), heads)
+            except (OSError, pa.ArrowException, KeyError) as error:
+                faults.append(f"{name} cannot be read: {error!r:.200}")
+                break
+            found.append((n_rows, n_failed))
+            if n_odd:
+                faults.append(f"{name} has {n_odd} records with neither or both of a prediction and an error")
+        else:
+            n_rows, n_failed = sum(n for n, _ in found), sum(n for _, n in found)
+            if (n_rows, n_failed) != (part.rows, part.failed):
+                faults.append(f"{part.name} has {n_rows} records, {n_failed} failed; not {part.rows} and {part.failed}")
+        rows, failed = rows + sum(n for n, _ in found), failed + sum(n for _, n in found)
     if faults:
         return _Count(rows, failed, faults, [])
     shards = [_unchanged(entry, recipe_key(manifest.recipe)) for entry in entries]
     if None in shards:
         return _Count(rows, failed, [], [entry.url for entry in entries])
     id_column = manifest.recipe["id_column"] or DEFAULT_ID_COLUMN
-    there = chain.from_iterable(_ids_of_part(output.child(part.name)) for part in parts)
-    wanted = chain.from_iterable(ids_of(shard, id_column) for shard in shards if shard)
+    wanted: Iterator[str] = chain.from_iterable(ids_of(shard, id_column) for shard in shards if shard)
+    if is_parted := "partition_by" in manifest.recipe:
+        wanted = _in_any_order(wanted, parts)
+    there = chain.from_iterable(_ids_of(output, part, is_parted=is_parted) for part in parts)
     return _Count(rows, failed, list(_first_difference(wanted, there, parts, entries)), [])
 
 
@@ -144,9 +153,18 @@ def _count_part(part: Location, heads: list[str]) -> tuple[int, int, int]:
     return n_rows, n_failed, n_odd
 
 
-def _ids_of_part(part: Location) -> Iterator[str]:
-    for batch in _batches(part, ["id"]):
-        yield from batch["id"].to_pylist()
+def _ids_of(output: Location, part: Part, *, is_parted: bool) -> Iterator[str]:
+    """Ids in a unit's files: in the order of the shard, or sorted where the rows are parted by a column."""
+    batches = (batch for name in files_of(part) for batch in _batches(output.child(name), ["id"]))
+    ids = chain.from_iterable(batch["id"].to_pylist() for batch in batches)
+    return iter(sorted(ids)) if is_parted else ids
+
+
+def _in_any_order(ids: Iterator[str], parts: list[Part]) -> Iterator[str]:
+    """The shard's ids, sorted within each unit."""
+    for part in parts:
+        yield from sorted(islice(ids, part.rows))
+    yield from ids
 
 
 def _batches(part: Location, columns: list[str]) -> Iterator[pa.RecordBatch]:

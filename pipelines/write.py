@@ -19,8 +19,10 @@ from pipelines.envelope import Envelope
 from pipelines.errors import RunError
 from pipelines.figures import Figures, lengths
 from pipelines.heads import Head
+from pipelines.partitions import INDEX_FOLDER, INDEX_SUFFIX, Partitioning
 from pipelines.predict import N_COPIED, N_TOKENS
-from pipelines.storage import Location, locate, open_input, put
+from pipelines.storage import Location, locate, many_at_a_time, open_input, put
+from pipelines.units import unit_of
 
 Format = Literal["parquet", "arrow"]
 SUFFIXES: dict[Format, str] = {"parquet": ".parquet", "arrow": ".arrow"}
@@ -35,15 +37,16 @@ class Part:
     """Figures of one part file.
 
     Attributes:
-        name: file name in the output folder.
+        name: file name in the output folder; with --partition-by that of the unit's index, below the folder.
         rows, failed: records in it, and those with an error.
         tokens: tokens of its records.
-        bytes: size of the file.
+        bytes: size of the file, or of the files that the index names.
         labels: records by label, for each head.
         reasons: failed records by reason, the commonest; numbers in a reason are written as #.
         examples: id of a record for each of these reasons.
         is_last: no further unit of the same compressed shard follows.
         copied_tokens: tokens of records that equal another of the unit, which was computed in their place.
+        files: with --partition-by the files that hold the rows, each with its rows and bytes.
         busy_s: seconds that a model actor took for it; not kept in the file, whose bytes are the unit's alone.
         stages_s: seconds of each stage, and of the actor's waiting; kept neither in the file nor in the manifest.
         figures: histograms of its records (pipelines.figures) as text; kept in the file, not in the manifest.
@@ -59,13 +62,21 @@ class Part:
     examples: dict[str, str] = field(default_factory=dict)
     is_last: bool = True
     copied_tokens: int = 0
+    files: dict[str, list[int]] = field(default_factory=dict)
     busy_s: float = field(default=0.0, compare=False)  # differs where the same unit is done again
     stages_s: dict[str, float] = field(default_factory=dict, compare=False)
     figures: str = field(default="", compare=False)
 
 
-def write_part(envelope: Envelope, *, output: str, output_format: Format, heads: Mapping[str, Head]) -> Part:
-    """Write a labelled block as the part that its envelope names.
+def write_part(
+    envelope: Envelope,
+    *,
+    output: str,
+    output_format: Format,
+    heads: Mapping[str, Head],
+    partitioning: Partitioning | None = None,
+) -> Part:
+    """Write a labelled block as the part that its envelope names: a file, or files and at last their index.
 
     Raises:
         RunError: rows of the unit were lost or doubled on the way.
@@ -94,13 +105,16 @@ def write_part(envelope: Envelope, *, output: str, output_format: Format, heads:
             {name: head.scores(found[name]) for name, head in heads.items()},
         ).to_text(),
     )
+    if partitioning:
+        part = _put_files(table, part, locate(output), output_format, partitioning)
+        table, output_format = table.schema.empty_table(), "arrow"  # the index: figures, and the unit's columns
     own = {key: value for key, value in asdict(part).items() if key not in (*_OF_THIS_RUN, "figures")}
     metadata = {_PART: json.dumps(own, sort_keys=True), _FIGURES: part.figures}
     data = serialised(table.replace_schema_metadata(metadata), output_format)
     put(locate(output).child(part.name), data)
     return replace(
         part,
-        bytes=len(data),
+        bytes=_n_bytes(part, len(data)),
         busy_s=round(envelope.busy_s, 3),
         stages_s={
             "reading": envelope.read_s,
@@ -111,6 +125,37 @@ def write_part(envelope: Envelope, *, output: str, output_format: Format, heads:
             "waiting": envelope.waited_s,
         },
     )
+
+
+def _put_files(table: pa.Table, part: Part, output: Location, output_format: Format, by: Partitioning) -> Part:
+    """Put a file for each value; the part is there only when its index is."""
+    unit, suffix = unit_of(part.name), SUFFIXES[output_format]
+
+    def put_one(entry: tuple[str, pa.Table]) -> tuple[str, list[int]]:
+        name, rows = entry
+        data = serialised(rows, output_format)
+        put(output.child(name + suffix), data)
+        return name + suffix, [len(rows), len(data)]
+
+    return replace(
+        part,
+        name=f"{INDEX_FOLDER}/{unit}{INDEX_SUFFIX}",
+        files=dict(many_at_a_time(put_one, by.split(table, unit))),
+    )
+
+
+def _n_bytes(part: Part, size: int) -> int:
+    return sum(n_bytes for _, n_bytes in part.files.values()) if is_index(part.name) else size
+
+
+def files_of(part: Part) -> list[str]:
+    """The files that hold a part's rows."""
+    return list(part.files) if is_index(part.name) else [part.name]
+
+
+def is_index(name: str) -> bool:
+    """Whether a part is the index of its unit's files."""
+    return name.startswith(INDEX_FOLDER + "/")
 
 
 def _commonest(table: pa.Table, n: int = 10) -> tuple[dict[str, int], dict[str, str]]:
@@ -145,4 +190,5 @@ def part_figures(part: Location, n_bytes: int) -> Part:
     """The figures that a part file carries about itself."""
     metadata = read_schema(part).metadata
     own: dict[str, Any] = json.loads(metadata[_PART])
-    return Part(**own, bytes=n_bytes, figures=metadata.get(_FIGURES, b"").decode())
+    found = Part(**own, figures=metadata.get(_FIGURES, b"").decode())
+    return replace(found, bytes=_n_bytes(found, n_bytes))

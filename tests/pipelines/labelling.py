@@ -10,9 +10,13 @@ import pyarrow as pa
 from pipelines.decode import decode
 from pipelines.encode import encode
 from pipelines.models import plan_passes
+from pipelines.plan import make_plan
 from pipelines.predict import Predictor
-from pipelines.read import text_name
+from pipelines.read import read, text_name
+from pipelines.report import Summary
+from pipelines.run import run
 from pipelines.spec import JobSpec
+from pipelines.write import write_part
 
 
 def job(checkpoint: Path | None = None, **changes: Any) -> JobSpec:
@@ -38,3 +42,21 @@ def label(spec: JobSpec, errors: list[str | None] | None = None, **columns: list
     passes = plan_passes(spec)
     encoded = encode(block(errors, **columns), [encoder_pass.encoding for encoder_pass in passes])
     return decode(Predictor(passes, max_batch_tokens=spec.max_batch_tokens or 100)(encoded), passes)
+
+
+def run_here(spec: JobSpec) -> Summary:
+    """A job whose parts this process labels and writes, by the same stages; ``run`` finds all there and finishes."""
+    plan = make_plan(spec)
+    encodings = [encoder_pass.encoding for encoder_pass in plan.passes]
+    predictor = Predictor(plan.passes, precision=plan.precision)
+    for task in plan.pending:
+        for envelope in read(task, plan.columns):
+            labelled = envelope._replace(block=decode(predictor(encode(envelope.block, encodings)), plan.passes))
+            write_part(
+                labelled,
+                output=spec.output,
+                output_format=spec.output_format,
+                heads={head.name: head.head for encoder_pass in plan.passes for head in encoder_pass.heads},
+                partitioning=spec.partitioning,
+            )
+    return run(spec)

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -11,28 +13,67 @@ from pipelines.progress import Progress
 from pipelines.write import Part
 
 
-def part(n: int) -> Part:
-    return Part(f"part-a-0123-{n:05d}.parquet", rows=10, failed=1, tokens=100, bytes=1)
+def part(n: int, rows: int = 10) -> Part:
+    return Part(f"part-a-0123-{n:05d}.parquet", rows=rows, failed=1, tokens=10 * rows, bytes=1)
 
 
-def test_logs_tell_the_figures(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "LOG_INTERVAL_S", 1000.0)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """The time, which tests set."""
+    now = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    yield now
+    monkeypatch.undo()
+
+
+def test_logs_tell_the_figures(caplog: pytest.LogCaptureFixture, clock: list[float]) -> None:
+    with caplog.at_level(logging.INFO, "pipelines.progress"), Progress(n_units=30, n_rows=300, n_actors=4) as shown:
+        for n in range(30):
+            clock[0] += 2
+            shown.add([part(n)], n_at_work=3)
+    assert len(caplog.messages) == 6  # one in ten seconds
+    assert caplog.messages[0] == (
+        "5 of 30 units: 50 of 300 rows (5 failed), 5 rows/s, 50 tokens/s, 3 of 4 actors at work, 0:00:50 left"
+    )
+    assert caplog.messages[-1] == "30 of 30 units: 300 of 300 rows (30 failed), 5 rows/s, 50 tokens/s"
+
+
+def test_the_last_unit_is_always_told(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "pipelines.progress"), Progress(n_units=3) as shown:
         for n in range(3):
-            shown.add([part(n)])
-    (line,) = caplog.messages  # the last unit is always told, those before only now and then
-    assert line.startswith("3 of 3 units: 30 rows (3 failed), ")
-    assert "tokens/s" in line
+            shown.add([part(n)], n_at_work=1)
+    (line,) = caplog.messages
+    assert line.startswith("3 of 3 units: 30 of about 30 rows (3 failed), ")
 
 
-def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_rows_that_nobody_knows_are_estimated(caplog: pytest.LogCaptureFixture, clock: list[float]) -> None:
+    with caplog.at_level(logging.INFO, "pipelines.progress"), Progress(n_units=8) as shown:
+        clock[0] += 10
+        shown.add([part(0, rows=10), part(1, rows=30)], n_at_work=1)
+    assert "40 of about 160 rows" in caplog.messages[0]
+    assert "0:00:30 left" in caplog.messages[0]
+
+
+def test_rates_are_those_of_the_last_minute(caplog: pytest.LogCaptureFixture, clock: list[float]) -> None:
+    with caplog.at_level(logging.INFO, "pipelines.progress"), Progress(n_units=1000, n_rows=10000) as shown:
+        clock[0] += 500  # the models were loaded
+        shown.add([part(0)], n_at_work=1)
+        for n in range(1, 71):
+            clock[0] += 1
+            shown.add([part(n)], n_at_work=1)
+    assert "10 rows/s, 100 tokens/s" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize("columns", [200, 80])
+def test_a_terminal_gets_a_bar(columns: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     terminal = io.StringIO()
     terminal.isatty = lambda: True  # type: ignore[method-assign]
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "200")
-    with Progress(n_units=2) as shown:
-        shown.add([part(0), part(1)])
-    assert "2/2" in terminal.getvalue()
-    assert "20 rows (2 failed)" in terminal.getvalue()
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with Progress(n_units=4, n_rows=40, n_actors=2) as shown:
+        shown.add([part(0), part(1)], n_at_work=2)
+    text = " ".join(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue()).split())
+    for figure in ("50%", "20 of 40 rows (2 failed)", "rows/s", "tokens/s", "2 of 2 actors at work", "left"):
+        assert figure in text
     assert caplog.messages == []

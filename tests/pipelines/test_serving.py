@@ -23,6 +23,7 @@ from ray import serve
 from pipelines import serving
 from pipelines.serve_spec import ServeSpec
 from tests.conftest import save_checkpoint, with_labels
+from tests.metrics import scraped
 from tests.oracle import answer, classify, embed, fill, tag
 from tests.pipelines.labelling import job, label
 
@@ -350,3 +351,16 @@ def test_new_weights_are_rolled_out_without_a_failed_request(url: str, spec: Ser
     assert [
         one for one in scores if one != pytest.approx(known[0], abs=1e-5) and one != pytest.approx(known[1], abs=1e-5)
     ] == []
+
+
+def test_requests_are_on_rays_metrics_port(url: str) -> None:
+    assert post(url, "spam", {"inputs": "free mail"}).status_code == 200
+    assert post(url, "spam", b"{").status_code == 400
+    names = {f"ray_convbert_{name}_total" for name in ("requests", "errors", "tokens")}
+    names |= {f"ray_convbert_{name}_bucket" for name in ("latency_ms", "queue_ms", "batch_ms", "batch_tokens")}
+    samples = scraped(names)
+    assert names <= {sample.name for sample in samples}
+    good = {"path": "/spam", "status": "200", "application": "convbert"}
+    assert [s for s in samples if s.name == "ray_convbert_requests_total" and good.items() <= s.labels.items()]
+    bad = {"path": "/spam", "kind": "malformed"}
+    assert [s for s in samples if s.name == "ray_convbert_errors_total" and bad.items() <= s.labels.items()]

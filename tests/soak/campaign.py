@@ -35,7 +35,9 @@ import pyarrow.parquet as pq
 from moto.server import ThreadedMotoServer
 from ray.cluster_utils import Cluster
 
-from pipelines.storage import locate, names_in, read_bytes
+from pipelines.manifest import read_manifest
+from pipelines.partitions import own_files
+from pipelines.storage import locate, read_bytes
 from pipelines.verify import verify
 from tests.fault_proxy import FaultProxy
 from tests.soak.stores import find_weed, seaweedfs
@@ -68,6 +70,7 @@ class Campaign:
         corpus: folder with the shards.
         cluster: with worker nodes that may be killed.
         rng: decides when what is killed.
+        partition_by: the job's flag, or None.
         kills: by kind, while a run was labelling.
         next_kinds: of what is killed next, the next one last.
         faults: of the store, by kind.
@@ -78,6 +81,7 @@ class Campaign:
     corpus: Path
     cluster: Cluster
     rng: random.Random
+    partition_by: str | None = None
     kills: Counter[str] = field(default_factory=Counter)
     next_kinds: list[str] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
@@ -89,7 +93,7 @@ class Campaign:
         driver = self._start(str(output))
         errors = driver.communicate()[1]
         assert driver.returncode == 0, errors
-        return {path.name: path.read_bytes() for path in output.glob("part-*")}
+        return parts_in(str(output))
 
     def disturbed(self, output: str, n_kills: int) -> None:
         """Start the job, kill something, so many times, and start it again until it has finished.
@@ -117,6 +121,7 @@ class Campaign:
         self.starts += 1
         flags = {"input": self.corpus, "output": output, "head": f"spam={ROOT / 'examples/spam/checkpoint'}"}
         flags |= {"unit-rows": 12, "max-failed-fraction": 0.5, "keep-column": "label", "device": "cpu"}
+        flags |= {"partition-by": self.partition_by} if self.partition_by else {}
         words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
         return subprocess.Popen(
             [sys.executable, str(ROOT / "jobs/classify_corpus.py"), *words],
@@ -195,6 +200,15 @@ def make_corpus(folder: Path, n_texts: int, rng: random.Random) -> None:
     (folder / "empty.jsonl").touch()
 
 
+def parts_in(output: str) -> Files:
+    """Every part of a finished output, and with --partition-by every index and file."""
+    place = locate(output)
+    manifest = read_manifest(place)
+    assert manifest is not None
+    names = own_files(place, [manifest.recipe])
+    return {name: read_bytes(place.child(name)) for name in names if name.rsplit("/", 1)[-1].startswith("part-")}
+
+
 def compare(found: Files, expected: Files) -> None:
     """Part by part.
 
@@ -237,7 +251,9 @@ def cluster_of(n_nodes: int) -> Iterator[Cluster]:
         cluster.shutdown()
 
 
-def run_campaign(folder: Path, *, n_kills: int, n_texts: int, seed: int, with_store: bool) -> Campaign:
+def run_campaign(
+    folder: Path, *, n_kills: int, n_texts: int, seed: int, with_store: bool, partition_by: str | None
+) -> Campaign:
     """Runs with up to six kills each, until there were so many; every other one in the store.
 
     Raises:
@@ -248,17 +264,14 @@ def run_campaign(folder: Path, *, n_kills: int, n_texts: int, seed: int, with_st
     make_corpus(folder / "corpus", n_texts, rng)
     with ExitStack() as stack:
         proxy = stack.enter_context(spoilt_store(folder / "store", seed)) if with_store else None
-        campaign = Campaign(folder / "corpus", stack.enter_context(cluster_of(2)), rng)
+        campaign = Campaign(folder / "corpus", stack.enter_context(cluster_of(2)), rng, partition_by)
         expected = campaign.undisturbed(folder / "undisturbed")
         print(f"seed {seed}: {len(expected)} parts", flush=True)
         while campaign.kills.total() < n_kills:
             in_store = proxy is not None and campaign.runs % 2 == 1
             output = f"s3://soak/out{campaign.runs}" if in_store else str(folder / f"out{campaign.runs}")
             campaign.disturbed(output, min(KILLS_A_RUN, n_kills - campaign.kills.total()))
-            place = locate(output)
-            compare(
-                {name: read_bytes(place.child(name)) for name in names_in(place) if name.startswith("part-")}, expected
-            )
+            compare(parts_in(output), expected)
             verdict = verify(output)
             assert not verdict.faults, verdict.lines()
             assert not verdict.changed, verdict.lines()
@@ -274,6 +287,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=400, help="e-mails in the corpus (default: 400)")
     parser.add_argument("--seed", type=int, default=0, help="decides what happens when (default: 0)")
     parser.add_argument("--no-store", action="store_true", help="local disk only")
+    parser.add_argument("--partition-by", metavar="COLUMN", help="as the job's flag, such as spam.label")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         done = run_campaign(
@@ -282,6 +296,7 @@ def main() -> None:
             n_texts=options.texts,
             seed=options.seed,
             with_store=not options.no_store,
+            partition_by=options.partition_by,
         )
     for kind in KINDS:
         print(f"{done.kills[kind]:6} {kind} killed")

@@ -15,13 +15,13 @@ AS_TEXT = ".txt"  # so that Markdown among them is no page, and browsers show al
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add each file outside docs/ that a page links to; mkdocs itself complains of those that are missing."""
+    """Add each file and folder outside docs/ that a page links to; mkdocs itself complains of those that are missing."""
     docs = Path(config.docs_dir)
     for page in list(files.documentation_pages()):
         for path in _outside(page.content_string, page.src_uri):
             source = docs.parent / path
-            if source.is_file() and files.get_file_from_path(f"{FOLDER}/{path}{AS_TEXT}") is None:
-                files.append(File.generated(config, f"{FOLDER}/{path}{AS_TEXT}", content=source.read_bytes()))
+            if source.exists() and files.get_file_from_path(f"{FOLDER}/{path}{AS_TEXT}") is None:
+                files.append(File.generated(config, f"{FOLDER}/{path}{AS_TEXT}", content=_content(source)))
     return files
 
 
@@ -36,6 +36,14 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         return f"]({posixpath.relpath(f'{FOLDER}/{path}{AS_TEXT}', here or '.')})"
 
     return OUTSIDE.sub(inside, markdown)
+
+
+def _content(source: Path) -> bytes:
+    """A file's, or all files' of a folder, each under its name."""
+    if source.is_file():
+        return source.read_bytes()
+    files = sorted(path for path in source.rglob("*") if path.is_file())
+    return b"\n".join(f"==> {path.relative_to(source)} <==\n".encode() + path.read_bytes() for path in files)
 
 
 def _outside(markdown: str, src_uri: str) -> list[str]:

@@ -15,7 +15,7 @@ AS_TEXT = ".txt"  # so that Markdown among them is no page, and browsers show al
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add each file and folder outside docs/ that a page links to; mkdocs itself complains of those that are missing."""
+    """Add each file and folder outside docs/ that a page links to; mkdocs itself complains of what is missing."""
     docs = Path(config.docs_dir)
     for page in list(files.documentation_pages()):
         for path in _outside(page.content_string, page.src_uri):

@@ -15,7 +15,7 @@ from pipelines.encode import Encoding
 from pipelines.errors import ModelError
 from pipelines.heads import Head, head_for
 from pipelines.spec import JobSpec
-from pipelines.storage import redacted
+from pipelines.storage import absolute, redacted
 
 JOBS = {
     "text-classification": "classify_corpus.py",
@@ -108,7 +108,7 @@ def share_passes(heads: Mapping[str, tuple[str, JobSpec]]) -> list[EncoderPass]:
     """
     groups: dict[tuple[str, Encoding], list[HeadPlan]] = {}
     for name, (url, spec) in heads.items():
-        plan, encoder, encoding = _inspect(name, url, spec)
+        plan, encoder, encoding = _inspect(name, absolute(url), spec)
         groups.setdefault((encoder, encoding), []).append(plan)
     return [
         EncoderPass(

@@ -40,7 +40,7 @@ from pipelines.report import Summary, reasons_in_words
 from pipelines.resources import Hardware, connect, share_out
 from pipelines.sample import estimate
 from pipelines.spec import JobSpec
-from pipelines.storage import Location, locate, redacted, remove
+from pipelines.storage import Location, absolute, locate, redacted, remove
 from pipelines.survive import counted, open_ledger, surviving, surviving_actor
 from pipelines.units import Stream, Task, fingerprint_of, number_of, unit_of
 from pipelines.write import Part, write_part
@@ -221,7 +221,7 @@ def pipeline(
         max_tasks_in_flight_per_actor=1 + _UNITS_AHEAD,
     )
     part = {
-        "output": plan.spec.output,
+        "output": absolute(plan.spec.output),
         "output_format": plan.spec.output_format,
         "heads": heads,
         "partitioning": plan.spec.partitioning,

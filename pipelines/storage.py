@@ -65,6 +65,12 @@ def locate(url: str) -> Location:
     return Location(fs, path)
 
 
+def absolute(url: str) -> str:
+    """The same place for processes that work in another folder, as Ray's workers may."""
+    place = locate(url)
+    return place.path if place.is_local else url
+
+
 def put(target: Location, data: bytes) -> None:
     """Make a file with this content in one stroke: readers see all of it or none.
 

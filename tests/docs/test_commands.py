@@ -18,6 +18,8 @@ import fsspec
 import numpy as np
 import pytest
 
+from jobs.command_line import parse
+
 ROOT = Path(__file__).parents[2]
 PAGES = [
     ROOT / "README.md",
@@ -36,9 +38,16 @@ RECORDS = [
 
 ELSEWHERE = {
     r"make (demo|demo-tags|serve|test|lint|docs|soak|bench|setup)\b.*": "CI, a fresh clone or a night runs it",
-    r"pip install .*": "the lists of packages are those of pyproject.toml, which CI installs",
+    r"pip install .*": "the packages are those of pyproject.toml, which CI installs",
     r"python -m (benchmarks|examples)\..*": "minutes to hours; tests/benchmarks and tests/examples run their parts",
-    r"curl .*": "tests/pipelines/test_serving.py asks the same routes",
+    r"python jobs/serve_online\.py .*|serve run .*": "tests/pipelines/test_serve_commands.py",
+    r"ray (up|down|exec|dashboard) cluster\.yaml.*": "needs AWS; tests/deploy run Ray's launcher on the same file",
+    r"ray get-auth-token .*|RAY_AUTH_MODE=token ray start --head": "tests/jobs/test_submit.py starts such a head",
+    r"aws .*|for role in head worker; do|done|jq .*": "needs AWS; tests/deploy check the policies",
+    r"docker .*": "tests/deploy check the Dockerfile with hadolint",
+    r"kubectl .*": "tests/deploy check every manifest by its schema",
+    r"(mkdir|echo|export) .*": "test_simple_lines_are_shell",
+    r"\d\d:\d\d:\d\d INFO .*": "no command but what a job logs",
 }
 """Pattern of a command, and who runs it."""
 
@@ -54,13 +63,22 @@ def _joined(body: str) -> list[str]:
     return re.sub(r"\s*\\\n\s*", " ", body).splitlines()
 
 
-ALL = {
-    (page.name if page.parent == ROOT else str(page.relative_to(ROOT)), one): None
-    for page in PAGES
-    for one in commands(page)
-}
-JOBS = sorted({one for _, one in ALL if re.search(r"python (-m jobs\.|jobs/)\w+", one) and "serve_online" not in one})
-OTHERS = sorted({one for _, one in ALL} - set(JOBS))
+def job_in(command: str) -> tuple[str, ...] | None:
+    """A job's script and its arguments, whether or not it goes through ``ray job submit``."""
+    words = shlex.split(command)
+    for place, word in enumerate(words):
+        if re.fullmatch(r"(\S*/)?python", word):
+            script, *arguments = words[place + 1 :]
+            if script == "-m":
+                script, *arguments = arguments
+                script = script.replace(".", "/") + ".py"
+            return (script, *arguments) if re.fullmatch(r"jobs/\w+_(corpus|masks)\.py", script) else None
+    return None
+
+
+ALL = sorted({one for page in PAGES for one in commands(page)})
+JOBS = sorted({job for one in ALL if (job := job_in(one))})
+OTHERS = [one for one in ALL if not job_in(one)]
 
 
 @pytest.fixture
@@ -71,6 +89,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "corpus").mkdir()
     lines = [json.dumps(record) + "\n" for record in RECORDS]
     (tmp_path / "corpus/mail.jsonl").write_text("".join(lines), encoding="utf-8")
+    (tmp_path / "job.yaml").write_text("{input: [corpus], output: labelled, model: checkpoint}\n", encoding="utf-8")
     (tmp_path / "checkpoint").symlink_to(SPAM)
     (tmp_path / "checkpoints").mkdir()
     for name, folder in CHECKPOINTS.items():
@@ -91,24 +110,26 @@ def bucket(home: Path, ray_cluster: None) -> Iterator[None]:
             store.rm(f"bucket/{folder}", recursive=True)
 
 
-@pytest.mark.parametrize("command", JOBS)
-def test_jobs_run_as_they_are_shown(command: str, home: Path, bucket: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("job", JOBS, ids=" ".join)
+def test_flags_of_jobs_are_such(job: tuple[str, ...], home: Path) -> None:
+    script, *arguments = job
+    if "verify" not in script:
+        parse("", task="text-classification", arguments=arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", JOBS, ids=" ".join)
+def test_jobs_run_as_they_are_shown(
+    job: tuple[str, ...], home: Path, bucket: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Those for ``ray job submit`` without it: tests/jobs/test_submit.py submits one."""
-    words = shlex.split(command)
-    start = next(place for place, word in enumerate(words) if re.fullmatch(r"(\S*/)?python", word))
-    script, arguments = words[start + 1], words[start + 2 :]
-    if script == "-m":
-        script, arguments = arguments[0].replace(".", "/") + ".py", arguments[1:]
-    model = home / "checkpoint"
+    script, *arguments = job
     if "tag_corpus" in script and "checkpoint/" in arguments:
-        model.unlink()
-        model.symlink_to(POS)
+        (home / "checkpoint").unlink()
+        (home / "checkpoint").symlink_to(POS)
     if "verify_corpus" in script:
-        _run(
-            "jobs/classify_corpus.py",
-            ["--input", "corpus", "--output", arguments[0], "--model", str(SPAM)],
-            monkeypatch,
-        )
+        before = ["--input", "corpus", "--output", arguments[0], "--model", str(SPAM)]
+        _run("jobs/classify_corpus.py", before, monkeypatch)
     _run(script, arguments, monkeypatch)
 
 
@@ -125,10 +146,15 @@ def test_other_commands_are_checked_somewhere(command: str) -> None:
 
 
 def test_make_has_every_target_that_a_page_names() -> None:
-    targets = {words[1] for _, one in ALL if (words := one.split())[0] == "make"}
+    targets = {words[1] for one in ALL if (words := one.split())[0] == "make"}
     for target in targets:
         plan = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
         assert plan.returncode == 0, plan.stderr
+
+
+def test_simple_lines_are_shell(home: Path) -> None:
+    lines = [one for one in ALL if re.match(r"(mkdir|echo|export) ", one)]
+    assert subprocess.run(["bash", "-eu"], input="\n".join(lines), text=True, cwd=home).returncode == 0
 
 
 def test_every_pattern_is_of_some_command() -> None:

@@ -19,6 +19,7 @@ from pipelines.inspect import open_parquet
 from pipelines.storage import (
     Location,
     RemoteFile,
+    absolute,
     exists,
     files_below,
     files_matching,
@@ -38,6 +39,12 @@ def test_local_places_are_plain_absolute_paths(tmp_path: Path, monkeypatch: pyte
     assert locate("a/b").url == str(tmp_path / "a/b")
     assert locate(f"file://{tmp_path}/a").url == str(tmp_path / "a")
     assert locate("memory://x/y").child("z").url == "memory:///x/y/z"
+
+
+def test_a_relative_path_is_made_absolute_and_a_url_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute("a/b") == str(tmp_path / "a/b")
+    assert absolute("memory://user:secret@x/y") == "memory://user:secret@x/y"
 
 
 @pytest.mark.parametrize("url", ["nowhere://x", "oss://bucket/x"], ids=["unknown", "not installed"])

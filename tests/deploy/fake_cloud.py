@@ -24,6 +24,8 @@ from tests.deploy.node_types import CONFIG, HEAD, NODE_TYPES
 CPUS_OF_ONE = 8  # a fake CPU stands for so many: 16 would each get a worker process here
 HEAD_ID = "f" * 51 + "00000"  # Ray's fake provider has no other
 IDLE_S = 10
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_SCHEDULER_EVENTS": "0", "PYTHONPATH": str(ROOT)}
 
 
 class FakeCloud:
@@ -50,9 +52,11 @@ class FakeCloud:
 
     def run(self, *command: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
         """Run a driver to its end, and watch the nodes meanwhile."""
-        env = {**os.environ, "RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "disabled"}
+        env = {**os.environ, **ENVIRONMENT, "RAY_ADDRESS": self.address}
         with tempfile.TemporaryFile("w+") as log:
-            process = subprocess.Popen([sys.executable, *command], env=env, stdout=log, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                [sys.executable, *command], cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT
+            )
             try:
                 deadline = time.monotonic() + timeout_s
                 while process.poll() is None and time.monotonic() < deadline:
@@ -82,7 +86,6 @@ def fake_cloud(**max_workers: int) -> Iterator[FakeCloud]:
     (folder / "cluster.json").write_text(json.dumps(_config(address, max_workers)), encoding="utf-8")
     port = address.rsplit(":", 1)[1]
     settings = {
-        "RAY_AUTH_MODE": "disabled",
         "RAY_FAKE_CLUSTER": "1",
         "RAY_enable_autoscaler_v2": "1",
         "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
@@ -95,7 +98,7 @@ def fake_cloud(**max_workers: int) -> Iterator[FakeCloud]:
     command += ["--dashboard-agent-listen-port=0", f"--ray-client-server-port={find_free_port()}"]
     command[0] = str(Path(sys.executable).with_name("ray"))
     with (folder / "head.log").open("w") as log:
-        head = subprocess.Popen(command, env={**os.environ, **settings}, stdout=log, stderr=log)
+        head = subprocess.Popen(command, env={**os.environ, **ENVIRONMENT, **settings}, stdout=log, stderr=log)
     try:
         _wait_for("Ray runtime started", folder / "head.log", timeout_s=90)
         yield FakeCloud(address)

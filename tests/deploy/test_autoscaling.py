@@ -35,7 +35,7 @@ def test_cpu_workers_come_for_a_job_and_go_after_it(tmp_path: Path) -> None:
 def test_gpu_workers_come_for_the_models_and_cpu_workers_for_the_rest(tmp_path: Path) -> None:
     with fake_cloud(gpu_spot=1) as cloud:
         run = cloud.run("-m", "tests.deploy.stand_in_job", CORPUS, str(tmp_path), "2", timeout_s=300)
-        assert run.stdout.splitlines()[-1:] == ["rows: 955"], run.stdout
+        assert "rows: 955" in run.stdout.splitlines(), run.stdout
         assert cloud.seen["gpu-spot"] == 1
         assert cloud.seen["gpu-on-demand"] == 1  # since there is no second spot machine
         assert cloud.seen["cpu"] >= 1

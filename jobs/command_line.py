@@ -6,24 +6,32 @@ import argparse
 import logging
 import os
 import secrets
+import signal
 import sys
+import threading
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from convbert import ConvBertError
 from pipelines.errors import PipelineError, SpecError
+from pipelines.outcome import Outcome, Status, utc_now, write_outcome
 from pipelines.report import Summary
 from pipelines.spec import JobSpec, flag, read_config
 from pipelines.storage import redacted
 
-OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, MISUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
 def main(description: str, *, task: str, arguments: Sequence[str] | None = None) -> int:
     """Run one job from its command line; errors are one line on standard error.
+
+    How it ended stands in ``_result.json`` in the output folder too, unless the command line itself was wrong or asked
+    for a dry run.
 
     Args:
         description: what the job does.
@@ -34,19 +42,73 @@ def main(description: str, *, task: str, arguments: Sequence[str] | None = None)
     logging.getLogger("azure").setLevel(logging.WARNING)  # it logs every request with its headers
     try:
         spec = parse(description, task=task, arguments=arguments)
-        prepare_environment()
+    except SpecError as error:
+        return fail(error, MISUSED)
+    prepare_environment()
+    begun = Outcome.begun(utc_now())
+    if not spec.dry_run:
+        write_outcome(spec.output, begun)
+    end = End("failed", FAILED)
+    try:
+        with _terminable():
+            end = _attempt(spec)
+    except BaseException as error:  # a fault of ours: the trace follows
+        end = End("failed", FAILED, f"{type(error).__name__}: {error}", type(error).__name__)
+        raise
+    finally:
+        if not spec.dry_run:
+            write_outcome(spec.output, begun.ended(utc_now(), **vars(end)))
+    return fail(end.error, end.exit_code) if end.error else end.exit_code
+
+
+@dataclass(frozen=True)
+class End:
+    """How a run ended, in the terms of ``pipelines.outcome.Outcome.ended``."""
+
+    status: Status
+    exit_code: int
+    error: str | None = None
+    error_type: str | None = None
+    summary: Summary | None = None
+
+
+def _attempt(spec: JobSpec) -> End:
+    """Run the job and print its summary."""
+    try:
         from pipelines.run import run  # imports Ray, which reads its environment then and never again
 
         summary = run(spec)
-    except SpecError as error:
-        return fail(error, MISUSED)
     except (PipelineError, ConvBertError) as error:
-        return fail(error, FAILED)
+        return End("failed", MISUSED if isinstance(error, SpecError) else FAILED, str(error), type(error).__name__)
     except KeyboardInterrupt:
-        return fail("interrupted; finished parts stay: start the same command again to go on", INTERRUPTED)
+        return End("interrupted", INTERRUPTED, f"interrupted; {_GO_ON}", "Interrupted")
+    except SystemExit:  # what SIGTERM becomes, by Ray's handler or ours
+        return End("interrupted", TERMINATED, f"terminated; {_GO_ON}", "Terminated")
     for line in summary.lines():
         print(line)
-    return _judge(summary)
+    if summary.has_failed_too_often and not spec.dry_run:
+        message = (
+            f"{summary.failed:,} of {summary.rows:,} records failed, more than --max-failed-fraction "
+            f"{summary.max_failed_fraction}: look at the column 'error', mend the input or raise the limit"
+        )
+        return End("failed", FAILED, message, "TooManyFailed", summary)
+    return End("succeeded", OK, summary=summary)
+
+
+_GO_ON = "finished parts stay: start the same command again to go on"
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the run as Ctrl-C does, with its result written: schedulers stop jobs that way."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def parse(description: str, *, task: str, arguments: Sequence[str] | None = None) -> JobSpec:
@@ -129,16 +191,6 @@ def name_and_url(head: str) -> tuple[str, str]:
     if not equals or not url:
         raise SpecError(f"--head {head}: give NAME=URL, such as --head topic=checkpoints/topic")
     return name, url
-
-
-def _judge(summary: Summary) -> int:
-    if summary.has_failed_too_often:
-        return fail(
-            f"{summary.failed:,} of {summary.rows:,} records failed, more than --max-failed-fraction "
-            f"{summary.max_failed_fraction}: look at the column 'error', mend the input or raise the limit",
-            FAILED,
-        )
-    return OK
 
 
 def fail(error: object, status: int) -> int:

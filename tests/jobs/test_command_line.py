@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from jobs.command_line import parse
+from jobs.command_line import main, parse
 from pipelines.errors import SpecError
 from pipelines.spec import JobSpec, flag
 
@@ -38,3 +41,64 @@ def test_the_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> Non
         parse("test", task="text-classification", arguments=["--help"])
     text = capsys.readouterr().out
     assert [name for name in JobSpec.model_fields if name != "task" and flag(name) not in text] == []
+
+
+def start(tmp_path: Path, *arguments: str) -> int:
+    model = ["--model", str(tmp_path / "none")]
+    given = ["--input", str(tmp_path), "--output", str(tmp_path / "out"), *model, *arguments]
+    return main("test", task="text-classification", arguments=given)
+
+
+def result(tmp_path: Path) -> dict[str, Any]:
+    return json.loads((tmp_path / "out/_result.json").read_text())
+
+
+def test_a_failure_before_the_start_leaves_its_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert start(tmp_path) == 1
+    error = capsys.readouterr().err
+    ended = result(tmp_path)
+    assert (ended["status"], ended["exit_code"], ended["error_type"]) == ("failed", 1, "ModelError")
+    assert error == f"error: {ended['error']}\n"
+    assert "no checkpoint folder at" in error
+    assert ended["started"] <= ended["finished"]
+
+
+def test_a_dry_run_and_a_wrong_command_line_leave_none(tmp_path: Path) -> None:
+    assert start(tmp_path, "--dry-run") == 1
+    assert start(tmp_path, "--stride", "-1") == 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("end", "exit_code", "error_type"),
+    [(KeyboardInterrupt(), 130, "Interrupted"), (SystemExit(15), 143, "Terminated")],
+)
+def test_a_run_that_is_stopped_says_so(
+    end: BaseException, exit_code: int, error_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(spec: JobSpec) -> None:
+        assert result(tmp_path)["status"] == "running"
+        raise end
+
+    monkeypatch.setattr("pipelines.run.run", stopped)
+    assert start(tmp_path) == exit_code
+    assert (result(tmp_path)["status"], result(tmp_path)["error_type"]) == ("interrupted", error_type)
+
+
+def test_sigterm_stops_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.run.run", lambda spec: signal.raise_signal(signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    assert start(tmp_path) == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_fault_of_ours_shows_its_trace_and_leaves_its_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.run.run", lambda spec: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        start(tmp_path)
+    ended = result(tmp_path)
+    assert (ended["status"], ended["exit_code"], ended["error"]) == (
+        "failed",
+        1,
+        "ZeroDivisionError: division by zero",
+    )

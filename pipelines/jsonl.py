@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -100,6 +101,18 @@ def sample_lines(source: Location, n_bytes: int = SAMPLE_BYTES) -> list[bytes]:
         if not sample:
             raise
     return sample
+
+
+def unpacked_head(head: bytes, compression: str | None) -> bytes:
+    """The plain bytes that the first bytes of a file hold, at most ``LONGEST_LINE_BYTES``."""
+    if compression is None:
+        return head
+    stream = pa.CompressedInputStream(pa.BufferReader(head), compression)
+    plain = bytearray()
+    with suppress(OSError):  # it ends in the middle of the stream, or is damaged there
+        while len(plain) < LONGEST_LINE_BYTES and (piece := stream.read(_UNPACKED_BUFFER_BYTES)):
+            plain += piece
+    return bytes(plain)
 
 
 def is_unicode(text: str) -> bool:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from convbert.stores import reason
 from pipelines.errors import OutputError, SourceError
 from pipelines.inspect import Inspection, check_columns, inspect, kept_schema
 from pipelines.manifest import Manifest, ShardEntry, by_group, differences, read_manifest
@@ -55,6 +58,7 @@ class JobPlan:
         parts: parts that are there already and stay.
         pending: what to read and label.
         vanished: labelled shards that are no longer among the inputs; their parts stay, or go with ``--prune``.
+        seen_columns: shards whose columns were looked at; of many small ones only some are.
     """
 
     spec: JobSpec
@@ -68,6 +72,7 @@ class JobPlan:
     parts: list[Part]
     pending: list[Task]
     vanished: list[str]
+    seen_columns: int
 
     @property
     def heads(self) -> list[dict[str, Any]]:
@@ -136,6 +141,7 @@ def make_plan(spec: JobSpec) -> JobPlan:
         parts=parts,
         pending=pending,
         vanished=[entry.url for group in labelled for entry in group.entries if entry.url not in fingerprints],
+        seen_columns=len(inspections),
     )
 
 
@@ -256,11 +262,21 @@ def is_whole_stream(parts: Sequence[Part]) -> bool:
 
 
 def check_writable(output: Location) -> None:
-    """Put and remove a small file.
+    """See that files can be made in the output; nothing stays. A store takes a small one, which is removed again; on
+    local disk it gets no name, and the folder is not made.
 
     Raises:
         OutputError: the output cannot be written.
     """
+    if output.is_local:
+        try:
+            folder = next(path for path in (Path(output.path), *Path(output.path).parents) if path.exists())
+            with tempfile.TemporaryFile(dir=folder):
+                return
+        except OSError as error:
+            raise OutputError(
+                f"{redacted(output.url)} cannot be written ({reason(error)}): check the address, rights and space"
+            ) from error
     probe = output.child(f".probe-{uuid.uuid4().hex}")
     put(probe, b"")
     remove(probe)

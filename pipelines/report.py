@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipelines.estimate import Estimate
 from pipelines.manifest import total_labels
-from pipelines.models import describe_sharing
 from pipelines.storage import redacted
 from pipelines.write import Part
 
@@ -38,10 +38,8 @@ class Summary:
         new_rows, new_tokens, seconds: what this run labelled, and its wall-clock time.
         copied_tokens: those of the new tokens that belong to duplicates.
         n_actors, busy_s: model actors that this run had, and the seconds that they computed, all together.
-        pending: units that a dry run left to do.
-        kept_units: units that were there already.
         max_failed_fraction: share of failed records that the job takes.
-        sharing: which heads share an encoder pass.
+        estimate: what a dry run found to do.
     """
 
     output: str
@@ -55,10 +53,8 @@ class Summary:
     n_actors: int
     busy_s: float
     seconds: float
-    pending: int
-    kept_units: int
     max_failed_fraction: float
-    sharing: str
+    estimate: Estimate | None = None
 
     @classmethod
     def of(
@@ -69,7 +65,7 @@ class Summary:
         labelled: Sequence[Part],
         seconds: float,
         n_actors: int = 0,
-        pending: int = 0,
+        estimate: Estimate | None = None,
     ) -> Summary:
         """The summary of a plan that gave these parts, of which this run labelled some."""
         reasons: Counter[str] = Counter()
@@ -87,10 +83,8 @@ class Summary:
             n_actors=n_actors,
             busy_s=sum(part.busy_s for part in labelled),
             seconds=seconds,
-            pending=pending,
-            kept_units=len(plan.parts),
             max_failed_fraction=plan.spec.max_failed_fraction,
-            sharing=describe_sharing(plan.passes),
+            estimate=estimate,
         )
 
     @property
@@ -100,11 +94,8 @@ class Summary:
 
     def lines(self) -> list[str]:
         """The summary as it is printed at the end of a job."""
-        if self.pending:
-            return [
-                self.sharing,
-                f"dry run: {self.pending} units to label, {self.kept_units} already there; nothing was written",
-            ]
+        if self.estimate:
+            return self.estimate.lines()
         if not self.seconds:
             lines = [f"nothing to do: all {self.rows:,} rows are labelled in {self.output}"]
         else:

@@ -34,6 +34,7 @@ from pipelines.progress import Progress
 from pipelines.read import Columns, read
 from pipelines.report import Summary, reasons_in_words
 from pipelines.resources import Hardware, connect, share_out
+from pipelines.sample import estimate
 from pipelines.spec import JobSpec
 from pipelines.storage import Location, locate, names_in, redacted, remove
 from pipelines.survive import counted, open_ledger, surviving, surviving_actor
@@ -61,7 +62,7 @@ def run(spec: JobSpec) -> Summary:
         plan, new = make_plan(spec), []
         _warn_of_vanished(plan)
         if spec.dry_run:
-            return Summary.of(plan, parts=plan.parts, labelled=[], seconds=0.0, pending=plan.n_units)
+            return _dry_run(plan, output)
         if plan.is_done:
             break
         check_writable(output)
@@ -82,6 +83,18 @@ def run(spec: JobSpec) -> Summary:
     if not summary.has_failed_too_often:
         mark_success(output)
     return summary
+
+
+def _dry_run(plan: JobPlan, output: Location) -> Summary:
+    """Check what the plan leaves unchecked, and measure what the run will take."""
+    found = None
+    if not plan.is_done:
+        check_writable(output)
+    try:
+        found = estimate(plan) if plan.pending else None
+    except RayError as error:
+        raise RunError(_root_cause(error)) from error
+    return Summary.of(plan, parts=plan.parts, labelled=[], seconds=0.0, estimate=found)
 
 
 def _warn_of_vanished(plan: JobPlan) -> None:

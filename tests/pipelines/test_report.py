@@ -16,10 +16,7 @@ SUMMARY = Summary(
     n_actors=2,
     busy_s=3.0,
     seconds=2.0,
-    pending=0,
-    kept_units=5,
     max_failed_fraction=0.01,
-    sharing="one encoder pass: spam (text-classification)",
 )
 
 
@@ -40,13 +37,6 @@ def test_the_share_of_duplicates_is_told() -> None:
 
 def test_a_run_with_nothing_to_do_says_so() -> None:
     assert replace(SUMMARY, seconds=0.0).lines()[0] == "nothing to do: all 1,000 rows are labelled in out"
-
-
-def test_a_dry_run_says_what_is_left() -> None:
-    assert replace(SUMMARY, pending=3).lines() == [
-        "one encoder pass: spam (text-classification)",
-        "dry run: 3 units to label, 5 already there; nothing was written",
-    ]
 
 
 def test_the_share_of_failures_is_judged_over_the_whole_output() -> None:

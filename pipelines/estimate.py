@@ -1,0 +1,227 @@
+"""A plan and a measured sample in, what the run will take out: rows, tokens, hours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipelines.models import describe_sharing
+from pipelines.units import SUFFIXES, Shard, Stream, Task
+
+if TYPE_CHECKING:
+    from pipelines.plan import JobPlan
+    from pipelines.resources import Hardware
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What the model took for a sample, in one process with the resources of a model actor.
+
+    Attributes:
+        records: those that were labelled, after a few that warmed it up.
+        seconds: for these.
+        load_s: to load the models and to warm up.
+    """
+
+    records: int
+    seconds: float
+    load_s: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Records that were really read, tokenised and labelled.
+
+    Attributes:
+        records, shards: how many, and from how many shards.
+        failed: those of them that cannot be labelled.
+        tokens: of all of them.
+        rows_per_byte: records for each byte of a file, by its kind (``kind_of``).
+        beside_s: seconds to read, tokenise and decode them on one CPU.
+        timing: of the model; None where no process for it could be had.
+        why_not: why there is no timing.
+    """
+
+    records: int
+    shards: int
+    failed: int
+    tokens: int
+    rows_per_byte: Mapping[str, float]
+    beside_s: float
+    timing: Timing | None
+    why_not: str = ""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done, and with what.
+
+    Attributes:
+        rows: records to label.
+        is_exact: every shard says how many it has.
+        n_cpus: all CPUs of the cluster.
+        fewest, most: model actors.
+        gpus: that each of them takes.
+        actor_cpus: that each of them reserves.
+    """
+
+    rows: int
+    is_exact: bool
+    n_cpus: float
+    fewest: int
+    most: int
+    gpus: float
+    actor_cpus: float
+
+
+def kind_of(shard: Shard) -> str:
+    """Shards of a kind have about as many records for each of their bytes."""
+    return max((suffix for suffix in SUFFIXES if shard.url.endswith(suffix)), key=len)
+
+
+def count_rows(pending: Iterable[Task], rows_per_byte: Mapping[str, float]) -> tuple[int, bool]:
+    """Records to label, and whether that is known or estimated from bytes."""
+    exact, about = 0, 0.0
+    for task in pending:
+        if isinstance(task, Stream):
+            share = task.about_n_units / (task.about_n_units + len(task.present))
+            about += share * task.shard.size * rows_per_byte[kind_of(task.shard)]
+            continue
+        for unit in task:
+            if unit.n_rows is not None:
+                exact += unit.n_rows
+            elif unit.stop is not None:
+                about += (unit.stop - unit.start) * rows_per_byte[kind_of(unit.shards[0])]
+            else:
+                about += sum(shard.size * rows_per_byte[kind_of(shard)] for shard in unit.shards)
+    return exact + round(about), about == 0
+
+
+def duration_s(work: Work, sample: Sample, timing: Timing, *, n_actors: int) -> float:
+    """Seconds from the moment the actors' machines are up.
+
+    Reading, tokenising and decoding run beside the model. On a GPU the slower of the two decides, on CPUs they
+    share the same ones, and their work adds up.
+    """
+    label_s = work.rows * timing.seconds / timing.records / n_actors
+    beside_s = work.rows * sample.beside_s / sample.records
+    if work.gpus:
+        busy_s = max(label_s, beside_s / max(1.0, work.n_cpus - n_actors * work.actor_cpus))
+    else:
+        busy_s = label_s + beside_s / max(1.0, work.n_cpus)
+    return timing.load_s + busy_s
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a dry run tells.
+
+    Attributes:
+        shards, n_bytes: files to read.
+        all_shards: files among the inputs, those that are labelled already among them.
+        units, kept_units: work units to do, and those that are there.
+        sharing, hardware, tasks, precision: in words.
+        work: what is to be done.
+        sample: what was measured.
+        seen_columns: files whose columns were looked at.
+    """
+
+    shards: int
+    n_bytes: int
+    all_shards: int
+    units: int
+    kept_units: int
+    sharing: str
+    hardware: str
+    tasks: str
+    precision: str
+    work: Work
+    sample: Sample
+    seen_columns: int
+
+    @classmethod
+    def of(cls, plan: JobPlan, hardware: Hardware, sample: Sample, *, n_cpus: float) -> Estimate:
+        """The estimate for a plan that has something to label."""
+        shards = {shard for task in plan.pending for shard in shards_of(task)}
+        rows, is_exact = count_rows(plan.pending, sample.rows_per_byte)
+        each = f"{hardware.actor_cpus:g} CPUs and a GPU" if hardware.actor_gpus else f"{hardware.actor_cpus:g} CPUs"
+        return cls(
+            shards=len(shards),
+            n_bytes=sum(shard.size for shard in shards),
+            all_shards=len(plan.shards),
+            units=plan.n_units,
+            kept_units=len(plan.parts),
+            sharing=describe_sharing(plan.passes),
+            hardware=hardware.describe(),
+            tasks=f"an actor reserves {each}, a task beside them {hardware.task_cpus:g} CPUs, of {n_cpus:g}",
+            precision=plan.precision,
+            work=Work(
+                rows=rows,
+                is_exact=is_exact,
+                n_cpus=n_cpus,
+                fewest=hardware.min_actors,
+                most=hardware.max_actors,
+                gpus=hardware.actor_gpus,
+                actor_cpus=hardware.actor_cpus,
+            ),
+            sample=sample,
+            seen_columns=plan.seen_columns,
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to encode, about."""
+        return round(self.work.rows * self.sample.tokens / max(1, self.sample.records))
+
+    def lines(self) -> list[str]:
+        """The estimate as it is printed."""
+        work, sample = self.work, self.sample
+        about = "" if work.is_exact else "about "
+        failed = f", {sample.failed:,} of them cannot be labelled" if sample.failed else ""
+        return [
+            f"dry run: {self.units:,} units to label, {self.kept_units:,} already there; nothing was written",
+            f"input: {about}{work.rows:,} rows, about {self.tokens:,} tokens, {size_in_words(self.n_bytes)} "
+            f"in {self.shards:,} of {self.all_shards:,} shards",
+            self.sharing,
+            f"{self.hardware}, {self.precision}; {self.tasks}",
+            f"checked: models, columns of {self.seen_columns:,} of {self.shards:,} shards, rights to write the output",
+            f"sample: {sample.records:,} records of {sample.shards:,} shards read and tokenised{failed}",
+            *self._times(),
+        ]
+
+    def _times(self) -> list[str]:
+        timing, work = self.sample.timing, self.work
+        if timing is None:
+            return [f"no estimate of the time: {self.sample.why_not}"]
+        measured = f"{timing.records:,} of them labelled, {timing.records / timing.seconds:,.1f} a second in one actor"
+        unit, each = ("GPU", work.gpus) if work.gpus else ("CPU", work.n_cpus / work.most)
+        lines = []
+        for n_actors in dict.fromkeys((work.most, work.fewest)):
+            seconds = duration_s(work, self.sample, timing, n_actors=n_actors)
+            lines.append(
+                f"estimate: {time_in_words(seconds)} with {n_actors:,} actor{'s' if n_actors > 1 else ''}, "
+                f"{seconds * n_actors * each / 3600:,.2f} {unit}-hours ({measured})"
+            )
+        return lines
+
+
+def shards_of(task: Task) -> tuple[Shard, ...]:
+    """The files that a task reads."""
+    return (task.shard,) if isinstance(task, Stream) else task[0].shards
+
+
+def time_in_words(seconds: float) -> str:
+    """A time with no more digits than an estimate has."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
+
+
+def size_in_words(n_bytes: float) -> str:
+    """Bytes in the unit that leaves few digits."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:,.0f} TB"

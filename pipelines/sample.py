@@ -1,0 +1,163 @@
+"""A plan in, a few hundred of its records read, tokenised and labelled out: the job's own pieces, with a clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.exceptions import WorkerCrashedError
+
+from convbert.stores import read_range
+from pipelines.culprits import good_rows
+from pipelines.decode import decode
+from pipelines.encode import encode
+from pipelines.estimate import Estimate, Sample, Timing, kind_of, shards_of
+from pipelines.inspect import open_parquet
+from pipelines.jsonl import compression_of, unpacked_head
+from pipelines.plan import JobPlan
+from pipelines.predict import Predictor
+from pipelines.read import read, read_unit
+from pipelines.resources import Hardware, connect, share_out
+from pipelines.sequences import sequences_of
+from pipelines.units import Shard, Stream, Unit
+
+RECORDS = 400
+SHARDS = 8
+LIMIT_S = 20.0  # for labelling
+WAIT_S = 90.0  # for a process with the actor's resources that has loaded the models
+_WARM_RECORDS = 16
+_PIECE_BYTES = 1 << 18
+
+
+def estimate(plan: JobPlan) -> Estimate:
+    """What the plan's run will take on the connected cluster, or on one that is started on this machine.
+
+    Raises:
+        PipelineError: a record's shard cannot be read, or the model does not run.
+    """
+    connect()
+    hardware = share_out(plan.spec, plan.device, n_units=plan.n_units)
+    resources = ray.cluster_resources()
+    return Estimate.of(plan, hardware, take_sample(plan, hardware), n_cpus=resources.get("CPU", 0.0))
+
+
+def take_sample(plan: JobPlan, hardware: Hardware) -> Sample:
+    """Read and tokenise here, label in a task that has what an actor of the job will have, decode here."""
+    started = time.perf_counter()
+    pieces = list(chosen(plan))
+    blocks = [_some_records(shard, start, max(1, RECORDS // len(pieces)), plan) for shard, start in pieces]
+    block = pa.concat_tables(blocks)
+    encoded = encode(block, [encoder_pass.encoding for encoder_pass in plan.passes])
+    beside_s = time.perf_counter() - started
+    tokens = sum(_n_tokens(encoded, encoder_pass.encoding.name) for encoder_pass in plan.passes)
+    timing, why_not, seconds = None, "none of these records can be labelled", 0.0
+    if len(good_rows(encoded)):
+        timing, why_not, seconds = _label(encoded, plan, hardware)
+    densities: dict[str, list[tuple[float, int]]] = {}
+    for shard, _ in pieces:
+        densities.setdefault(kind_of(shard), []).append(_rows_and_bytes(shard))
+    return Sample(
+        records=len(block),
+        shards=len(pieces),
+        failed=len(encoded) - len(good_rows(encoded)),
+        tokens=tokens,
+        rows_per_byte={kind: sum(n for n, _ in its) / sum(n for _, n in its) for kind, its in densities.items()},
+        beside_s=beside_s + seconds * len(block) / (timing.records if timing else 1),
+        timing=timing,
+        why_not=why_not,
+    )
+
+
+def chosen(plan: JobPlan) -> Iterator[tuple[Shard, int]]:
+    """Shards of every kind from all over the plan, each with the row or byte where something is to be read."""
+    starts: dict[Shard, int] = {}
+    for task in plan.pending:
+        for shard in shards_of(task):
+            starts.setdefault(shard, 0 if isinstance(task, Stream) else task[0].start)
+    kinds: dict[str, list[Shard]] = {}
+    for shard in starts:
+        kinds.setdefault(kind_of(shard), []).append(shard)
+    n_each = max(1, SHARDS // max(1, len(kinds)))
+    for its in kinds.values():
+        for place in np.unique(np.linspace(0, len(its) - 1, n_each).astype(int)):
+            yield its[place], starts[its[place]]
+
+
+def _some_records(shard: Shard, start: int, n_records: int, plan: JobPlan) -> pa.Table:
+    """About so many records of a shard, as the job reads them."""
+    if compression_of(shard.url):
+        stream = Stream(shard, "sample", _PIECE_BYTES)
+        block = next(read(stream, plan.columns)).block
+    elif shard.is_parquet:
+        with open_parquet(shard) as file:
+            stop = min(start + n_records, file.metadata.num_rows)
+        block = read_unit(Unit("sample", (shard,), start, stop), plan.columns)
+    else:
+        block = read_unit(Unit("sample", (shard,), start, start + _PIECE_BYTES), plan.columns)
+    return block.slice(0, n_records)
+
+
+def _rows_and_bytes(shard: Shard) -> tuple[float, int]:
+    """Records, and the bytes of the file that hold them: of the whole, or of its beginning."""
+    if shard.is_parquet:
+        with open_parquet(shard) as file:
+            return file.metadata.num_rows, shard.size
+    fs, path = shard.location
+    head = read_range(fs, path, 0, min(shard.size, _PIECE_BYTES))
+    plain = unpacked_head(head, compression_of(shard.url))
+    n_lines = sum(not line.isspace() for line in plain.split(b"\n") if line)
+    return (n_lines if len(head) == shard.size else max(1.0, n_lines - 0.5)), len(head)
+
+
+def _n_tokens(encoded: pa.Table, name: str) -> int:
+    rows = good_rows(encoded)
+    return int(sequences_of(encoded, name, pa.array(rows)).tokens[-1]) if len(rows) else 0
+
+
+def _label(encoded: pa.Table, plan: JobPlan, hardware: Hardware) -> tuple[Timing | None, str, float]:
+    """The model's timing or why there is none, and the seconds that decoding took for as many records."""
+    if hardware.actor_gpus > ray.cluster_resources().get("GPU", 0):
+        return None, "no GPU is up yet; start the dry run again while one is", 0.0
+    model: dict[str, Any] = {
+        "device": plan.device,
+        "precision": plan.precision,
+        "max_batch_tokens": plan.spec.max_batch_tokens,
+        "n_threads": hardware.n_threads,
+    }
+    label = ray.remote(_timed).options(
+        num_cpus=hardware.actor_cpus, num_gpus=hardware.actor_gpus, max_retries=0, max_calls=1
+    )
+    result = label.remote(encoded, plan.passes, model, LIMIT_S)
+    if not ray.wait([result], timeout=WAIT_S + LIMIT_S)[0]:
+        ray.cancel(result, force=True)
+        return None, f"the cluster has given no process for the sample in {WAIT_S + LIMIT_S:.0f} s", 0.0
+    try:
+        labelled, timing = ray.get(result)
+    except WorkerCrashedError:
+        return None, "the process that labelled the sample has died, of its memory or of a record", 0.0
+    started = time.perf_counter()
+    decode(labelled, plan.passes)
+    return timing, "", time.perf_counter() - started
+
+
+def _timed(encoded: pa.Table, passes: Any, model: dict[str, Any], limit_s: float) -> tuple[pa.Table, Timing]:
+    """Label as many of the records, taken from all over them, as the limit allows."""
+    started = time.perf_counter()
+    predictor = Predictor(passes, **model)
+    predictor(spread(encoded, _WARM_RECORDS))
+    warm = time.perf_counter()
+    predictor(spread(encoded, _WARM_RECORDS))  # the first time, caches are filled
+    each_s = (time.perf_counter() - warm) / min(_WARM_RECORDS, len(encoded))
+    chosen = spread(encoded, max(_WARM_RECORDS, int(limit_s / 2 / each_s)))
+    before = time.perf_counter()
+    labelled = predictor(chosen)
+    return labelled, Timing(len(chosen), time.perf_counter() - before, warm - started)
+
+
+def spread(block: pa.Table, n_rows: int) -> pa.Table:
+    """So many rows at most, from all over the block."""
+    return block.take(pa.array(np.unique(np.linspace(0, len(block) - 1, min(n_rows, len(block))).astype(int))))

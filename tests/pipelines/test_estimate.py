@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pipelines.estimate import (
+    Estimate,
+    Sample,
+    Timing,
+    Work,
+    count_rows,
+    duration_s,
+    kind_of,
+    size_in_words,
+    time_in_words,
+)
+from pipelines.units import Shard, Stream, Unit
+
+TIMING = Timing(records=200, seconds=10.0, load_s=3.0)  # 0.05 s a record
+SAMPLE = Sample(
+    records=400, shards=4, failed=2, tokens=40_000, rows_per_byte={}, beside_s=2.0, timing=TIMING
+)  # 0.005 s a record beside the model
+ON_CPUS = Work(rows=100_000, is_exact=True, n_cpus=8, fewest=2, most=2, gpus=0, actor_cpus=2)
+ON_GPUS = replace(ON_CPUS, gpus=1, actor_cpus=1)
+
+
+def shard(name: str, size: int) -> Shard:
+    return Shard(f"in/{name}", size, "1")
+
+
+def test_on_cpus_the_works_add_up() -> None:
+    assert duration_s(ON_CPUS, SAMPLE, TIMING, n_actors=2) == pytest.approx(
+        3 + 100_000 * 0.05 / 2 + 100_000 * 0.005 / 8
+    )
+
+
+@pytest.mark.parametrize(("beside_s", "busy_s"), [(2.0, 100_000 * 0.05 / 2), (400.0, 100_000 * 1.0 / (8 - 2))])
+def test_on_gpus_the_slower_decides(beside_s: float, busy_s: float) -> None:
+    sample = replace(SAMPLE, beside_s=beside_s)
+    assert duration_s(ON_GPUS, sample, TIMING, n_actors=2) == pytest.approx(3 + busy_s)
+
+
+def test_rows_are_counted_where_they_are_known_and_estimated_from_bytes_elsewhere() -> None:
+    big, small, lines = shard("a.parquet", 9000), shard("b.parquet", 50), shard("c.jsonl", 4000)
+    packed = shard("d.jsonl.gz", 1000)
+    exact = (Unit("a0", (big,), 0, 70), Unit("a1", (big,), 70, 100))
+    densities = {".parquet": 0.2, ".jsonl": 0.01, ".jsonl.gz": 0.5}
+    assert count_rows([exact], {}) == (100, True)
+    assert count_rows([exact, (Unit("b", (small, lines)),)], densities) == (100 + 10 + 40, False)
+    assert count_rows([(Unit("c1", (lines,), 1000, 3000),)], densities) == (20, False)
+    stream = Stream(packed, "d", unit_bytes=400)  # 4000 plain bytes, about 10 units
+    assert count_rows([stream], densities) == (500, False)
+    assert count_rows([replace(stream, present=frozenset(range(5)))], densities) == (250, False)
+
+
+def test_the_longest_suffix_is_the_kind() -> None:
+    assert [kind_of(shard(f"x{suffix}", 1)) for suffix in (".jsonl", ".jsonl.gz", ".parquet")] == [
+        ".jsonl",
+        ".jsonl.gz",
+        ".parquet",
+    ]
+
+
+ESTIMATE = Estimate(
+    shards=3,
+    n_bytes=1_234_567,
+    all_shards=5,
+    units=7,
+    kept_units=2,
+    sharing="one encoder pass: spam (text-classification)",
+    hardware="2 model actors with 4 CPU threads each",
+    tasks="an actor reserves 2 CPUs, a task beside them 0.5 CPUs, of 8",
+    precision="fp32",
+    work=ON_CPUS,
+    sample=SAMPLE,
+    seen_columns=3,
+)
+
+
+def test_a_dry_run_says_what_is_left_and_what_it_takes() -> None:
+    seconds = 3 + 2500 + 62.5
+    assert ESTIMATE.lines() == [
+        "dry run: 7 units to label, 2 already there; nothing was written",
+        "input: 100,000 rows, about 10,000,000 tokens, 1.23 MB in 3 of 5 shards",
+        "one encoder pass: spam (text-classification)",
+        "2 model actors with 4 CPU threads each, fp32; an actor reserves 2 CPUs, a task beside them 0.5 CPUs, of 8",
+        "checked: models, columns of 3 of 3 shards, rights to write the output",
+        "sample: 400 records of 4 shards read and tokenised, 2 of them cannot be labelled",
+        f"estimate: 43 min with 2 actors, {seconds * 8 / 3600:.2f} CPU-hours "
+        "(200 of them labelled, 20.0 a second in one actor)",
+    ]
+
+
+def test_a_pool_that_grows_has_two_estimates() -> None:
+    work = replace(ON_GPUS, is_exact=False, fewest=1, most=4)
+    lines = replace(ESTIMATE, work=work).lines()
+    assert lines[1].startswith("input: about 100,000 rows")
+    slow, fast = 3 + 100_000 * 0.05, 3 + 100_000 * 0.05 / 4
+    assert lines[-2].startswith(f"estimate: 21 min with 4 actors, {4 * fast / 3600:.2f} GPU-hours (")
+    assert lines[-1].startswith(f"estimate: 83 min with 1 actor, {slow / 3600:.2f} GPU-hours (")
+
+
+def test_without_a_process_there_is_no_time() -> None:
+    sample = replace(SAMPLE, timing=None, why_not="no GPU is up yet")
+    assert replace(ESTIMATE, sample=sample).lines()[-1] == "no estimate of the time: no GPU is up yet"
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(89.4, "89 s"), (90, "2 min"), (5399, "90 min"), (5400, "1.5 h")])
+def test_times_have_few_digits(seconds: float, words: str) -> None:
+    assert time_in_words(seconds) == words
+
+
+@pytest.mark.parametrize(("n_bytes", "words"), [(12, "12 B"), (1500, "1.5 kB"), (2.5e9, "2.5 GB"), (3e15, "3,000 TB")])
+def test_sizes_have_few_digits(n_bytes: float, words: str) -> None:
+    assert size_in_words(n_bytes) == words

@@ -1,0 +1,112 @@
+"""What a dry run measures, on the cluster of the test session."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import sample
+from pipelines.errors import OutputError, PipelineError
+from pipelines.plan import check_writable, make_plan
+from pipelines.resources import Hardware
+from pipelines.sample import chosen, spread, take_sample
+from pipelines.spec import JobSpec
+from pipelines.storage import locate
+from tests.fault_proxy import FaultProxy
+
+ON_ONE_CPU = Hardware(1, 1, actor_cpus=1, actor_gpus=0, n_threads=1, task_cpus=0.5)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Two kinds with rows of one length each, large enough to be cut, and small ones in a group."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    rows = [f"free mail {n:05d}" for n in range(3000)]
+    lines = "".join(json.dumps({"id": f"r{n:05d}", "text": text}) + "\n" for n, text in enumerate(rows))
+    pq.write_table(pa.table({"text": rows}), folder / "a.parquet")
+    (folder / "b.jsonl").write_text(lines)
+    (folder / "c.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    for n in range(20):
+        (folder / f"s{n:02d}.jsonl").write_text('{"text": "offer"}\n{broken\n')
+    return folder
+
+
+def job(corpus: Path, output: object, checkpoint: Path, **changes: Any) -> JobSpec:
+    values = {"input": [str(corpus)], "output": str(output), "model": str(checkpoint), "unit_rows": 500}
+    return JobSpec.of({**values, **changes})
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_sample_counts_what_is_there(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
+    plan = make_plan(job(corpus, tmp_path / "out", checkpoint))
+    assert {shard.url.rsplit("/", 1)[-1] for shard, _ in chosen(plan)} >= {"a.parquet", "b.jsonl", "c.jsonl.gz"}
+    found = sample.estimate(plan)
+    assert found.work.rows == pytest.approx(9040, rel=0.02)
+    assert not found.work.is_exact
+    assert (found.shards, found.all_shards, found.kept_units) == (23, 23, 0)
+    assert found.n_bytes == sum(path.stat().st_size for path in corpus.iterdir())
+    measured = found.sample
+    assert measured.failed > 0
+    assert measured.timing is not None
+    assert 16 <= measured.timing.records <= measured.records
+    assert 0 < measured.timing.seconds < sample.LIMIT_S
+    assert found.lines()[-1].startswith("estimate: ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_cluster_without_room_gives_no_time(
+    corpus: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(job(corpus, tmp_path / "out", checkpoint))
+    monkeypatch.setattr(sample, "WAIT_S", 0.1)
+    monkeypatch.setattr(sample, "LIMIT_S", 0.1)
+    crowded = take_sample(plan, Hardware(1, 1, actor_cpus=999, actor_gpus=0, n_threads=1, task_cpus=0.5))
+    assert (crowded.timing, crowded.why_not) == (None, "the cluster has given no process for the sample in 0 s")
+    no_gpu = take_sample(plan, Hardware(1, 1, actor_cpus=1, actor_gpus=1, n_threads=None, task_cpus=0.5))
+    assert no_gpu.why_not.startswith("no GPU is up yet")
+    assert no_gpu.tokens == crowded.tokens > 0
+
+
+def test_a_corpus_of_blank_lines_has_no_records(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jsonl").write_text("\n\n")
+    plan = make_plan(job(tmp_path / "a.jsonl", tmp_path / "out", checkpoint))
+    found = take_sample(plan, ON_ONE_CPU)
+    assert (found.records, found.timing, found.rows_per_byte) == (0, None, {".jsonl": 0.0})
+
+
+def test_rows_are_taken_from_all_over() -> None:
+    block = pa.table({"n": list(range(101))})
+    assert spread(block, 5)["n"].to_pylist() == [0, 25, 50, 75, 100]
+    assert spread(block, 1000) == block
+    assert len(spread(block.slice(0, 0), 5)) == 0
+
+
+def test_looking_whether_an_output_can_be_written_leaves_nothing(tmp_path: Path, s3: FaultProxy) -> None:
+    check_writable(locate(str(tmp_path / "new/deep")))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file cannot be written"):
+        check_writable(locate(str(tmp_path / "file")))
+    remote = locate("s3://bucket/writable")
+    check_writable(remote)
+    assert remote.fs.find(remote.path) == []
+    with pytest.raises(PipelineError, match="nobucket/out/.probe-.* cannot be written"):
+        check_writable(locate("s3://nobucket/out"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_folder_without_rights_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(OutputError, match="cannot be written"):
+        check_writable(locate(str(tmp_path / "out")))

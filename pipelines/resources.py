@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from dataclasses import dataclass
 
 import ray
 import torch
+from ray.exceptions import RayError
 
-from pipelines.errors import SpecError
+from convbert.stores import reason, redacted
+from pipelines.errors import RunError, SpecError
 from pipelines.spec import JobSpec
 
 MAX_THREADS_PER_ACTOR = 8  # a base model's products gain little from more
@@ -48,10 +51,36 @@ class Hardware:
 
 
 def connect() -> None:
-    """Join the cluster that RAY_ADDRESS names, or start one on this machine; nothing where one is joined."""
-    if not ray.is_initialized():
-        address = os.environ.get("RAY_ADDRESS")
-        ray.init(address or "local", logging_level=logging.WARNING, include_dashboard=None if address else False)
+    """Join the cluster that RAY_ADDRESS names, or start one on this machine; nothing where one is joined.
+
+    Raises:
+        RunError: the cluster is not there, or refuses the token.
+    """
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        ray.init("local", logging_level=logging.WARNING, include_dashboard=False)
+        return
+    try:
+        _check_answers(address)
+        ray.init(address, logging_level=logging.WARNING)
+    except (OSError, ValueError, RuntimeError, RayError) as error:
+        raise RunError(
+            f"RAY_ADDRESS {redacted(address)} cannot be joined ({reason(error)}): see that the cluster is up and that "
+            "RAY_AUTH_MODE and RAY_AUTH_TOKEN are its own, or submit the job with ray job submit"
+        ) from error
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself would try for many minutes.
+
+    Raises:
+        OSError: nobody listens there.
+    """
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def choose_device(device: str) -> str:

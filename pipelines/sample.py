@@ -128,10 +128,9 @@ def _label(encoded: pa.Table, plan: JobPlan, hardware: Hardware) -> tuple[Timing
         "max_batch_tokens": plan.spec.max_batch_tokens,
         "n_threads": hardware.n_threads,
     }
-    label = ray.remote(_timed).options(
-        num_cpus=hardware.actor_cpus, num_gpus=hardware.actor_gpus, max_retries=0, max_calls=1
-    )
-    result = label.remote(encoded, plan.passes, model, LIMIT_S)
+    once = ray.remote(max_calls=1, max_retries=0)(_timed)  # a process of its own: it sets torch's threads
+    options = {"num_cpus": hardware.actor_cpus, "num_gpus": hardware.actor_gpus}
+    result = once.options(**options).remote(encoded, plan.passes, model, LIMIT_S)
     if not ray.wait([result], timeout=WAIT_S + LIMIT_S)[0]:
         ray.cancel(result, force=True)
         return None, f"the cluster has given no process for the sample in {WAIT_S + LIMIT_S:.0f} s", 0.0

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pipelines import resources
-from pipelines.errors import SpecError
+from pipelines.errors import RunError, SpecError
 from pipelines.resources import choose_device, choose_precision, share_out
 from pipelines.spec import JobSpec
 
@@ -97,3 +97,11 @@ def test_auto_precision_follows_the_device_or_what_was_begun(
     asked: str, device: str, kept: str | None, meant: str
 ) -> None:
     assert choose_precision(asked, device, kept=kept) == meant
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "http://127.0.0.1:1"])
+def test_a_cluster_that_is_not_there_is_one_line(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources.ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(RunError, match=f"RAY_ADDRESS {address} cannot be joined .*RAY_AUTH_TOKEN"):
+        resources.connect()

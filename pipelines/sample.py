@@ -120,8 +120,10 @@ def _n_tokens(encoded: pa.Table, name: str) -> int:
 
 def _label(encoded: pa.Table, plan: JobPlan, hardware: Hardware) -> tuple[Timing | None, str, float]:
     """The model's timing or why there is none, and the seconds that decoding took for as many records."""
-    if hardware.actor_gpus > ray.cluster_resources().get("GPU", 0):
-        return None, "no GPU is up yet; start the dry run again while one is", 0.0
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    wanted = {"CPU": hardware.actor_cpus, "GPU": hardware.actor_gpus}
+    if not any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes):
+        return None, "no node with room for a model actor is up yet; start the dry run again while one is", 0.0
     model: dict[str, Any] = {
         "device": plan.device,
         "precision": plan.precision,

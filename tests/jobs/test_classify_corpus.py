@@ -11,6 +11,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.verify import verify
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -32,9 +34,16 @@ def test_from_shell_to_parts_and_back(checkpoint: Path, tmp_path: Path) -> None:
     assert "Traceback" not in first.stderr
     ids = [i for path in sorted((tmp_path / "out").glob("*.parquet")) for i in pq.read_table(path)["id"].to_pylist()]
     assert ids == [str(i) for i in range(40)]
+    night = json.loads((tmp_path / "out/_result.json").read_text())
+    assert (night["status"], night["exit_code"], night["error"]) == ("succeeded", 0, None)
+    assert (night["rows"], night["failed"], night["new_rows"], night["submission_id"]) == (40, 0, 40, None)
     second = classify(*arguments)
     assert second.returncode == 0
     assert second.stdout.startswith("nothing to do: all 40 rows are labelled")
+    next_night = json.loads((tmp_path / "out/_result.json").read_text())
+    assert (next_night["status"], next_night["rows"], next_night["new_rows"]) == ("succeeded", 40, 0)
+    assert next_night["started"] >= night["finished"]
+    assert verify(str(tmp_path / "out")).faults == []
     assert not (Path.home() / ".ray/auth_token").exists() or "auth_token" not in first.stderr
 
 

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +25,11 @@ from typing import Any
 import fsspec
 import pytest
 
+from pipelines.storage import locate, names_in
 from pipelines.verify import verify
 from tests.fault_proxy import FaultProxy
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
 START_S = 90.0
@@ -48,6 +49,13 @@ class Cluster:
     url: str
     token: str
     folder: Path
+
+    def call(self, method: str, path: str) -> None:
+        """The dashboard's own interface."""
+        headers = {"Authorization": f"Bearer {self.token}"}
+        urllib.request.urlopen(
+            urllib.request.Request(self.url + path, method=method, headers=headers), timeout=5
+        ).close()
 
     def ray(
         self, *arguments: object, token: str | None = None, timeout_s: float = 200
@@ -110,19 +118,26 @@ def cluster() -> Iterator[Cluster]:
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(head.pid, signal.SIGKILL)
+            head.wait()
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def wait_until_up(cluster: Cluster, head: subprocess.Popen[bytes]) -> None:
-    request = urllib.request.Request(f"{cluster.url}/api/jobs/", headers={"Authorization": f"Bearer {cluster.token}"})
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and head.poll() is None:
         try:
-            urllib.request.urlopen(request, timeout=5).close()
+            cluster.call("GET", "/api/jobs/")
             return
         except OSError:
             time.sleep(0.3)
     raise AssertionError(f"no head: {(cluster.folder / 'head.log').read_text()[-2000:]}")
+
+
+def wait_for(what: Callable[[], bool], *, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.fixture
@@ -189,18 +204,15 @@ def test_nights_on_a_cluster_with_a_token(cluster: Cluster, bucket: str) -> None
 
 
 def test_a_night_that_runs_is_locked_and_can_be_stopped(cluster: Cluster, bucket: str) -> None:
-    flags = ["--input", f"{bucket}/in", "--output", f"{bucket}/out", "--model", f"{bucket}/model", "--unit-rows", 1]
+    flags = ["--input", f"{bucket}/in", "--output", f"{bucket}/out", "--model", f"{bucket}/model", "--unit-rows", 2]
     assert cluster.submit("night-4", *flags, wait=False).returncode == 0
     again = cluster.submit("night-4", *flags)
     assert again.returncode == 1
     assert "night-4 already exists" in again.stdout + again.stderr
-    deadline = time.monotonic() + 100
-    while not (names := fsspec.filesystem("s3").glob(f"{bucket}/out/part-*")) and time.monotonic() < deadline:
-        time.sleep(0.5)
-        fsspec.filesystem("s3").invalidate_cache()
-    assert names
+    wait_for(lambda: any(name.startswith("part-") for name in names_in(locate(f"{bucket}/out"))), timeout_s=250)
     assert result(bucket)["status"] == "running"
-    cluster.ray("stop", "night-4")
+    cluster.call("POST", "/api/jobs/night-4/stop")  # as ray job stop, which itself takes seconds to start
+    wait_for(lambda: result(bucket)["status"] != "running", timeout_s=30)
     ended = result(bucket)
     assert (ended["status"], ended["exit_code"], ended["submission_id"]) == ("interrupted", 143, "night-4")
     resumed = cluster.submit("night-5", *flags)

@@ -21,12 +21,12 @@ class Timing:
     Attributes:
         records: those that were labelled, after a few that warmed it up.
         seconds: for these.
-        load_s: to load the models and to warm up.
+        ready_s: until the process was there, with the models loaded and warm.
     """
 
     records: int
     seconds: float
-    load_s: float
+    ready_s: float
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def duration_s(work: Work, sample: Sample, timing: Timing, *, n_actors: int) -> 
         busy_s = max(label_s, beside_s / max(1.0, work.n_cpus - n_actors * work.actor_cpus))
     else:
         busy_s = label_s + beside_s / max(1.0, work.n_cpus)
-    return timing.load_s + busy_s
+    return timing.ready_s + busy_s
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,6 @@ class Estimate:
         """The estimate for a plan that has something to label."""
         shards = {shard for task in plan.pending for shard in shards_of(task)}
         rows, is_exact = count_rows(plan.pending, sample.rows_per_byte)
-        each = f"{hardware.actor_cpus:g} CPUs and a GPU" if hardware.actor_gpus else f"{hardware.actor_cpus:g} CPUs"
         return cls(
             shards=len(shards),
             n_bytes=sum(shard.size for shard in shards),
@@ -154,7 +153,8 @@ class Estimate:
             kept_units=len(plan.parts),
             sharing=describe_sharing(plan.passes),
             hardware=hardware.describe(),
-            tasks=f"an actor reserves {each}, a task beside them {hardware.task_cpus:g} CPUs, of {n_cpus:g}",
+            tasks=f"an actor reserves {hardware.actor_cpus:g} of {n_cpus:g} CPUs"
+            f"{' and a GPU' if hardware.actor_gpus else ''}, a task beside it {hardware.task_cpus:g}",
             precision=plan.precision,
             work=Work(
                 rows=rows,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -132,21 +133,23 @@ def _label(encoded: pa.Table, plan: JobPlan, hardware: Hardware) -> tuple[Timing
     }
     once = ray.remote(max_calls=1, max_retries=0)(_timed)  # a process of its own: it sets torch's threads
     options = {"num_cpus": hardware.actor_cpus, "num_gpus": hardware.actor_gpus}
+    asked = time.perf_counter()
     result = once.options(**options).remote(encoded, plan.passes, model, LIMIT_S)
     if not ray.wait([result], timeout=WAIT_S + LIMIT_S)[0]:
         ray.cancel(result, force=True)
         return None, f"the cluster has given no process for the sample in {WAIT_S + LIMIT_S:.0f} s", 0.0
     try:
-        labelled, timing = ray.get(result)
+        labelled, timing, taken_s = ray.get(result)
     except WorkerCrashedError:
         return None, "the process that labelled the sample has died, of its memory or of a record", 0.0
     started = time.perf_counter()
     decode(labelled, plan.passes)
-    return timing, "", time.perf_counter() - started
+    ready_s = timing.ready_s + started - asked - taken_s  # until the process was there
+    return replace(timing, ready_s=ready_s), "", time.perf_counter() - started
 
 
-def _timed(encoded: pa.Table, passes: Any, model: dict[str, Any], limit_s: float) -> tuple[pa.Table, Timing]:
-    """Label as many of the records, taken from all over them, as the limit allows."""
+def _timed(encoded: pa.Table, passes: Any, model: dict[str, Any], limit_s: float) -> tuple[pa.Table, Timing, float]:
+    """Label as many of the records, taken from all over them, as the limit allows; and the seconds of all of it."""
     started = time.perf_counter()
     predictor = Predictor(passes, **model)
     predictor(spread(encoded, _WARM_RECORDS))
@@ -156,7 +159,8 @@ def _timed(encoded: pa.Table, passes: Any, model: dict[str, Any], limit_s: float
     chosen = spread(encoded, max(_WARM_RECORDS, int(limit_s / 2 / each_s)))
     before = time.perf_counter()
     labelled = predictor(chosen)
-    return labelled, Timing(len(chosen), time.perf_counter() - before, warm - started)
+    end = time.perf_counter()
+    return labelled, Timing(len(chosen), end - before, warm - started), end - started
 
 
 def spread(block: pa.Table, n_rows: int) -> pa.Table:

@@ -17,7 +17,7 @@ from pipelines.estimate import (
 )
 from pipelines.units import Shard, Stream, Unit
 
-TIMING = Timing(records=200, seconds=10.0, load_s=3.0)  # 0.05 s a record
+TIMING = Timing(records=200, seconds=10.0, ready_s=3.0)  # 0.05 s a record
 SAMPLE = Sample(
     records=400, shards=4, failed=2, tokens=40_000, rows_per_byte={}, beside_s=2.0, timing=TIMING
 )  # 0.005 s a record beside the model
@@ -70,7 +70,7 @@ ESTIMATE = Estimate(
     kept_units=2,
     sharing="one encoder pass: spam (text-classification)",
     hardware="2 model actors with 4 CPU threads each",
-    tasks="an actor reserves 2 CPUs, a task beside them 0.5 CPUs, of 8",
+    tasks="an actor reserves 2 of 8 CPUs, a task beside it 0.5",
     precision="fp32",
     work=ON_CPUS,
     sample=SAMPLE,
@@ -84,7 +84,7 @@ def test_a_dry_run_says_what_is_left_and_what_it_takes() -> None:
         "dry run: 7 units to label, 2 already there; nothing was written",
         "input: 100,000 rows, about 10,000,000 tokens, 1.23 MB in 3 of 5 shards",
         "one encoder pass: spam (text-classification)",
-        "2 model actors with 4 CPU threads each, fp32; an actor reserves 2 CPUs, a task beside them 0.5 CPUs, of 8",
+        "2 model actors with 4 CPU threads each, fp32; an actor reserves 2 of 8 CPUs, a task beside it 0.5",
         "checked: models, columns of 3 of 3 shards, rights to write the output",
         "sample: 400 records of 4 shards read and tokenised, 2 of them cannot be labelled",
         f"estimate: 43 min with 2 actors, {seconds * 8 / 3600:.2f} CPU-hours "

@@ -32,7 +32,8 @@ from tests.fault_proxy import FaultProxy
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
-START_S = 90.0
+START_S = 180
+WAIT_READY = "SUBPROCESS_MODULE_WAIT_READY_TIMEOUT"
 SECRET = secrets.token_hex(16)  # the tests' store takes any
 
 
@@ -105,7 +106,8 @@ def cluster() -> Iterator[Cluster]:
     command += ["--node-ip-address", "127.0.0.1", "--num-cpus", "2", "--temp-dir", str(folder)]
     command += ["--object-store-memory", str(200 * 2**20), "--min-worker-port", "0", "--max-worker-port", "0"]
     command += [word for name, port in ports.items() for word in (f"--{name}", str(port))]
-    environment = bare_environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=found.token)
+    patience = {f"RAY_DASHBOARD_{name}": str(START_S) for name in ("STARTUP_TIMEOUT_S", WAIT_READY)}
+    environment = bare_environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=found.token, **patience)
     with (folder / "head.log").open("w") as log:
         head = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True, cwd=folder)
     try:

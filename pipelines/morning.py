@@ -149,7 +149,10 @@ def _head(
         },
         "drift": [
             {"of": "labels", "against": against, **found.to_values()}
-            for against, other in (("the night before", before), ("all before", everything))
+            for against, other in (
+                ("the night before", before),
+                ("all before", {} if everything == before else everything),
+            )
             if (found := drift(other, now))
         ],
     }

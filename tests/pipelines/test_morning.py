@@ -29,8 +29,12 @@ def test_labels_have_counts_shares_and_shares_before(manifest: Manifest) -> None
         {"label": "ham", "count": 200, "share": 0.4, "share_before": 0.7, "count_in_output": 900},
     ]
     assert [(each["against"], each["n_before"], each["n_now"]) for each in head["drift"]] == [
-        ("the night before", 1000, 500),
-        ("all before", 1000, 500),
+        ("the night before", 1000, 500)  # which was all before
+    ]
+    third = night(manifest, [part(3, {"spam": {"ham": 100, "spam": 50}})])
+    assert [(each["against"], each["n_before"], each["n_now"]) for each in report_of(third)["heads"][0]["drift"]] == [
+        ("the night before", 500, 150),
+        ("all before", 1500, 150),
     ]
     assert head["drift"][0]["psi"] == pytest.approx(0.3761, abs=2e-3)  # 0.3 ln(0.6/0.3) + 0.3 ln(0.7/0.4)
 

@@ -82,7 +82,7 @@ def _attempt(spec: JobSpec) -> End:
         return End("failed", MISUSED if isinstance(error, SpecError) else FAILED, str(error), type(error).__name__)
     except KeyboardInterrupt:
         return End("interrupted", INTERRUPTED, f"interrupted; {_GO_ON}", "Interrupted")
-    except SystemExit:  # what SIGTERM becomes, by Ray's handler or ours
+    except SystemExit:  # what SIGTERM becomes
         return End("interrupted", TERMINATED, f"terminated; {_GO_ON}", "Terminated")
     for line in summary.lines():
         print(line)

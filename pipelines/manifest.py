@@ -160,7 +160,11 @@ def read_manifest(output: Location) -> Manifest | None:
         )
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except OSError as error:
+        raise OutputError(
+            f"{redacted(target.url)} cannot be read ({reason(error)}): check the address, rights and credentials"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
         raise OutputError(
             f"{redacted(target.url)} cannot be read ({reason(error)}): move it away, or use another --output"
         ) from error

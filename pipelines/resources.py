@@ -5,7 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,16 +84,27 @@ def connect() -> None:
         return
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        ray.init("local", logging_level=logging.WARNING, include_dashboard=False)
+        with _own_sigterm():
+            ray.init("local", logging_level=logging.WARNING, include_dashboard=False)
         return
     try:
         _check_answers(address)
-        ray.init(address, logging_level=logging.WARNING)
+        with _own_sigterm():
+            ray.init(address, logging_level=logging.WARNING)
     except (OSError, ValueError, RuntimeError, RayError) as error:
         raise RunError(
             f"RAY_ADDRESS {redacted(address)} cannot be joined ({reason(error)}): see that the cluster is up and that "
             "RAY_AUTH_MODE and RAY_AUTH_TOKEN are its own, or submit the job with ray job submit"
         ) from error
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the handler that the process has: Ray's own kills the local cluster under the driver, which then aborts."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def _check_answers(address: str) -> None:

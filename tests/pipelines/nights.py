@@ -72,6 +72,7 @@ def plan_of(previous: Manifest | None, **changes: Any) -> JobPlan:
         parts=[],
         pending=[],
         vanished=[],
+        seen_columns=0,
     )
 
 

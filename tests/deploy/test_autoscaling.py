@@ -26,7 +26,9 @@ def test_cpu_workers_come_for_a_job_and_go_after_it(tmp_path: Path) -> None:
         assert run.returncode == 0, run.stdout
         assert json.loads((tmp_path / "_manifest.json").read_text())["rows_out"] == 955
         assert set(cloud.seen) == {"cpu"}  # and no GPU machine
-        assert cloud.seen["cpu"] <= 3  # two would do; what waits may be rounded up to a whole machine
+        assert (
+            cloud.seen["cpu"] <= 3
+        )  # two would do, and one may be rounded up; six without a cap on what Ray Data asks for
         assert not cloud.wait_until_empty(GONE_S)
 
 

@@ -34,8 +34,7 @@ class Hardware:
         actor_cpus, actor_gpus: what Ray reserves for each; no CPU beside a GPU, so that GPU nodes may say that they
             have none and take no other work.
         n_threads: threads each computes with; None leaves torch's choice.
-        max_cpus: all that the job may use. Ray Data else asks for one more node of every kind there is while any
-            resource is busy, up to the cluster's limits.
+        max_cpus: all that the job may use: Ray Data else asks for more nodes than its actors can keep busy.
         task_cpus: what Ray reserves for a tokenising or writing task. It differs from ``actor_cpus``, or
             else Ray would fuse these tasks into the actors.
         actor_nodes: labels of the nodes for the actors, the most wanted first; none: any node.

@@ -16,25 +16,27 @@ GONE_S = IDLE_S + 60
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(600)
 def test_cpu_workers_come_for_a_job_and_go_after_it(tmp_path: Path) -> None:
     job = ["jobs/classify_corpus.py", "--input", CORPUS, "--output", str(tmp_path), "--unit-rows", "100"]
     job += ["--model", "examples/spam/checkpoint", "--device", "cpu", "--actor-cpus", str(CPUS), "--max-actors", "2"]
     with fake_cloud() as cloud:
         assert not cloud.nodes()
-        run = cloud.run(*job, timeout_s=300)
+        run = cloud.run(*job, timeout_s=420)
         assert run.returncode == 0, run.stdout
         assert json.loads((tmp_path / "_manifest.json").read_text())["rows_out"] == 955
         assert set(cloud.seen) == {"cpu"}  # and no GPU machine
-        assert cloud.seen["cpu"] <= 3  # two would do; what waits may be rounded up to a whole machine
+        assert (
+            cloud.seen["cpu"] <= 3
+        )  # two would do, and one may be rounded up; six without a cap on what Ray Data asks for
         assert not cloud.wait_until_empty(GONE_S)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(600)
 def test_gpu_workers_come_for_the_models_and_cpu_workers_for_the_rest(tmp_path: Path) -> None:
     with fake_cloud(gpu_spot=1) as cloud:
-        run = cloud.run("-m", "tests.deploy.stand_in_job", CORPUS, str(tmp_path), "2", timeout_s=300)
+        run = cloud.run("-m", "tests.deploy.stand_in_job", CORPUS, str(tmp_path), "2", timeout_s=420)
         assert "rows: 955" in run.stdout.splitlines(), run.stdout
         assert cloud.seen["gpu-spot"] == 1
         assert cloud.seen["gpu-on-demand"] == 1  # since there is no second spot machine

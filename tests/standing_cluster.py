@@ -62,7 +62,7 @@ class Cluster:
         self, night: str, *flags: object, token: str | None = None, wait: bool = True
     ) -> subprocess.CompletedProcess[str]:
         """The job under the night's id, with the store's credentials in its runtime environment."""
-        names = ("AWS_ACCESS_KEY_ID", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "FSSPEC_S3")
+        names = ("AWS_ACCESS_KEY_ID", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL")
         store = {name: os.environ[name] for name in names} | {"AWS_SECRET_ACCESS_KEY": SECRET}
         runtime = json.dumps({"env_vars": store})
         options = ["--submission-id", night, "--working-dir", ".", "--runtime-env-json", runtime]
@@ -99,7 +99,9 @@ def standing_cluster() -> Iterator[Cluster]:
     command += ["--object-store-memory", str(200 * 2**20), "--min-worker-port", "0", "--max-worker-port", "0"]
     command += [word for name, port in ports.items() for word in (f"--{name}", str(port))]
     patience = {f"RAY_DASHBOARD_{name}": str(START_S) for name in ("STARTUP_TIMEOUT_S", WAIT_READY)}
-    environment = bare_environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=found.token, **patience)
+    environment = bare_environment(
+        RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=found.token, RAY_JOB_STOP_WAIT_TIME_S="60", **patience
+    )
     with (folder / "head.log").open("w") as log:
         head = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True, cwd=folder)
     try:
@@ -107,13 +109,12 @@ def standing_cluster() -> Iterator[Cluster]:
         yield found
     finally:
         head.send_signal(signal.SIGTERM)  # Ray then ends what it has started
-        try:
+        with suppress(subprocess.TimeoutExpired):
             head.wait(30)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(head.pid, signal.SIGKILL)
-            head.wait()
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(ProcessLookupError):
+            os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def wait_until_up(cluster: Cluster, head: subprocess.Popen[bytes]) -> None:

@@ -33,7 +33,7 @@ def wait_for(what: Callable[[], bool], *, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while not what():
         assert time.monotonic() < deadline
-        time.sleep(0.1)
+        time.sleep(0.5)  # the store runs in this process
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_nights_on_a_cluster_with_a_token(cluster: Cluster, bucket: str) -> None
 
     refused = cluster.submit("night-0", *flags, token="f" * 64)
     assert refused.returncode == 1
-    assert "token" in refused.stdout + refused.stderr
+    assert "Invalid authentication token" in refused.stdout + refused.stderr
 
     first = cluster.submit("night-1", *flags)
     log = first.stdout + first.stderr
@@ -108,7 +108,7 @@ def test_a_night_that_runs_is_locked_and_can_be_stopped(cluster: Cluster, bucket
     wait_for(lambda: any(name.startswith("part-") for name in names_in(locate(f"{bucket}/out"))), timeout_s=250)
     assert result(bucket)["status"] == "running"
     cluster.call("POST", "/api/jobs/night-4/stop")  # as ray job stop, which itself takes seconds to start
-    wait_for(lambda: result(bucket)["status"] != "running", timeout_s=30)
+    wait_for(lambda: result(bucket)["status"] != "running", timeout_s=60)
     ended = result(bucket)
     assert (ended["status"], ended["exit_code"], ended["submission_id"]) == ("interrupted", 143, "night-4")
     resumed = cluster.submit("night-5", *flags)

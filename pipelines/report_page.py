@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, StrictUndefined
 
+from pipelines.estimate import size_in_words
 from pipelines.page import hashes
 
 TEMPLATE = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
@@ -72,7 +73,7 @@ def _environment() -> Environment:
         number=number,
         percent=percent,
         duration=duration,
-        size=size,
+        size=size_in_words,
         when=when,
         bin=bin_name,
         short=short,
@@ -215,15 +216,6 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s" if seconds % 1 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def size(n_bytes: float) -> str:
-    """In the decimal unit that fits."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.3g} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:,.0f} TB"
 
 
 def when(started: str) -> str:

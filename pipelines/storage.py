@@ -253,11 +253,7 @@ def names_in(folder: Location) -> dict[str, Info]:
     Raises:
         OutputError: it cannot be listed.
     """
-    try:
-        entries = _entries(folder)
-    except OSError as error:
-        raise OutputError(f"{redacted(folder.url)} cannot be listed ({reason(error)}): check the rights") from error
-    return {info["name"].rsplit("/", 1)[-1]: info for info in entries if info["type"] == "file"}
+    return _listed(folder, "file")
 
 
 def folders_in(folder: Location) -> list[str]:
@@ -266,11 +262,15 @@ def folders_in(folder: Location) -> list[str]:
     Raises:
         OutputError: it cannot be listed.
     """
+    return list(_listed(folder, "directory"))
+
+
+def _listed(folder: Location, kind: str) -> dict[str, Info]:
     try:
         entries = _entries(folder)
     except OSError as error:
         raise OutputError(f"{redacted(folder.url)} cannot be listed ({reason(error)}): check the rights") from error
-    return [info["name"].rsplit("/", 1)[-1] for info in entries if info["type"] == "directory"]
+    return {info["name"].rsplit("/", 1)[-1]: info for info in entries if info["type"] == kind}
 
 
 def files_below(folder: Location) -> list[Info]:

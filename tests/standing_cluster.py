@@ -49,7 +49,7 @@ class Cluster:
         ).close()
 
     def ray(
-        self, *arguments: object, token: str | None = None, timeout_s: float = 200
+        self, *arguments: object, token: str | None = None, timeout_s: float = 400
     ) -> subprocess.CompletedProcess[str]:
         """Ray's command line, as from a machine that knows nothing but the URL and the token."""
         environment = bare_environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token or self.token, COLUMNS="200")

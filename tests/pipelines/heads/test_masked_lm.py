@@ -42,8 +42,9 @@ def test_windows_fill_every_mask_once(model: Path) -> None:
     assert len(row["masks"]) == 12
 
 
-def test_a_text_is_as_likely_as_its_tokens_behind_masks(model: Path, sentences: list[str]) -> None:
-    texts = sentences[:10]
+@pytest.mark.parametrize("n", [8, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_text_is_as_likely_as_its_tokens_behind_masks(model: Path, sentences: list[str], n: int) -> None:
+    texts = sentences[:n]
     column = label(job(model, pseudo_log_likelihood=True), text=texts)["prediction"].to_pylist()
     for row, (total, count) in zip(column, pseudo_log_likelihood(model, texts), strict=True):
         np.testing.assert_allclose(row["pseudo_log_likelihood"], total, rtol=1e-4, atol=1e-4)

@@ -81,7 +81,9 @@ def windows_of(text: str, checkpoint: Path, *, max_length: int, stride: int) -> 
     return [(window, count) for (window, _, _), count in zip(windows, counts, strict=True)]
 
 
-@pytest.mark.parametrize("stride", [0, 7, 10])
+@pytest.mark.parametrize(
+    "stride", [pytest.param(0, marks=pytest.mark.slow), 7, pytest.param(10, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("pooling", ["mean", "max"])
 def test_windows_are_joined_by_their_logits(pooling: str, stride: int, checkpoint: Path, sentences: list[str]) -> None:
     import torch

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 
 from convbert import ConvBertError
-from jobs.command_line import FAILED, MISUSED, OK, fail, given_values, prepare_environment
+from jobs.command_line import FAILED, INTERRUPTED, MISUSED, OK, fail, given_values, prepare_environment
 from pipelines.errors import PipelineError, SpecError
 from pipelines.serve_spec import ServeSpec
 
@@ -29,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(error, MISUSED)
     except (PipelineError, ConvBertError) as error:
         return fail(error, FAILED)
+    except KeyboardInterrupt:
+        return fail("interrupted before the service was ready", INTERRUPTED)
     print(f"serving {', '.join(spec.urls)} at {url} (routes: {url}/docs); Ctrl-C stops", flush=True)
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

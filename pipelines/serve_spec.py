@@ -47,6 +47,9 @@ class ServeSpec(BaseModel):
     target_ongoing_requests: float = Field(32, gt=0, description="requests at a replica that call for another one")
     upscale_delay_s: float = Field(5, ge=0, description="seconds of load before a replica is added")
     downscale_delay_s: float = Field(300, ge=0, description="seconds without load before a replica goes")
+    ingress_replicas: int | None = Field(
+        None, ge=1, description="processes that take requests (default: 2 where there may be several replicas)"
+    )
     replica_cpus: float = Field(1, ge=0, description="CPUs that Ray reserves for a replica")
 
     @model_validator(mode="before")

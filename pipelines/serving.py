@@ -64,6 +64,7 @@ def build(args: Mapping[str, Any] | ServeSpec) -> serve.Application:
         **_scaling(spec),
     )
     ingress = _deployment(Ingress).options(
+        num_replicas=spec.ingress_replicas or min(2, spec.max_replicas),
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=10_000,
         logging_config=QUIET,

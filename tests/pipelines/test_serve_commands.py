@@ -69,6 +69,10 @@ def test_serve_online_stops_at_ctrl_c(tmp_path: Path) -> None:
     command = [sys.executable, "jobs/serve_online.py", "--head", f"spam={SPAM}", "--port", str(port)]
     with running(command, bare_environment(), tmp_path / "log") as process:
         assert label(port) == "spam"
+        until_s = time.monotonic() + START_S
+        while "Ctrl-C stops" not in (tmp_path / "log").read_text():
+            assert time.monotonic() < until_s, (tmp_path / "log").read_text()
+            time.sleep(0.2)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0, (tmp_path / "log").read_text()
     with pytest.raises(requests.ConnectionError):

@@ -2,7 +2,7 @@
 
 python -m tests.soak.service
 
-Prints what happened as JSON; tests/soak/test_service.py says what must.
+Prints what happened as JSON on its last line; tests/soak/test_service.py says what must.
 """
 
 from __future__ import annotations
@@ -183,4 +183,4 @@ def life() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(life(), indent=2))
+    print(json.dumps(life()))

@@ -17,7 +17,7 @@ def life() -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.soak.service"]
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=560)
     assert run.returncode == 0, run.stdout + run.stderr
-    seen: dict[str, Any] = json.loads(run.stdout)
+    seen: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
     return seen
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
@@ -20,7 +21,7 @@ def count_right(words: Iterable[Any] | None, tokens: Sequence[str]) -> int:
 def main(output: str) -> None:
     """Print how many tokens and how many sentences the job labelled as the corpus does."""
     columns = ["pos", "prose", "tokens", "kind"]
-    parts = ds.dataset(output, format="parquet", exclude_invalid_files=False).to_table(columns)
+    parts = ds.dataset(sorted(Path(output).glob("part-*"))).to_table(columns)
     tokens = [sentence.split() for sentence in parts["tokens"].to_pylist()]
     words = pc.struct_field(parts["pos"], "entities").to_pylist()
     right = sum(count_right(*sentence) for sentence in zip(words, tokens, strict=True))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 
 from pipelines.figures import Histogram, numbers, shares
@@ -29,6 +29,7 @@ from pipelines.report_page import (
     worst_drift,
 )
 from pipelines.write import Part
+from tests.browser import chromium
 from tests.pipelines.nights import head, night, part
 from tests.pipelines.test_page import COLOURS, luminance
 
@@ -177,12 +178,7 @@ def browser(page: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chr
     """The page opened from disk; afterwards its console is silent and nothing else has been asked for."""
     path = Path(tmp_path_factory.mktemp("report")) / "report.html"
     path.write_text(page, encoding="utf-8")
-    options = ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1000,900"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    with Chrome(options, ChromeService(shutil.which("chromedriver"))) as browser:
+    with chromium() as browser:
         browser.get(path.as_uri())
         yield browser
         messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]

@@ -33,6 +33,7 @@ test: setup
 soak: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,soak]'
 	$(BIN)/python -m pytest -m slow
+	RAY_SERVE_ENABLE_HA_PROXY=1 RAY_SERVE_THROUGHPUT_OPTIMIZED=1 $(BIN)/python -m pytest tests/pipelines/test_serving.py
 	$(BIN)/python -m tests.soak.campaign --kills $(or $(KILLS),50)
 	$(BIN)/python -m tests.soak.campaign --kills 12 --texts 150 --partition-by spam.label
 	$(BIN)/python -m tests.fuzz.campaign --minutes $(or $(MINUTES),5)

@@ -4,6 +4,8 @@ The recipe is what most people write: one deployment that takes HTTP requests, `
 Transformers' tokenizer with padding to the batch's longest, and Transformers' ConvBERT in fp32. Both have one
 replica, the same checkpoint and as many threads.
 
+Both run in this environment: with Ray's settings for less latency (docs/serving.md), the recipe has them too.
+
 Traffic comes from a process of its own at a fixed rate with exponential gaps, whatever becomes of the answers
 (benchmarks/load.py): the same texts at the same times for both. The rate rises until the 99th percentile of the
 latency exceeds a bound; what counts is the highest rate that kept within it. A lone request, for which no other has
@@ -51,6 +53,7 @@ HEAD = "texts"
 MIN_TOKENS, MAX_TOKENS = 20, 512
 N_TEXTS = 2000
 N_LONE = 50
+N_WARM_UP = 20
 STEP = 2**0.25  # from rate to rate
 FIRST_LOAD = 0.5  # at the lowest rate, of what lone requests would make full
 MOST_MISSES = 2  # rates beyond the bound that end a sweep: one alone may be bad luck
@@ -111,8 +114,8 @@ class Recipe:
 def main() -> None:
     """Print what was measured."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--size", choices=SIZES, default="small", help="model size, random weights (default: small)")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of traffic at each rate (default: 8)")
+    parser.add_argument("--size", choices=SIZES, default="base", help="model size, random weights (default: base)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of traffic at each rate (default: 20)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side (default: all cores)")
     parser.add_argument("--batch-size", type=int, default=8, help="of the recipe (default: 8)")
     parser.add_argument("--p99-ms", type=float, help="bound (default: twice the recipe's at its lowest rate)")
@@ -129,9 +132,9 @@ def main() -> None:
 
 
 def measure(
-    size: str = "small",
+    size: str = "base",
     *,
-    seconds: float = 8.0,
+    seconds: float = 20.0,
     n_threads: int | None = None,
     max_batch_size: int = 8,
     p99_ms: float | None = None,
@@ -149,16 +152,14 @@ def measure(
             f"texts of {min(lengths)} to {max(lengths)} tokens, mean {statistics.mean(lengths):.0f}, "
             f"median {statistics.median(lengths):.0f}; {seconds:g} s at each rate"
         )
-        ray.init("local", num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-        try:
-            with recipe(checkpoint, n_threads=n_threads, max_batch_size=max_batch_size) as url:
-                theirs = measure_side("recipe", url, texts, seconds=seconds, p99_ms=p99_ms)
-            bound_ms = p99_ms or BOUND_OVER_LOWEST * theirs.rates[0].p99_ms
-            with ours(checkpoint, n_threads=n_threads) as url:
-                our = measure_side("ours", url, texts, seconds=seconds, p99_ms=bound_ms)
-        finally:
-            ray.shutdown()
-        engine_ms = engine_times(checkpoint, ids[:N_LONE], n_threads=n_threads)
+        settings = [f"{name}={value}" for name, value in os.environ.items() if name.startswith(("RAY_SERVE_", "OMP_"))]
+        print(f"environment: {', '.join(sorted(settings)) or 'as it is by default'}")
+        with cluster(), recipe(checkpoint, n_threads=n_threads, max_batch_size=max_batch_size) as url:
+            theirs = measure_side("recipe", url, texts, seconds=seconds, p99_ms=p99_ms)
+        bound_ms = p99_ms or BOUND_OVER_LOWEST * theirs.rates[0].p99_ms
+        with cluster(), ours(checkpoint, n_threads=n_threads) as url:
+            our = measure_side("ours", url, texts, seconds=seconds, p99_ms=bound_ms)
+        engine_ms = engine_times(checkpoint, ids, n_threads=n_threads)
     difference = largest_difference(our.lone, theirs.lone)
     assert difference < 1e-3, f"the answers differ by {difference}"
     return [throughput(size, our.rates, theirs.rates, bound_ms), overhead(size, our.lone, theirs.lone, engine_ms)]
@@ -195,6 +196,16 @@ def texts_within(checkpoint: str) -> tuple[list[str], list[list[int]]]:
 
 
 @contextmanager
+def cluster() -> Iterator[None]:
+    """A Ray of its own: a second Serve in the same one may come up with the settings of none."""
+    ray.init("local", num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
 def recipe(checkpoint: str, *, n_threads: int, max_batch_size: int) -> Iterator[str]:
     """The URL at which the recipe answers."""
     port = free_port()
@@ -228,7 +239,7 @@ def free_port() -> int:
 
 def measure_side(name: str, url: str, texts: Sequence[str], *, seconds: float, p99_ms: float | None) -> Side:
     """Lone requests, then rates upwards until they miss the bound, by default twice the p99 at the lowest of them."""
-    send(url, texts[-20:])  # warm up
+    send(url, texts[-N_WARM_UP:])
     lone = send(url, texts[:N_LONE])
     assert all(reply.status == 200 for reply in lone), "a lone request failed"
     print(f"{name:>6}: lone requests: p50 {statistics.median(reply.ms for reply in lone):.1f} ms", flush=True)
@@ -248,20 +259,20 @@ def _line(rate: Rate) -> str:
     return f"{rate.per_s:6.1f}/s: p50 {rate.p50_ms:7.1f} ms, p99 {rate.p99_ms:7.1f} ms, {rate.n_failed} failed"
 
 
-def engine_times(checkpoint: str, ids: Sequence[Sequence[int]], *, n_threads: int) -> list[float]:
-    """Milliseconds that the bare engine takes for each text alone, the median of three runs after one."""
+def engine_times(checkpoint: str, texts: Sequence[Sequence[int]], *, n_threads: int) -> list[float]:
+    """Milliseconds that the bare engine takes for each of the first texts alone, after the same warm-up as a service.
+
+    Each runs once, as in a service: the first batch of a new length costs oneDNN some milliseconds more.
+    """
     torch.set_num_threads(n_threads)
     engine = load_engine(plan_service({HEAD: checkpoint}, {})[0])
     taken: list[float] = []
-    for one in ids:
-        batch = Packed(np.array(one, np.int32), np.array([0, len(one)]))
-        runs_ms = []
-        for _ in range(4):
-            started_s = time.perf_counter()
-            engine(batch)
-            runs_ms.append(1000 * (time.perf_counter() - started_s))
-        taken.append(statistics.median(runs_ms[1:]))
-    return taken
+    for ids in [*texts[-N_WARM_UP:], *texts[:N_LONE]]:
+        batch = Packed(np.array(ids, np.int32), np.array([0, len(ids)]))
+        started_s = time.perf_counter()
+        engine(batch)
+        taken.append(1000 * (time.perf_counter() - started_s))
+    return taken[N_WARM_UP:]
 
 
 def rates_from(lowest_per_s: float) -> Iterator[float]:

@@ -61,6 +61,7 @@ class Batcher(Generic[Item, Answer]):
         max_wait_s: seconds to wait for more requests.
         max_queued_tokens: tokens that may wait; a request is always taken while none waits.
         observe: told of every batch that ran.
+        thread: the one that ``run`` is called in; None makes one.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Batcher(Generic[Item, Answer]):
         max_wait_s: float,
         max_queued_tokens: int,
         observe: Callable[[BatchStats], None] | None = None,
+        thread: ThreadPoolExecutor | None = None,
     ) -> None:
         self._run = run
         self._max_batch_tokens = max_batch_tokens
@@ -81,7 +83,7 @@ class Batcher(Generic[Item, Answer]):
         self._queued_tokens = 0
         self._is_crowded = False  # whether the last batch had several requests
         self._changed = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._worker: asyncio.Task[None] | None = None
 
     @property

@@ -132,7 +132,7 @@ def _label(encoded: pa.Table, plan: JobPlan, hardware: Hardware) -> tuple[Timing
         "n_threads": hardware.n_threads,
     }
     once = ray.remote(max_calls=1, max_retries=0)(_timed)  # a process of its own: it sets torch's threads
-    options = {"num_cpus": hardware.actor_cpus, "num_gpus": hardware.actor_gpus}
+    options = {"num_cpus": hardware.actor_cpus, "num_gpus": hardware.actor_gpus, **hardware.placement}
     asked = time.perf_counter()
     result = once.options(**options).remote(encoded, plan.passes, model, LIMIT_S)
     if not ray.wait([result], timeout=WAIT_S + LIMIT_S)[0]:

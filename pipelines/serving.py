@@ -9,6 +9,7 @@ import asyncio
 import importlib.metadata
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -129,24 +130,36 @@ class Model:
     """A replica: the predictor behind its queue."""
 
     def __init__(self, spec: ServeSpec, passes: Sequence[EncoderPass], device: str, precision: str) -> None:
-        n_threads = spec.threads or min(os.cpu_count() or 1, MAX_THREADS_PER_ACTOR)
-        self._predictor = OnlinePredictor(
-            passes,
-            settings=spec.settings_of_heads,
-            device=device,
-            precision=precision,
-            max_batch_tokens=spec.max_batch_tokens,
-            n_threads=n_threads,
-        )
-        self._metrics = _BatchMetrics()
+        thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._predictor = thread.submit(self._load, spec, passes, device, precision).result()
         self._batcher: Batcher[Request, Answer] = Batcher(
             self._predictor,
             max_batch_tokens=self._predictor.max_batch_tokens,
             max_wait_s=spec.max_wait_ms / 1000,
             max_queued_tokens=spec.max_queued_tokens,
-            observe=self._metrics,
+            observe=_BatchMetrics(),
+            thread=thread,
         )
-        self._warm_up(passes)
+
+    @staticmethod
+    def _load(spec: ServeSpec, passes: Sequence[EncoderPass], device: str, precision: str) -> OnlinePredictor:
+        """The predictor, warm: a request to each head, so that the first client waits no longer than others.
+
+        It is loaded in the thread that runs it. A second thread that computes would bring a second pool of OpenMP's
+        threads, and with more of them than cores each sleeps at every barrier rather than look out for the other.
+        """
+        predictor = OnlinePredictor(
+            passes,
+            settings=spec.settings_of_heads,
+            device=device,
+            precision=precision,
+            max_batch_tokens=spec.max_batch_tokens,
+            n_threads=spec.threads or min(os.cpu_count() or 1, MAX_THREADS_PER_ACTOR),
+        )
+        for plan in (plan for one in passes for plan in one.heads):
+            mask = getattr(plan.head, "mask_token", "[MASK]")
+            predictor([Request(({**LABELS, "text": f"the {mask}"},), ((plan.name, ()),))])
+        return predictor
 
     async def answer(self, request: Request) -> Answer | None:
         """The request's answer, or None where the queue is full."""
@@ -162,12 +175,6 @@ class Model:
     async def check_health(self) -> None:
         """Run the shortest input between two batches; Serve replaces a replica that cannot."""
         await self._batcher.call(self._predictor.check)
-
-    def _warm_up(self, passes: Sequence[EncoderPass]) -> None:
-        """A request to each head, so that the first client waits no longer than others."""
-        for plan in (plan for one in passes for plan in one.heads):
-            mask = getattr(plan.head, "mask_token", "[MASK]")
-            self._predictor([Request(({**LABELS, "text": f"the {mask}"},), ((plan.name, ()),))])
 
 
 class _BatchMetrics:

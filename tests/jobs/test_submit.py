@@ -100,14 +100,16 @@ def test_nights_on_a_cluster_with_a_token(cluster: Cluster, bucket: str) -> None
 
 
 def test_a_night_that_runs_is_locked_and_can_be_stopped(cluster: Cluster, bucket: str) -> None:
-    flags = ["--input", f"{bucket}/in", "--output", f"{bucket}/out", "--model", f"{bucket}/model", "--unit-rows", 4]
+    flags = ["--input", f"{bucket}/in", "--output", f"{bucket}/out", "--model", f"{bucket}/model", "--unit-rows", 1]
     assert cluster.submit("night-4", *flags, wait=False).returncode == 0
     again = cluster.submit("night-4", *flags)
     assert again.returncode == 1
     assert "night-4 already exists" in again.stdout + again.stderr
     wait_for(lambda: any(name.startswith("part-") for name in names_in(locate(f"{bucket}/out"))), timeout_s=250)
     assert result(bucket)["status"] == "running"
-    cluster.call("POST", "/api/jobs/night-4/stop")  # as ray job stop, which itself takes seconds to start
+    stopped = cluster.ray("stop", "night-4")
+    assert stopped.returncode == 0
+    assert "Job 'night-4' was stopped" in stopped.stdout + stopped.stderr
     wait_for(lambda: result(bucket)["status"] != "running", timeout_s=60)
     ended = result(bucket)
     assert (ended["status"], ended["exit_code"], ended["submission_id"]) == ("interrupted", 143, "night-4")

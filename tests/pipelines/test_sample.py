@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from pipelines import sample
 from pipelines.errors import OutputError, PipelineError
@@ -75,6 +77,19 @@ def test_a_cluster_without_room_gives_no_time(
     late = take_sample(plan, ON_ONE_CPU)
     assert (late.timing, late.why_not) == (None, "the cluster has given no process for the sample in 0 s")
     assert no_gpu.tokens == late.tokens > 0
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_sample_is_labelled_where_the_actors_will_be(
+    corpus: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(job(corpus, tmp_path / "out", checkpoint))
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    nowhere = {"zone": "nowhere"}
+    assert take_sample(plan, replace(ON_ONE_CPU, actor_nodes=(nowhere, here))).timing is not None
+    monkeypatch.setattr(sample, "WAIT_S", 2.0)
+    monkeypatch.setattr(sample, "LIMIT_S", 1.0)
+    assert take_sample(plan, replace(ON_ONE_CPU, actor_nodes=(nowhere,))).why_not.startswith("the cluster has given no")
 
 
 def test_a_corpus_of_blank_lines_has_no_records(

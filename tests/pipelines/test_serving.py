@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import socket
 import threading
 import time
@@ -19,9 +20,13 @@ import pytest
 import ray
 import requests
 from ray import serve
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 
 from pipelines import serving
 from pipelines.serve_spec import ServeSpec
+from tests.browser import chromium
 from tests.conftest import save_checkpoint, with_labels
 from tests.metrics import scraped
 from tests.oracle import answer, classify, embed, fill, tag
@@ -321,6 +326,40 @@ def kill_a_replica() -> str:
     names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if "#Model#" in actor["name"]]
     ray.kill(ray.get_actor(names[0], namespace="serve"))
     return names[0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("chromedriver"), reason="needs Debian's chromium and chromium-driver")
+def test_the_page_shows_what_the_service_answers(url: str) -> None:
+    """In a real browser, with a token typed in: every head that the page offers, asked by hand."""
+    with chromium() as browser:
+
+        def all_of(selector: str) -> list[Any]:
+            return browser.find_elements(By.CSS_SELECTOR, selector)
+
+        def run() -> None:
+            all_of("button[type=submit]")[0].click()
+            WebDriverWait(browser, 20).until(lambda _: all_of("#result[aria-busy=false] > *"))
+
+        browser.get(url)
+        WebDriverWait(browser, 20).until(lambda _: all_of("#token")[0].is_displayed())
+        all_of("#token")[0].send_keys(TOKEN, Keys.ENTER)
+        WebDriverWait(browser, 20).until(lambda _: all_of("#head option"))
+        shown = {}
+        for option in all_of("#head option"):
+            option.click()
+            name = option.text.split()[0]
+            text = "the [MASK] now" if name == "words" else "free mail"
+            browser.execute_script("document.getElementById('text').value = arguments[0]", text)
+            browser.execute_script("document.getElementById('question').value = 'the mail'")
+            run()
+            assert [error.text for error in all_of(".error")] == [], name
+            shown[name] = all_of("#result")[0].text
+    assert list(shown) == ["spam", "names", "words", "answers", "vectors"]
+    best = max(post(url, "spam", {"inputs": "free mail"}).json()[0], key=lambda row: row["score"])
+    assert f"{best['label']}\n{100 * best['score']:.1f} %" in shown["spam"]
+    for row in post(url, "words", {"inputs": "the [MASK] now"}).json():
+        assert row["token_str"] in shown["words"]
 
 
 @pytest.mark.slow

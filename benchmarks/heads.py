@@ -61,10 +61,10 @@ def measure(rounds: int = 5, n_texts: int = 48, size: str = "base") -> list[Row]
     with tempfile.TemporaryDirectory() as scratch:
         checkpoints = make_checkpoints(Path(scratch), size)
         jobs = {n_heads: Job(dict(list(checkpoints.items())[:n_heads])) for n_heads in (1, 3)}
-    block = pa.table({text_name("text"): texts(n_texts), "error": pa.nulls(n_texts, pa.string())})
-    for job in jobs.values():
-        job(block.slice(0, 4))  # warm up
-    runs = [{n_heads: job(block) for n_heads, job in jobs.items()} for _ in range(rounds)]
+        block = pa.table({text_name("text"): texts(n_texts), "error": pa.nulls(n_texts, pa.string())})
+        for job in jobs.values():
+            job(block.slice(0, 4))  # warm up
+        runs = [{n_heads: job(block) for n_heads, job in jobs.items()} for _ in range(rounds)]
     seconds = {n_heads: [sum(run[n_heads].values()) for run in runs] for n_heads in jobs}
     stages = {name: statistics.median(run[3][name] for run in runs) for name in STAGES}
     note = f"{n_texts} e-mails; of three: " + ", ".join(f"{name} {value:.3f} s" for name, value in stages.items())

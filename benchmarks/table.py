@@ -37,8 +37,9 @@ def measured(names: Sequence[str]) -> list[Row]:
     rows: list[Row] = []
     for name in names:
         started = time.monotonic()
-        rows += importlib.import_module(f"benchmarks.{name}").measure()
-        print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
+        found = importlib.import_module(f"benchmarks.{name}").measure()
+        print(f"{name}: {time.monotonic() - started:.0f} s\n{render(found)}", file=sys.stderr)  # a later one may fail
+        rows += found
     return rows
 
 

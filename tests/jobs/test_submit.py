@@ -100,7 +100,7 @@ def test_nights_on_a_cluster_with_a_token(cluster: Cluster, bucket: str) -> None
 
 
 def test_a_night_that_runs_is_locked_and_can_be_stopped(cluster: Cluster, bucket: str) -> None:
-    flags = ["--input", f"{bucket}/in", "--output", f"{bucket}/out", "--model", f"{bucket}/model", "--unit-rows", 1]
+    flags = ["--input", f"{bucket}/in", "--output", f"{bucket}/out", "--model", f"{bucket}/model", "--unit-rows", 2]
     assert cluster.submit("night-4", *flags, wait=False).returncode == 0
     again = cluster.submit("night-4", *flags)
     assert again.returncode == 1

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import re
-import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,12 +18,9 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from pipelines.page import PAGE, content_security_policy
-from tests.browser import chromium
+from tests.browser import chromium, needs_chromium
 
-pytestmark = pytest.mark.skipif(
-    not (shutil.which("chromium") and shutil.which("chromedriver")),
-    reason="needs Debian's chromium and chromium-driver",
-)
+pytestmark = needs_chromium
 
 HEADS = [
     {"name": "spam", "task": "text-classification", "labels": ["ham", "spam"]},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -29,7 +28,7 @@ from pipelines.report_page import (
     worst_drift,
 )
 from pipelines.write import Part
-from tests.browser import chromium
+from tests.browser import chromium, needs_chromium
 from tests.pipelines.nights import head, night, part
 from tests.pipelines.test_page import COLOURS, luminance
 
@@ -167,11 +166,6 @@ def test_a_night_with_next_to_nothing_has_a_page(parts: list[Part]) -> None:
 
 # --- in a browser ---------------------------------------------------------------------------------------
 
-needs_browser = pytest.mark.skipif(
-    not (shutil.which("chromium") and shutil.which("chromedriver")),
-    reason="needs Debian's chromium and chromium-driver",
-)
-
 
 @pytest.fixture(scope="module")
 def browser(page: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
@@ -192,7 +186,7 @@ def set_size(browser: Chrome, width: int) -> None:
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
 
-@needs_browser
+@needs_chromium
 def test_hostile_labels_are_text(browser: Chrome) -> None:
     assert browser.title.startswith("Labelling report, ")
     assert browser.find_elements(By.CSS_SELECTOR, "script, img") == []
@@ -201,7 +195,7 @@ def test_hostile_labels_are_text(browser: Chrome) -> None:
     assert f"{(HOSTILE * 9)[:399]}…" in [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, "td.words")]
 
 
-@needs_browser
+@needs_chromium
 @pytest.mark.parametrize("width", [360, 1000])
 def test_nothing_is_wider_than_the_screen(browser: Chrome, width: int) -> None:
     set_size(browser, width)
@@ -212,7 +206,7 @@ def test_nothing_is_wider_than_the_screen(browser: Chrome, width: int) -> None:
     assert browser.execute_script(too_wide) == []
 
 
-@needs_browser
+@needs_chromium
 def test_charts_have_their_columns_in_proportion_and_a_table_behind_them(browser: Chrome, report: Values) -> None:
     set_size(browser, 1000)
     bins = report["heads"][0]["scores"]["score"]["bins"]
@@ -230,7 +224,7 @@ def test_charts_have_their_columns_in_proportion_and_a_table_behind_them(browser
     assert [cell.get_attribute("textContent") for cell in table] == [f"{each['count']:,}" for each in bins]
 
 
-@needs_browser
+@needs_chromium
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_contrast_is_enough_in_light_and_dark(browser: Chrome, scheme: str) -> None:
     features = [{"name": "prefers-color-scheme", "value": scheme}]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import socket
 import threading
 import time
@@ -26,7 +25,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from pipelines import serving
 from pipelines.serve_spec import ServeSpec
-from tests.browser import chromium
+from tests.browser import chromium, needs_chromium
 from tests.conftest import save_checkpoint, with_labels
 from tests.metrics import scraped
 from tests.oracle import answer, classify, embed, fill, tag
@@ -329,7 +328,7 @@ def kill_a_replica() -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("chromedriver"), reason="needs Debian's chromium and chromium-driver")
+@needs_chromium
 def test_the_page_shows_what_the_service_answers(url: str) -> None:
     """In a real browser, with a token typed in: every head that the page offers, asked by hand."""
     with chromium() as browser:

@@ -9,7 +9,11 @@ Both run in this environment: with Ray's settings for less latency (docs/serving
 Traffic comes from a process of its own at a fixed rate with exponential gaps, whatever becomes of the answers
 (benchmarks/load.py): the same texts at the same times for both. The rate rises until the 99th percentile of the
 latency exceeds a bound; what counts is the highest rate that kept within it. A lone request, for which no other has
-to wait, is compared with the bare engine on its token ids in this process.
+to wait, is compared with the bare engine on its token ids in this process, a few of one and a few of the other in
+turn; what the service's mere presence costs the engine is told by the engine's times before there was one.
+
+With as many threads as cores, Serve's own processes take their time from the model's threads. ``--threads`` below that
+leaves them cores, as a cluster would.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import argparse
 import itertools
 import logging
 import math
+import multiprocessing
 import os
 import random
 import socket
@@ -25,6 +30,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,7 +49,7 @@ from benchmarks.inputs import SIZES, docstrings, make_model, save
 from benchmarks.load import Reply, send
 from benchmarks.machine import describe
 from benchmarks.rows import Row
-from convbert.engine import Packed
+from convbert.engine import Engine, Packed
 from pipelines import serving
 from pipelines.online import plan_service
 from pipelines.predict import load_engine
@@ -54,6 +60,7 @@ MIN_TOKENS, MAX_TOKENS = 20, 512
 N_TEXTS = 2000
 N_LONE = 50
 N_WARM_UP = 20
+TURN = 5  # lone requests before it is the engine's turn
 STEP = 2**0.25  # from rate to rate
 FIRST_LOAD = 0.5  # at the lowest rate, of what lone requests would make full
 MOST_MISSES = 2  # rates beyond the bound that end a sweep: one alone may be bad luck
@@ -73,18 +80,6 @@ class Rate(NamedTuple):
     p50_ms: float
     p99_ms: float
     n_failed: int
-
-
-class Side(NamedTuple):
-    """What was measured of a service.
-
-    Attributes:
-        lone: replies to requests that came one by one.
-        rates: of the sweep, ascending.
-    """
-
-    lone: list[Reply]
-    rates: list[Rate]
 
 
 class Recipe:
@@ -154,15 +149,25 @@ def measure(
         )
         settings = [f"{name}={value}" for name, value in os.environ.items() if name.startswith(("RAY_SERVE_", "OMP_"))]
         print(f"environment: {', '.join(sorted(settings)) or 'as it is by default'}")
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:  # no length has run in it yet
+            alone_ms = fresh.submit(engine_times, checkpoint, ids, n_threads=n_threads).result()
+        print(f"engine, no Ray beside it: p50 {statistics.median(alone_ms):.1f} ms")
         with cluster(), recipe(checkpoint, n_threads=n_threads, max_batch_size=max_batch_size) as url:
-            theirs = measure_side("recipe", url, texts, seconds=seconds, p99_ms=p99_ms)
-        bound_ms = p99_ms or BOUND_OVER_LOWEST * theirs.rates[0].p99_ms
+            send(url, texts[-N_WARM_UP:])
+            their_lone = send(url, texts[:N_LONE])
+            their_rates = sweep("recipe", url, texts, their_lone, seconds=seconds, p99_ms=p99_ms)
+        bound_ms = p99_ms or BOUND_OVER_LOWEST * their_rates[0].p99_ms
+        engine = warm_engine(checkpoint, ids, n_threads=n_threads)
         with cluster(), ours(checkpoint, n_threads=n_threads) as url:
-            our = measure_side("ours", url, texts, seconds=seconds, p99_ms=bound_ms)
-        engine_ms = engine_times(checkpoint, ids, n_threads=n_threads)
-    difference = largest_difference(our.lone, theirs.lone)
+            send(url, texts[-N_WARM_UP:])
+            our_lone, engine_ms = in_turns(url, engine, texts[:N_LONE], ids[:N_LONE])
+            our_rates = sweep("ours", url, texts, our_lone, seconds=seconds, p99_ms=bound_ms)
+    difference = largest_difference(our_lone, their_lone)
     assert difference < 1e-3, f"the answers differ by {difference}"
-    return [throughput(size, our.rates, theirs.rates, bound_ms), overhead(size, our.lone, theirs.lone, engine_ms)]
+    return [
+        throughput(size, our_rates, their_rates, bound_ms),
+        overhead(size, our_lone, their_lone, engine_ms, alone_ms),
+    ]
 
 
 def throughput(size: str, our: Sequence[Rate], their: Sequence[Rate], bound_ms: float) -> Row:
@@ -173,13 +178,16 @@ def throughput(size: str, our: Sequence[Rate], their: Sequence[Rate], bound_ms: 
     return Row(f"online, {size} size, fp32: requests/s at the same p99", "Serve's recipe", GOAL, ratio, note)
 
 
-def overhead(size: str, our: Sequence[Reply], their: Sequence[Reply], engine_ms: Sequence[float]) -> Row:
+def overhead(
+    size: str, our: Sequence[Reply], their: Sequence[Reply], engine_ms: Sequence[float], alone_ms: Sequence[float]
+) -> Row:
     """Milliseconds of a lone request beyond the engine's."""
     beyond_ms = statistics.median(reply.ms for reply in our) - statistics.median(engine_ms)
     each_ms = statistics.median(reply.ms - ms for reply, ms in zip(our, engine_ms, strict=True))
     note = (
-        f"goal: at most {GOAL_MS:g}; p50 {statistics.median(reply.ms for reply in our):.1f} ms, engine "
+        f"goal: at most {GOAL_MS:g}; p50 {statistics.median(reply.ms for reply in our):.1f} ms, engine in turn "
         f"{statistics.median(engine_ms):.1f} ms, text by text {each_ms:.1f} ms beyond it; "
+        f"engine without Ray {statistics.median(alone_ms):.1f} ms; "
         f"recipe {statistics.median(reply.ms for reply in their):.1f} ms"
     )
     return Row(f"online, {size} size, fp32: ms of a lone request beyond", "our engine", None, beyond_ms, note)
@@ -237,10 +245,22 @@ def free_port() -> int:
         return port
 
 
-def measure_side(name: str, url: str, texts: Sequence[str], *, seconds: float, p99_ms: float | None) -> Side:
-    """Lone requests, then rates upwards until they miss the bound, by default twice the p99 at the lowest of them."""
-    send(url, texts[-N_WARM_UP:])
-    lone = send(url, texts[:N_LONE])
+def in_turns(
+    url: str, engine: Engine, texts: Sequence[str], ids: Sequence[Sequence[int]]
+) -> tuple[list[Reply], list[float]]:
+    """Replies to texts that come one by one, and the engine's milliseconds for each: a few of these, a few of those."""
+    replies: list[Reply] = []
+    engine_ms: list[float] = []
+    for first in range(0, len(texts), TURN):
+        engine_ms += [run_ms(engine, one) for one in ids[first : first + TURN]]
+        replies += send(url, texts[first : first + TURN])
+    return replies, engine_ms
+
+
+def sweep(
+    name: str, url: str, texts: Sequence[str], lone: Sequence[Reply], *, seconds: float, p99_ms: float | None
+) -> list[Rate]:
+    """Rates upwards until they miss the bound, by default twice the p99 at the lowest of them."""
     assert all(reply.status == 200 for reply in lone), "a lone request failed"
     print(f"{name:>6}: lone requests: p50 {statistics.median(reply.ms for reply in lone):.1f} ms", flush=True)
     rates: list[Rate] = []
@@ -252,7 +272,7 @@ def measure_side(name: str, url: str, texts: Sequence[str], *, seconds: float, p
         bound_ms = p99_ms or BOUND_OVER_LOWEST * rates[0].p99_ms
         if sum(not holds(rate, bound_ms) for rate in rates) >= MOST_MISSES:
             break
-    return Side(lone, rates)
+    return rates
 
 
 def _line(rate: Rate) -> str:
@@ -260,19 +280,29 @@ def _line(rate: Rate) -> str:
 
 
 def engine_times(checkpoint: str, texts: Sequence[Sequence[int]], *, n_threads: int) -> list[float]:
-    """Milliseconds that the bare engine takes for each of the first texts alone, after the same warm-up as a service.
+    """Milliseconds that the bare engine takes for each of the first texts, after the same warm-up as a service.
 
     Each runs once, as in a service: the first batch of a new length costs oneDNN some milliseconds more.
     """
+    engine = warm_engine(checkpoint, texts, n_threads=n_threads)
+    return [run_ms(engine, ids) for ids in texts[:N_LONE]]
+
+
+def warm_engine(checkpoint: str, texts: Sequence[Sequence[int]], *, n_threads: int) -> Engine:
+    """The bare engine after the last texts."""
     torch.set_num_threads(n_threads)
     engine = load_engine(plan_service({HEAD: checkpoint}, {})[0])
-    taken: list[float] = []
-    for ids in [*texts[-N_WARM_UP:], *texts[:N_LONE]]:
-        batch = Packed(np.array(ids, np.int32), np.array([0, len(ids)]))
-        started_s = time.perf_counter()
-        engine(batch)
-        taken.append(1000 * (time.perf_counter() - started_s))
-    return taken[N_WARM_UP:]
+    for ids in texts[-N_WARM_UP:]:
+        run_ms(engine, ids)
+    return engine
+
+
+def run_ms(engine: Engine, ids: Sequence[int]) -> float:
+    """How long the engine takes for one text."""
+    batch = Packed(np.array(ids, np.int32), np.array([0, len(ids)]))
+    started_s = time.perf_counter()
+    engine(batch)
+    return 1000 * (time.perf_counter() - started_s)
 
 
 def rates_from(lowest_per_s: float) -> Iterator[float]:

@@ -50,7 +50,7 @@ class JobMetrics:
         self._actors = Gauge("convbert_job_actors", "model actors that there may be at most", tags)
         self._at_work = Gauge("convbert_job_actors_at_work", "model actors that compute now", tags)
         for metric in vars(self).copy().values():
-            metric.set_default_tags({"output": output})
+            metric.set_default_tags({"output": _ascii(output)})
         self._units_planned.inc(n_units)
         if n_rows:
             self._rows_planned.inc(n_rows)
@@ -90,7 +90,7 @@ class JobMetrics:
         """Failed records by reason, without what comes from the records: every reason is a time series."""
         counts: Counts[str] = Counts()
         for reason, count in part.reasons.items():
-            counts[self._known(_QUOTED.sub("…", reason)[:80])] += count
+            counts[self._known(_ascii(_QUOTED.sub("...", reason))[:80])] += count
         counts[OTHER] += part.failed - sum(part.reasons.values())  # a part tells its commonest only
         return ((reason, count) for reason, count in counts.items() if count > 0)
 
@@ -106,3 +106,8 @@ class JobMetrics:
                 self._at_work.set(min(self._n_at_work(), self._n_actors))
             if self._stopped.wait(BEAT_S):
                 return
+
+
+def _ascii(text: str) -> str:
+    """The text in the only characters that Ray takes in a tag."""
+    return text.encode("ascii", "backslashreplace").decode()

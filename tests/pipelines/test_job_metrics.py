@@ -50,6 +50,15 @@ def test_a_run_is_on_rays_metrics_port(
     assert (failed.labels["reason"], failed.value) == ("text is a number, not a string", 1)
 
 
+def test_ray_takes_every_reason_and_every_folder(ray_cluster: None) -> None:
+    """Its tags are ASCII, and an error in counting would end the night."""
+    metrics = JobMetrics(output="ausgänge/日", n_units=1, n_rows=None, n_actors=1, n_at_work=lambda: 0)
+    reasons = {"n holds 'secret', not int64": 1, "größe is a number": 1}
+    part = Part("part", rows=2, failed=2, tokens=0, reasons=reasons)
+    metrics.add([part])
+    assert dict(metrics._failures(part)) == {"n holds ..., not int64": 1, "gr\\xf6\\xdfe is a number": 1}
+
+
 def test_reasons_are_few_and_hold_nothing_of_the_records(ray_cluster: None) -> None:
     metrics = JobMetrics(output="out", n_units=1, n_rows=None, n_actors=1, n_at_work=lambda: 0)
 
@@ -57,7 +66,7 @@ def test_reasons_are_few_and_hold_nothing_of_the_records(ray_cluster: None) -> N
         return dict(metrics._failures(Part("part", rows=99, failed=failed, tokens=0, reasons=reasons)))
 
     assert failures(5, {"n holds 'secret', not int64": 1, "n holds 'other', not int64": 2}) == {
-        "n holds …, not int64": 3,
+        "n holds ..., not int64": 3,
         OTHER: 2,
     }
     many = failures(2 * MAX_REASONS, {f"reason {chr(97 + i)}": 1 for i in range(2 * MAX_REASONS)})

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import OutputError, RunError, SpecError
+from pipelines.nights import Meter
 from pipelines.partitions import MAX_VALUES, NULL_VALUE, Partitioning, escaped
 from pipelines.plan import JobPlan
 from pipelines.resources import Hardware
@@ -287,12 +288,12 @@ def test_a_run_that_another_one_overtakes_plans_again(
     label, others = module._label, []
     spec = job(corpus, tmp_path / "out", checkpoint, partition_by="lang")
 
-    def label_and_be_overtaken(plan: JobPlan, hardware: Hardware) -> list[Part]:
+    def label_and_be_overtaken(plan: JobPlan, hardware: Hardware, meter: Meter) -> list[Part]:
         if not others:
             others.append(1)
             (corpus / "late.jsonl").write_text('{"id": "new", "text": "free", "lang": "fr"}\n')
             others.append(run(spec))
-        return label(plan, hardware)
+        return label(plan, hardware, meter)
 
     monkeypatch.setattr(module, "_label", label_and_be_overtaken)
     assert run(spec).rows == others[1].rows

@@ -18,6 +18,7 @@ import pytest
 import transformers
 
 from pipelines.errors import ModelError, OutputError, PipelineError, RunError, SourceError
+from pipelines.nights import Meter
 from pipelines.plan import JobPlan, make_plan
 from pipelines.resources import Hardware
 from pipelines.run import pipeline, run
@@ -409,12 +410,12 @@ def test_a_run_that_another_one_overtakes_plans_again(
 
     label, others = module._label, []
 
-    def label_and_be_overtaken(plan: JobPlan, hardware: Hardware) -> list[Part]:
+    def label_and_be_overtaken(plan: JobPlan, hardware: Hardware, meter: Meter) -> list[Part]:
         if not others:
             others.append(1)
             (corpus / "late.jsonl").write_text('{"id": "late", "text": "free"}\n')
             others.append(run(job(corpus, tmp_path / "out", checkpoint)))
-        return label(plan, hardware)
+        return label(plan, hardware, meter)
 
     monkeypatch.setattr(module, "_label", label_and_be_overtaken)
     mine = run(job(corpus, tmp_path / "out", checkpoint))

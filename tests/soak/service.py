@@ -161,6 +161,8 @@ def life() -> dict[str, Any]:
     spec = ServeSpec.of({"head": {"spam": str(CHECKPOINT)}, "port": port, "threads": 1, "timeout_s": 60, **scaling})
     seen: dict[str, Any] = {}
     with several_nodes() as cluster:
+        # or the nodes' proxies would share the port, and a lost node take its clients' connections with it
+        serve.start(proxy_location="HeadOnly", http_options={"host": spec.host, "port": spec.port})
         url = serving.start(spec)
         expected = {text: ask(url, text)[1] for text in TEXTS}
         with Clients(url, expected) as clients:

@@ -3,7 +3,9 @@
 The job's real pipeline with an actor that loads no model and computes nothing: reading, tokenising, Ray, making
 columns and writing are real. Measured of each corpus: seconds of the plan, of the same plan when every part is there,
 and of the run; microseconds for a row more; what share of its tasks' time is tokenising; and the driver's peak
-memory. A run that is not measured comes first and starts Ray's processes; the actor starts anew in each.
+memory, apart from it the pages of Ray's object store that the driver has touched: they are shared with every process
+of the machine, and never more than the store. A run that is not measured comes first and starts Ray's processes; the
+actor starts anew in each.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import logging
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -37,6 +40,7 @@ from pipelines.write import Part
 
 GOAL_PLAN_S = 60
 GOAL_FLAT_MIB = 64  # by so much the driver's peak may differ between the fewest rows and the most
+LOOK_S = 0.2
 
 
 class Run(NamedTuple):
@@ -46,8 +50,9 @@ class Run(NamedTuple):
         plan_s, resume_s: seconds of the plan before anything is labelled, and when everything is.
         run_s: seconds from starting the actor to the last part.
         tokenising: share of the time of all tasks.
-        peak_mib: the driver's most resident memory from the plan to the last part.
+        peak_mib: the driver's most resident memory of its own from the plan to the last part.
         growth_mib: the same, less what it had before.
+        store_mib: pages of the object store that it has touched by then.
     """
 
     rows: int
@@ -59,6 +64,7 @@ class Run(NamedTuple):
     tokenising: float
     peak_mib: float
     growth_mib: float
+    store_mib: float
 
 
 def main() -> None:
@@ -137,6 +143,7 @@ def measure(corpus: Path, folder: Path) -> Run:
         tokenising=share_of(dataset, "encode"),
         peak_mib=memory.peak_mib,
         growth_mib=memory.peak_mib - memory.before_mib,
+        store_mib=memory.store_mib,
     )
 
 
@@ -165,19 +172,39 @@ def _seconds_of_stages(summary: Any) -> Iterator[tuple[str, float]]:
 
 @dataclass
 class Memory:
-    """This process's resident memory before, and at most."""
+    """This process's resident memory of its own before, and at most; and what it has touched of the object store."""
 
     before_mib: float
     peak_mib: float = 0.0
+    store_mib: float = 0.0
+
+    def look(self) -> None:
+        """Note what it is now."""
+        self.peak_mib = max(self.peak_mib, _own_mib())
+        self.store_mib = max(self.store_mib, _status_mib("RssShmem"))
 
 
 @contextmanager
 def peak_memory() -> Iterator[Memory]:
-    """Measured by Linux, which forgets earlier peaks when it is asked to."""
-    Path("/proc/self/clear_refs").write_text("5")
-    memory = Memory(_status_mib("VmRSS"))
-    yield memory
-    memory.peak_mib = _status_mib("VmHWM")
+    """Looked at some times a second: Linux keeps a peak only of the whole, shared pages included."""
+    memory, is_over = Memory(_own_mib()), threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(LOOK_S):
+            memory.look()
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield memory
+    finally:
+        is_over.set()
+        watching.join()
+        memory.look()
+
+
+def _own_mib() -> float:
+    return _status_mib("RssAnon") + _status_mib("RssFile")
 
 
 def _status_mib(field: str) -> float:
@@ -206,6 +233,7 @@ def print_runs(measured: Iterable[Run]) -> list[Run]:
         "tokenising",
         "driver MiB",
         "growth",
+        "store MiB",
     )
     widths = [max(11, len(title) + 2) for title in titles]
     runs: list[Run] = []
@@ -217,7 +245,7 @@ def print_runs(measured: Iterable[Run]) -> list[Run]:
             *(f"{count:,}" for count in (run.rows, run.shards, run.units)),
             *(f"{number:.1f}" for number in (run.plan_s, run.resume_s, run.run_s, added_us)),
             f"{run.tokenising:.0%}",
-            *(f"{mib:.0f}" for mib in (run.peak_mib, run.growth_mib)),
+            *(f"{mib:.0f}" for mib in (run.peak_mib, run.growth_mib, run.store_mib)),
         )
         print("".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)), flush=True)
         runs.append(run)

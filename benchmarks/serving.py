@@ -2,7 +2,7 @@
 
 The recipe is what most people write: one deployment that takes HTTP requests, ``@serve.batch``, and in it
 Transformers' tokenizer with padding to the batch's longest, and Transformers' ConvBERT in fp32. Both have one
-replica, the same checkpoint and as many threads.
+replica, the same checkpoint and as many threads; ours runs in each of the given precisions, one after the other.
 
 Both run in this environment: with Ray's settings for less latency (docs/serving.md), the recipe has them too.
 
@@ -29,9 +29,10 @@ import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +50,7 @@ from benchmarks.inputs import SIZES, docstrings, make_model, save
 from benchmarks.load import Reply, send
 from benchmarks.machine import describe
 from benchmarks.rows import Row
-from convbert.engine import Engine, Packed
+from convbert.engine import PRECISIONS, Engine, Packed
 from pipelines import serving
 from pipelines.online import plan_service
 from pipelines.predict import load_engine
@@ -66,6 +67,8 @@ FIRST_LOAD = 0.5  # at the lowest rate, of what lone requests would make full
 MOST_MISSES = 2  # rates beyond the bound that end a sweep: one alone may be bad luck
 BOUND_OVER_LOWEST = 2.0
 GOAL, GOAL_MS = 3.0, 5.0
+MOST_DIFFERENCE = {"fp32": 1e-3}  # of a score from the recipe's
+MOST_DIFFERENCE_OTHERWISE = 0.1  # of another precision's
 
 
 class Rate(NamedTuple):
@@ -112,6 +115,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="base", help="model size, random weights (default: base)")
     parser.add_argument("--seconds", type=float, default=20.0, help="of traffic at each rate (default: 20)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side (default: all cores)")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp32"], help="of ours (default: fp32)")
     parser.add_argument("--batch-size", type=int, default=8, help="of the recipe (default: 8)")
     parser.add_argument("--p99-ms", type=float, help="bound (default: twice the recipe's at its lowest rate)")
     options = parser.parse_args()
@@ -122,6 +126,7 @@ def main() -> None:
         n_threads=options.threads,
         max_batch_size=options.batch_size,
         p99_ms=options.p99_ms,
+        precisions=options.precision,
     ):
         print(f"{row.work} | {row.against} | {row.measured:.3g} | {row.note}")
 
@@ -133,8 +138,9 @@ def measure(
     n_threads: int | None = None,
     max_batch_size: int = 8,
     p99_ms: float | None = None,
+    precisions: Sequence[str] = ("fp32",),
 ) -> list[Row]:
-    """Two rows: requests a second at the same p99 latency, and what a lone request costs beyond the engine."""
+    """For each precision: requests/s at the same p99 latency, and what a lone request costs beyond the engine."""
     n_threads = n_threads or os.cpu_count() or 1
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -149,37 +155,42 @@ def measure(
         )
         settings = [f"{name}={value}" for name, value in os.environ.items() if name.startswith(("RAY_SERVE_", "OMP_"))]
         print(f"environment: {', '.join(sorted(settings)) or 'as it is by default'}")
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:  # no length has run in it yet
-            alone_ms = fresh.submit(engine_times, checkpoint, ids, n_threads=n_threads).result()
-        print(f"engine, no Ray beside it: p50 {statistics.median(alone_ms):.1f} ms")
         with cluster(), recipe(checkpoint, n_threads=n_threads, max_batch_size=max_batch_size) as url:
             send(url, texts[-N_WARM_UP:])
             their_lone = send(url, texts[:N_LONE])
             their_rates = sweep("recipe", url, texts, their_lone, seconds=seconds, p99_ms=p99_ms)
         bound_ms = p99_ms or BOUND_OVER_LOWEST * their_rates[0].p99_ms
-        engine = warm_engine(checkpoint, ids, n_threads=n_threads)
-        with cluster(), ours(checkpoint, n_threads=n_threads) as url:
-            send(url, texts[-N_WARM_UP:])
-            our_lone, engine_ms = in_turns(url, engine, texts[:N_LONE], ids[:N_LONE])
-            our_rates = sweep("ours", url, texts, our_lone, seconds=seconds, p99_ms=bound_ms)
-    difference = largest_difference(our_lone, their_lone)
-    assert difference < 1e-3, f"the answers differ by {difference}"
-    return [
-        throughput(size, our_rates, their_rates, bound_ms),
-        overhead(size, our_lone, their_lone, engine_ms, alone_ms),
-    ]
+        rows = []
+        for precision in precisions:
+            engine_of = partial(warm_engine, checkpoint, ids, n_threads=n_threads, precision=precision)
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:  # no length has run in it yet
+                alone_ms = fresh.submit(engine_times, engine_of, ids[:N_LONE]).result()
+            engine = engine_of()
+            with cluster(), ours(checkpoint, n_threads=n_threads, precision=precision) as url:
+                send(url, texts[-N_WARM_UP:])
+                our_lone, engine_ms = in_turns(url, engine, texts[:N_LONE], ids[:N_LONE])
+                our_rates = sweep(precision, url, texts, our_lone, seconds=seconds, p99_ms=bound_ms)
+            difference = largest_difference(our_lone, their_lone)
+            most = MOST_DIFFERENCE.get(precision, MOST_DIFFERENCE_OTHERWISE)
+            assert difference <= most, f"in {precision} the answers differ by {difference}"
+            work = f"online, {size} size, {precision}"
+            rows += [
+                throughput(work, our_rates, their_rates, bound_ms),
+                overhead(work, our_lone, their_lone, engine_ms, alone_ms),
+            ]
+    return rows
 
 
-def throughput(size: str, our: Sequence[Rate], their: Sequence[Rate], bound_ms: float) -> Row:
+def throughput(work: str, our: Sequence[Rate], their: Sequence[Rate], bound_ms: float) -> Row:
     """How many times the recipe's rate ours is."""
     our_rate, their_rate = sustained(our, bound_ms), sustained(their, bound_ms)
     ratio = our_rate / their_rate if their_rate else math.nan
     note = f"{our_rate:.1f} and {their_rate:.1f} requests/s with a p99 of at most {bound_ms:.0f} ms"
-    return Row(f"online, {size} size, fp32: requests/s at the same p99", "Serve's recipe", GOAL, ratio, note)
+    return Row(f"{work}: requests/s at the same p99", "Serve's recipe", GOAL, ratio, note)
 
 
 def overhead(
-    size: str, our: Sequence[Reply], their: Sequence[Reply], engine_ms: Sequence[float], alone_ms: Sequence[float]
+    work: str, our: Sequence[Reply], their: Sequence[Reply], engine_ms: Sequence[float], alone_ms: Sequence[float]
 ) -> Row:
     """Milliseconds of a lone request beyond the engine's."""
     beyond_ms = statistics.median(reply.ms for reply in our) - statistics.median(engine_ms)
@@ -190,7 +201,7 @@ def overhead(
         f"engine without Ray {statistics.median(alone_ms):.1f} ms; "
         f"recipe {statistics.median(reply.ms for reply in their):.1f} ms"
     )
-    return Row(f"online, {size} size, fp32: ms of a lone request beyond", "our engine", None, beyond_ms, note)
+    return Row(f"{work}: ms of a lone request beyond", "our engine", None, beyond_ms, note)
 
 
 def texts_within(checkpoint: str) -> tuple[list[str], list[list[int]]]:
@@ -228,9 +239,10 @@ def recipe(checkpoint: str, *, n_threads: int, max_batch_size: int) -> Iterator[
 
 
 @contextmanager
-def ours(checkpoint: str, *, n_threads: int) -> Iterator[str]:
+def ours(checkpoint: str, *, n_threads: int, precision: str) -> Iterator[str]:
     """The URL at which our service answers."""
-    spec = ServeSpec.of({"head": {HEAD: checkpoint}, "port": free_port(), "threads": n_threads, "device": "cpu"})
+    how = {"threads": n_threads, "device": "cpu", "precision": precision}
+    spec = ServeSpec.of({"head": {HEAD: checkpoint}, "port": free_port(), **how})
     try:
         yield f"{serving.start(spec)}/{HEAD}"
     finally:
@@ -279,19 +291,19 @@ def _line(rate: Rate) -> str:
     return f"{rate.per_s:6.1f}/s: p50 {rate.p50_ms:7.1f} ms, p99 {rate.p99_ms:7.1f} ms, {rate.n_failed} failed"
 
 
-def engine_times(checkpoint: str, texts: Sequence[Sequence[int]], *, n_threads: int) -> list[float]:
-    """Milliseconds that the bare engine takes for each of the first texts, after the same warm-up as a service.
+def engine_times(make: Callable[[], Engine], texts: Sequence[Sequence[int]]) -> list[float]:
+    """Milliseconds that the bare engine takes for each text, after the same warm-up as a service.
 
     Each runs once, as in a service: the first batch of a new length costs oneDNN some milliseconds more.
     """
-    engine = warm_engine(checkpoint, texts, n_threads=n_threads)
-    return [run_ms(engine, ids) for ids in texts[:N_LONE]]
+    engine = make()
+    return [run_ms(engine, ids) for ids in texts]
 
 
-def warm_engine(checkpoint: str, texts: Sequence[Sequence[int]], *, n_threads: int) -> Engine:
+def warm_engine(checkpoint: str, texts: Sequence[Sequence[int]], *, n_threads: int, precision: str) -> Engine:
     """The bare engine after the last texts."""
     torch.set_num_threads(n_threads)
-    engine = load_engine(plan_service({HEAD: checkpoint}, {})[0])
+    engine = load_engine(plan_service({HEAD: checkpoint}, {})[0], precision=precision)
     for ids in texts[-N_WARM_UP:]:
         run_ms(engine, ids)
     return engine

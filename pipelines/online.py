@@ -190,7 +190,8 @@ class OnlinePredictor:
             alike[tuple(asked[number][encoding])].append(place)
         for variants, its in alike.items():
             picked = np.concatenate([np.arange(places[place], places[place + 1]) for place in its])
-            decoded = self._decoded(block.take(pa.array(picked)), encoding_now, variants).to_pylist()
+            theirs = block if len(its) == len(numbers) else block.take(pa.array(picked))
+            decoded = self._decoded(theirs, encoding_now, variants).to_pylist()
             targets = [(numbers[place], row) for place in its for row in range(places[place + 1] - places[place])]
             for (number, row), found in zip(targets, decoded, strict=True):
                 n_tokens[number] += found["__tokens"]

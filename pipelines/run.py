@@ -144,7 +144,7 @@ def _label(plan: JobPlan, hardware: Hardware, meter: Meter) -> list[Part]:
     logger.info("%s", describe_sharing(plan.passes))
     logger.info("labelling %d units: %s, %s", plan.n_units, hardware.describe(), plan.precision)
     labelled: list[Part] = []
-    ledger = open_ledger()
+    ledger, judge = open_ledger(), _Judge(plan)
     sizes: dict[str, Any] = {"n_units": plan.n_units, "n_rows": plan.n_rows, "n_actors": hardware.max_actors}
 
     def n_at_work() -> int:
@@ -159,7 +159,7 @@ def _label(plan: JobPlan, hardware: Hardware, meter: Meter) -> list[Part]:
                 progress.add(parts, n_at_work=n_at_work())
                 metrics.add(parts)
                 meter.add(parts)
-                _stop_if_hopeless(plan, labelled)
+                judge.add(parts)
     except RayError as error:
         raise RunError(f"{_root_cause(error)} (finished parts stay: start the same command again)") from error
     finally:
@@ -168,23 +168,44 @@ def _label(plan: JobPlan, hardware: Hardware, meter: Meter) -> list[Part]:
     return labelled
 
 
-def _stop_if_hopeless(plan: JobPlan, labelled: list[Part]) -> None:
-    """Stop a run that has gone wrong: it would fail even if no further record did.
+class _Judge:
+    """Stops a run that has gone wrong: it would fail even if no further record did.
 
-    Raises:
-        RunError: with the commonest reasons and an example of each.
+    Totals are kept, so that a part costs as much to judge as the one before it, however many there are.
     """
-    n_left = plan.n_units - len(labelled)
-    if n_left <= 0 or len(labelled) < _JUDGED_UNITS:
-        return
-    parts = [*plan.parts, *labelled]
-    failed, rows = sum(part.failed for part in parts), sum(part.rows for part in parts)
-    if failed > plan.spec.max_failed_fraction * (rows + n_left * max(part.rows for part in parts)):
-        raise RunError(
-            f"stopped, since {failed:,} of {rows:,} records have failed, too many for --max-failed-fraction "
-            f"{plan.spec.max_failed_fraction} of the whole: {reasons_in_words(parts)}. "
-            "Finished parts stay: mend the input, or raise the limit and start again"
-        )
+
+    def __init__(self, plan: JobPlan) -> None:
+        self._n_units = plan.n_units
+        self._limit = plan.spec.max_failed_fraction
+        self._parts: list[Part] = []
+        self._rows = self._failed = self._most_rows = 0
+        self._count(plan.parts)
+        self._n_kept = len(self._parts)
+
+    def add(self, parts: list[Part]) -> None:
+        """Count parts that have just been finished.
+
+        Raises:
+            RunError: with the commonest reasons and an example of each.
+        """
+        self._count(parts)
+        n_labelled = len(self._parts) - self._n_kept
+        n_left = self._n_units - n_labelled
+        if n_left <= 0 or n_labelled < _JUDGED_UNITS:
+            return
+        if self._failed > self._limit * (self._rows + n_left * self._most_rows):
+            raise RunError(
+                f"stopped, since {self._failed:,} of {self._rows:,} records have failed, too many for "
+                f"--max-failed-fraction {self._limit} of the whole: {reasons_in_words(self._parts)}. "
+                "Finished parts stay: mend the input, or raise the limit and start again"
+            )
+
+    def _count(self, parts: Iterable[Part]) -> None:
+        for part in parts:
+            self._parts.append(part)
+            self._rows += part.rows
+            self._failed += part.failed
+            self._most_rows = max(self._most_rows, part.rows)
 
 
 def _root_cause(error: RayError) -> str:

@@ -1,5 +1,6 @@
 """The corpora of the benchmark: as many rows and shards as asked for."""
 
+import mmap
 from pathlib import Path
 
 import pyarrow.dataset as ds
@@ -32,3 +33,10 @@ def test_the_peak_is_seen_when_the_memory_is_given_back() -> None:
         block[::4096] = b"x" * len(block[::4096])
         del block
     assert memory.peak_mib - memory.before_mib > 60
+
+
+def test_shared_pages_are_told_apart() -> None:
+    with mmap.mmap(-1, 64 * 2**20) as shared, peak_memory() as memory:
+        shared[:] = bytes(len(shared))
+    assert memory.store_mib >= 64
+    assert memory.peak_mib - memory.before_mib < 30

@@ -53,6 +53,17 @@ def test_cpu_threads_are_shared_out(
     assert hardware.task_cpus != hardware.actor_cpus
 
 
+@pytest.mark.parametrize("changes", [{}, {"max_actors": 4}, {"min_actors": 1, "max_actors": 3}])
+@pytest.mark.parametrize("n_cpus", [1, 2, 3, 4, 5, 8, 16, 64])
+def test_ray_data_can_set_a_task_of_every_stage_aside(cluster: Any, n_cpus: int, changes: Any) -> None:
+    """Of half of all CPUs it gives each of five stages a fifth, or what it cannot do without, the first stage first."""
+    cluster({"CPU": n_cpus})
+    hardware = share_out(spec(**changes), "cpu", n_units=100)
+    tasks, actors = hardware.task_cpus, hardware.min_actors * hardware.actor_cpus
+    least = [hardware.read_cpus, tasks, actors, tasks, tasks]
+    assert sum(max(0.5 * n_cpus / len(least), cpus) for cpus in least) <= n_cpus
+
+
 def test_gpu_actors_take_one_each(cluster: Any) -> None:
     cluster({"CPU": 16, "GPU": 4})
     hardware = share_out(spec(), "cuda", n_units=100)

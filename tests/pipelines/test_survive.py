@@ -68,6 +68,7 @@ def armed(folder: Path) -> tuple[type[Predictor], Callable[..., pa.Table]]:
     return Bomb, bomb
 
 
+@pytest.mark.slow  # processes die and start again for more than a minute
 def test_records_that_kill_their_process_are_marked_and_the_job_goes_on(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

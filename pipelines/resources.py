@@ -186,7 +186,8 @@ def share_out(spec: JobSpec, device: str, *, n_units: int) -> Hardware:
             raise SpecError("the cluster has no CPUs yet to share out: give --actor-cpus, such as 8, and --max-actors")
         actor_cpus = n_cpus / (2 * most)  # actors that reserved every CPU would wait for tasks for ever
         task_cpus = min(0.5, n_cpus / 8)  # where Ray Data cannot set a task of each stage aside, the last ones starve
-        task_cpus *= 1 if task_cpus != actor_cpus else 0.8
+        if task_cpus == actor_cpus:
+            task_cpus *= 0.8
         shares = {"actor_cpus": actor_cpus, "actor_gpus": 0, "n_threads": threads, "task_cpus": task_cpus}
     return Hardware(fewest, most, max_cpus=max(sum(node_cpus), n_cpus), actor_nodes=nodes, **shares)
 

@@ -10,7 +10,8 @@ Traffic comes from a process of its own at a fixed rate with exponential gaps, w
 (benchmarks/load.py): the same texts at the same times for both. The rate rises until the 99th percentile of the
 latency exceeds a bound; what counts is the highest rate that kept within it. A lone request, for which no other has
 to wait, is compared with the bare engine on its token ids in this process, a few of one and a few of the other in
-turn; what the service's mere presence costs the engine is told by the engine's times before there was one.
+turn; what the service's mere presence costs the engine is told by the engine's times before there was one. The same
+is done with two deployments that hold nothing but the engine, which tells what Serve itself takes.
 
 With as many threads as cores, Serve's own processes take their time from the model's threads. ``--threads`` below that
 leaves them cores, as a cluster would.
@@ -25,42 +26,34 @@ import math
 import multiprocessing
 import os
 import random
-import socket
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import numpy as np
 import ray
-import torch
 import transformers
 from ray import serve
-from starlette.requests import Request
 
 from benchmarks.inputs import SIZES, docstrings, make_model, save
 from benchmarks.load import Reply, send
 from benchmarks.machine import describe
 from benchmarks.rows import Row
-from convbert.engine import PRECISIONS, Engine, Packed
+from benchmarks.serving_peers import HEAD, MAX_TOKENS, N_WARM_UP, bare, free_port, recipe, run_ms, warm_engine
+from convbert.engine import PRECISIONS, Engine
 from pipelines import serving
-from pipelines.online import plan_service
-from pipelines.predict import load_engine
 from pipelines.serve_spec import ServeSpec
 
-HEAD = "texts"
-MIN_TOKENS, MAX_TOKENS = 20, 512
+MIN_TOKENS = 20
 N_TEXTS = 2000
-N_LONE = 50
-N_WARM_UP = 20
+N_LONE = 100
 TURN = 5  # lone requests before it is the engine's turn
 STEP = 2**0.25  # from rate to rate
 FIRST_LOAD = 0.5  # at the lowest rate, of what lone requests would make full
@@ -83,30 +76,6 @@ class Rate(NamedTuple):
     p50_ms: float
     p99_ms: float
     n_failed: int
-
-
-class Recipe:
-    """The documentation's way."""
-
-    def __init__(self, checkpoint: str, *, n_threads: int, max_batch_size: int) -> None:
-        torch.set_num_threads(n_threads)
-        self._tokenizer = transformers.ConvBertTokenizer.from_pretrained(checkpoint)
-        self._model = transformers.ConvBertForSequenceClassification.from_pretrained(checkpoint).eval()
-        batching: Any = self.classify  # Serve's type hint says nothing of its settings
-        batching.set_max_batch_size(max_batch_size)
-
-    @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.01)
-    async def classify(self, texts: list[str]) -> list[list[dict[str, Any]]]:
-        """Labels and scores of each text."""
-        batch = self._tokenizer(texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
-        with torch.inference_mode():
-            scores = self._model(**batch).logits.softmax(-1).tolist()
-        labels = self._model.config.id2label
-        return [[{"label": labels[place], "score": score} for place, score in enumerate(row)] for row in scores]
-
-    async def __call__(self, request: Request) -> list[list[dict[str, Any]]]:
-        """Hugging Face's inference form."""
-        return [await self.classify((await request.json())["inputs"])]
 
 
 def main() -> None:
@@ -158,7 +127,9 @@ def measure(
         with cluster(), recipe(checkpoint, n_threads=n_threads, max_batch_size=max_batch_size) as url:
             send(url, texts[-N_WARM_UP:])
             their_lone = send(url, texts[:N_LONE])
-            their_rates = sweep("recipe", url, texts, their_lone, seconds=seconds, p99_ms=p99_ms)
+            _print_lone("recipe", their_lone)
+            lowest = FIRST_LOAD * 1000 / statistics.mean(reply.ms for reply in their_lone)
+            their_rates = sweep("recipe", url, texts, lowest, seconds=seconds, p99_ms=p99_ms)
         bound_ms = p99_ms or BOUND_OVER_LOWEST * their_rates[0].p99_ms
         rows = []
         for precision in precisions:
@@ -166,17 +137,30 @@ def measure(
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:  # no length has run in it yet
                 alone_ms = fresh.submit(engine_times, engine_of, ids[:N_LONE]).result()
             engine = engine_of()
+            known = dict(zip(texts, ids, strict=True))
+            with cluster(), bare(checkpoint, known, n_threads=n_threads, precision=precision) as url:
+                send(url, texts[-N_WARM_UP:])
+                bare_lone, bare_ms = in_turns(url, engine, texts[:N_LONE], ids[:N_LONE])
             with cluster(), ours(checkpoint, n_threads=n_threads, precision=precision) as url:
                 send(url, texts[-N_WARM_UP:])
                 our_lone, engine_ms = in_turns(url, engine, texts[:N_LONE], ids[:N_LONE])
-                our_rates = sweep(precision, url, texts, our_lone, seconds=seconds, p99_ms=bound_ms)
+                _print_lone(precision, our_lone)
+                lowest = sustained(their_rates, bound_ms) or their_rates[0].per_s
+                our_rates = sweep(precision, url, texts, lowest, seconds=seconds, p99_ms=bound_ms)
             difference = largest_difference(our_lone, their_lone)
             most = MOST_DIFFERENCE.get(precision, MOST_DIFFERENCE_OTHERWISE)
             assert difference <= most, f"in {precision} the answers differ by {difference}"
             work = f"online, {size} size, {precision}"
             rows += [
                 throughput(work, our_rates, their_rates, bound_ms),
-                overhead(work, our_lone, their_lone, engine_ms, alone_ms),
+                beyond_engine(
+                    f"{work}: ms of a lone request",
+                    our_lone,
+                    engine_ms,
+                    note=f"; goal: at most {GOAL_MS:g}; engine without Ray {statistics.median(alone_ms):.1f} ms, "
+                    f"recipe {p50(their_lone):.1f} ms",
+                ),
+                beyond_engine(f"{work}: ms of Serve with the engine alone", bare_lone, bare_ms),
             ]
     return rows
 
@@ -189,19 +173,19 @@ def throughput(work: str, our: Sequence[Rate], their: Sequence[Rate], bound_ms: 
     return Row(f"{work}: requests/s at the same p99", "Serve's recipe", GOAL, ratio, note)
 
 
-def overhead(
-    work: str, our: Sequence[Reply], their: Sequence[Reply], engine_ms: Sequence[float], alone_ms: Sequence[float]
-) -> Row:
-    """Milliseconds of a lone request beyond the engine's."""
-    beyond_ms = statistics.median(reply.ms for reply in our) - statistics.median(engine_ms)
-    each_ms = statistics.median(reply.ms - ms for reply, ms in zip(our, engine_ms, strict=True))
-    note = (
-        f"goal: at most {GOAL_MS:g}; p50 {statistics.median(reply.ms for reply in our):.1f} ms, engine in turn "
-        f"{statistics.median(engine_ms):.1f} ms, text by text {each_ms:.1f} ms beyond it; "
-        f"engine without Ray {statistics.median(alone_ms):.1f} ms; "
-        f"recipe {statistics.median(reply.ms for reply in their):.1f} ms"
+def beyond_engine(work: str, replies: Sequence[Reply], engine_ms: Sequence[float], *, note: str = "") -> Row:
+    """Milliseconds of a lone request beyond the engine's for the same text."""
+    beyond_ms = p50(replies) - statistics.median(engine_ms)
+    each_ms = statistics.median(reply.ms - ms for reply, ms in zip(replies, engine_ms, strict=True))
+    times = f"p50 {p50(replies):.1f} ms, engine in turn {statistics.median(engine_ms):.1f} ms"
+    return Row(
+        f"{work} beyond", "our engine", None, beyond_ms, f"{times}, text by text {each_ms:.1f} ms beyond it{note}"
     )
-    return Row(f"{work}: ms of a lone request beyond", "our engine", None, beyond_ms, note)
+
+
+def p50(replies: Sequence[Reply]) -> float:
+    """Half of the replies took no longer, in milliseconds."""
+    return statistics.median(reply.ms for reply in replies)
 
 
 def texts_within(checkpoint: str) -> tuple[list[str], list[list[int]]]:
@@ -225,20 +209,6 @@ def cluster() -> Iterator[None]:
 
 
 @contextmanager
-def recipe(checkpoint: str, *, n_threads: int, max_batch_size: int) -> Iterator[str]:
-    """The URL at which the recipe answers."""
-    port = free_port()
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    try:
-        made: Any = serve.deployment(Recipe)  # Serve's type hint says what its decorator with arguments gives
-        deployment = made.options(max_ongoing_requests=256)  # as many as at ours; the default of 5 would be no batch
-        serve.run(deployment.bind(checkpoint, n_threads=n_threads, max_batch_size=max_batch_size), route_prefix="/")
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        serve.shutdown()
-
-
-@contextmanager
 def ours(checkpoint: str, *, n_threads: int, precision: str) -> Iterator[str]:
     """The URL at which our service answers."""
     how = {"threads": n_threads, "device": "cpu", "precision": precision}
@@ -247,14 +217,6 @@ def ours(checkpoint: str, *, n_threads: int, precision: str) -> Iterator[str]:
         yield f"{serving.start(spec)}/{HEAD}"
     finally:
         serve.shutdown()
-
-
-def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 def in_turns(
@@ -270,13 +232,11 @@ def in_turns(
 
 
 def sweep(
-    name: str, url: str, texts: Sequence[str], lone: Sequence[Reply], *, seconds: float, p99_ms: float | None
+    name: str, url: str, texts: Sequence[str], lowest_per_s: float, *, seconds: float, p99_ms: float | None
 ) -> list[Rate]:
     """Rates upwards until they miss the bound, by default twice the p99 at the lowest of them."""
-    assert all(reply.status == 200 for reply in lone), "a lone request failed"
-    print(f"{name:>6}: lone requests: p50 {statistics.median(reply.ms for reply in lone):.1f} ms", flush=True)
     rates: list[Rate] = []
-    for per_s in rates_from(FIRST_LOAD * 1000 / statistics.mean(reply.ms for reply in lone)):
+    for per_s in rates_from(lowest_per_s):
         times_s = arrivals(per_s, seconds)
         replies = send(url, list(itertools.islice(itertools.cycle(texts), len(times_s))), times_s)
         rates.append(rate_of(per_s, replies))
@@ -285,6 +245,11 @@ def sweep(
         if sum(not holds(rate, bound_ms) for rate in rates) >= MOST_MISSES:
             break
     return rates
+
+
+def _print_lone(name: str, replies: Sequence[Reply]) -> None:
+    assert all(reply.status == 200 for reply in replies), "a lone request failed"
+    print(f"{name:>6}: lone requests: p50 {p50(replies):.1f} ms", flush=True)
 
 
 def _line(rate: Rate) -> str:
@@ -298,23 +263,6 @@ def engine_times(make: Callable[[], Engine], texts: Sequence[Sequence[int]]) -> 
     """
     engine = make()
     return [run_ms(engine, ids) for ids in texts]
-
-
-def warm_engine(checkpoint: str, texts: Sequence[Sequence[int]], *, n_threads: int, precision: str) -> Engine:
-    """The bare engine after the last texts."""
-    torch.set_num_threads(n_threads)
-    engine = load_engine(plan_service({HEAD: checkpoint}, {})[0], precision=precision)
-    for ids in texts[-N_WARM_UP:]:
-        run_ms(engine, ids)
-    return engine
-
-
-def run_ms(engine: Engine, ids: Sequence[int]) -> float:
-    """How long the engine takes for one text."""
-    batch = Packed(np.array(ids, np.int32), np.array([0, len(ids)]))
-    started_s = time.perf_counter()
-    engine(batch)
-    return 1000 * (time.perf_counter() - started_s)
 
 
 def rates_from(lowest_per_s: float) -> Iterator[float]:

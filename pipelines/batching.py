@@ -147,7 +147,8 @@ class Batcher(Generic[Item, Answer]):
             if self._observe is not None:
                 waits_s = [started_s - waiting.since_s for waiting in batch]
                 n_tokens = sum(waiting.n_tokens for waiting in batch)
-                self._observe(BatchStats(n_tokens, waits_s, time.perf_counter() - started_s))
+                stats = BatchStats(n_tokens, waits_s, time.perf_counter() - started_s)
+                asyncio.get_running_loop().call_soon(self._observe, stats)  # behind the answers, which go out first
 
     async def _next_batch(self) -> list[_Waiting[Item, Answer]]:
         while not self._queue:

@@ -13,7 +13,7 @@ from pipelines.heads import Results
 from pipelines.models import EncoderPass, HeadPlan
 from pipelines.predict import N_COPIED, N_TOKENS, RESULT
 from pipelines.read import text_name
-from pipelines.sequences import sequences_of
+from pipelines.sequences import at_rows, offsets_of, sequences_of
 
 
 def decode(block: pa.Table, passes: Sequence[EncoderPass]) -> pa.Table:
@@ -36,7 +36,7 @@ def _columns(block: pa.Table, encoder_pass: EncoderPass, rows: pa.Array) -> dict
         return {plan.name: pa.array([], plan.head.schema) for plan in encoder_pass.heads}
     encoding = encoder_pass.encoding
     sequences = sequences_of(block, encoding.name, rows)
-    texts = block[text_name(encoding.inputs.columns[-1])].take(rows).to_pylist() if encoding.needs_spans else None
+    texts = at_rows(block[text_name(encoding.inputs.columns[-1])], rows).to_pylist() if encoding.needs_spans else None
     columns = {}
     for plan in encoder_pass.heads:
         values, offsets = _result(block, plan, rows)
@@ -50,6 +50,8 @@ def _without_nan(block: pa.Table, plan: HeadPlan) -> pa.Table:
     if not len(rows):
         return block
     values, offsets = _result(block, plan, rows)
+    if np.isfinite(values).all():
+        return block
     is_broken = ~np.isfinite(values).all(axis=1)
     n_broken = np.diff(np.concatenate([[0], np.cumsum(is_broken)])[offsets])
     reason = f"{plan.name}: the model's result is no finite number: try --precision fp32"
@@ -58,14 +60,15 @@ def _without_nan(block: pa.Table, plan: HeadPlan) -> pa.Table:
 
 def _result(block: pa.Table, plan: HeadPlan, rows: pa.Array) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """(N, W) rows of a head, and where each record's begin."""
-    lists = block[RESULT + plan.name].take(rows).combine_chunks()
+    lists = at_rows(block[RESULT + plan.name], rows)
     values = lists.flatten()
-    offsets = np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy())])
-    return values.flatten().to_numpy().reshape(len(values), values.type.list_size), offsets
+    return values.flatten().to_numpy().reshape(len(values), values.type.list_size), offsets_of(lists)
 
 
 def _spread(values: pa.StructArray, rows: pa.Array, n_rows: int) -> pa.Array:
     """Values at these rows, null elsewhere."""
+    if len(rows) == n_rows:
+        return values
     places = np.full(n_rows, -1)
     places[rows.to_numpy()] = np.arange(len(values))
     return values.take(pa.array(places, mask=places < 0))

@@ -25,6 +25,11 @@ class Distinct(NamedTuple):
     kinds: Indices
 
     @property
+    def has_copies(self) -> bool:
+        """Whether any two are equal."""
+        return len(self.firsts) < len(self.kinds)
+
+    @property
     def is_copy(self) -> NDArray[np.bool_]:
         """(R,) whether an equal record comes before it."""
         is_copy = np.ones(len(self.kinds), np.bool_)
@@ -33,7 +38,7 @@ class Distinct(NamedTuple):
 
     def spread(self, rows: Rows) -> Rows:
         """Rows of the distinct records -> rows of all."""
-        if len(self.firsts) == len(self.kinds):
+        if not self.has_copies:
             return rows
         places, offsets = gather(rows.offsets[:-1][self.kinds], np.diff(rows.offsets)[self.kinds])
         return Rows(rows.values[places], offsets)
@@ -43,6 +48,8 @@ def distinct(sequences: Sequences) -> Distinct:
     """Records are equal where all is equal that the engine reads of them."""
     packed, records, tokens = sequences.packed, sequences.records, sequences.tokens
     kinds = np.zeros(len(records) - 1, np.int64)
+    if len(kinds) == 1:
+        return Distinct(kinds, kinds)
     for values, offsets in [
         (packed.lengths, records),
         (packed.input_ids, tokens),

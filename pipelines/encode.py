@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from convbert import ConvBertTokenizer
 from convbert.engine import Packed
 from pipelines.read import text_name
-from pipelines.sequences import Sequences, add_sequences
+from pipelines.sequences import Sequences, add_sequences, at_rows
 
 Kind = Literal["text", "pair", "question", "choices"]
 LongText = Literal["truncate", "window", "error"]
@@ -75,7 +75,7 @@ def encode(block: pa.Table, encodings: Sequence[Encoding]) -> pa.Table:
 
 def _encode(block: pa.Table, encoding: Encoding) -> pa.Table:
     rows = np.flatnonzero(block["error"].is_null().to_numpy())
-    values = [block[text_name(name)].take(pa.array(rows)).to_pylist() for name in encoding.inputs.columns]
+    values = [at_rows(block[text_name(name)], pa.array(rows)).to_pylist() for name in encoding.inputs.columns]
     tokenizer = _tokenizer(encoding.tokenizer)
     refused = _refusals(tokenizer, encoding, values)
     fit = [row for row, reason in enumerate(refused) if reason is None]

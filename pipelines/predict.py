@@ -112,7 +112,7 @@ class _LoadedPass:
             return block
         sequences = sequences_of(block, self.encoding.name, pa.array(rows))
         kinds = distinct(sequences)
-        computed = sequences.take(kinds.firsts)
+        computed = sequences.take(kinds.firsts) if kinds.has_copies else sequences
         for name, result in self.engine(computed.packed).items():
             values, offsets = kinds.spread(Rows(result.values, result.offsets[computed.records]))
             lists = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[-1])

@@ -74,24 +74,24 @@ def add_sequences(block: pa.Table, name: str, sequences: Sequences, rows: NDArra
     }
     for kind, values in columns.items():
         if values is not False:
-            block = block.append_column(kind + name, _at_rows(values, n_sequences, rows, len(block)))
+            block = block.append_column(kind + name, _lists_at(values, n_sequences, rows, len(block)))
     return block
 
 
 def sequences_of(block: pa.Table, name: str, rows: pa.Array) -> Sequences:
-    """What ``add_sequences`` wrote for these rows, none of which has failed."""
+    """What ``add_sequences`` wrote for these ascending rows, none of which has failed."""
 
     def column(kind: str) -> pa.ListArray | None:
-        return block[kind + name].take(rows).combine_chunks() if kind + name in block.column_names else None
+        return at_rows(block[kind + name], rows) if kind + name in block.column_names else None
 
     ids, types, attended, counted, spans = map(column, _KINDS)
     assert ids is not None  # every pass has ids
     sequences = ids.flatten()
     return Sequences(
-        records=_offsets(ids),
+        records=offsets_of(ids),
         packed=Packed(
             sequences.flatten().to_numpy(),
-            _offsets(sequences),
+            offsets_of(sequences),
             None if types is None else types.flatten().flatten().to_numpy(),
             None if attended is None else attended.flatten().to_numpy(),
             None if counted is None else counted.flatten().flatten().to_numpy().reshape(-1, 2),
@@ -100,12 +100,17 @@ def sequences_of(block: pa.Table, name: str, rows: pa.Array) -> Sequences:
     )
 
 
+def at_rows(column: pa.ChunkedArray, rows: pa.Array) -> pa.Array:
+    """A column's values at these ascending rows; where these are all of them, nothing is copied."""
+    return (column if len(rows) == len(column) else column.take(rows)).combine_chunks()
+
+
 def list_column(values: pa.Array, counts: Sequence[int] | NDArray[np.int64], rows: pa.Array, n_rows: int) -> pa.Array:
     """A list column with so many of the values at each of these rows, null elsewhere."""
-    return _at_rows(values, np.asarray(counts), rows.to_numpy(), n_rows)
+    return _lists_at(values, np.asarray(counts), rows.to_numpy(), n_rows)
 
 
-def _at_rows(values: pa.Array, counts: NDArray[np.int64], rows: NDArray[np.int64], n_rows: int) -> pa.ListArray:
+def _lists_at(values: pa.Array, counts: NDArray[np.int64], rows: NDArray[np.int64], n_rows: int) -> pa.ListArray:
     lengths = np.zeros(n_rows, np.int64)
     lengths[rows] = counts
     is_null = np.ones(n_rows + 1, np.bool_)
@@ -123,5 +128,7 @@ def _pairs(rows: NDArray[np.integer]) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel(), pa.int32()), rows.shape[1])
 
 
-def _offsets(lists: pa.ListArray) -> NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))]).astype(np.int64)
+def offsets_of(lists: pa.ListArray) -> NDArray[np.int64]:
+    """Where each of the lists begins, none of which is null."""
+    offsets = lists.offsets.to_numpy().astype(np.int64)
+    return offsets - offsets[0]

@@ -82,7 +82,7 @@ def main() -> None:
     """Print what was measured."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", choices=SIZES, default="base", help="model size, random weights (default: base)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of traffic at each rate (default: 20)")
+    parser.add_argument("--seconds", type=float, default=40.0, help="of traffic at each rate (default: 40)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side (default: all cores)")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp32"], help="of ours (default: fp32)")
     parser.add_argument("--batch-size", type=int, default=8, help="of the recipe (default: 8)")
@@ -103,7 +103,7 @@ def main() -> None:
 def measure(
     size: str = "base",
     *,
-    seconds: float = 20.0,
+    seconds: float = 40.0,
     n_threads: int | None = None,
     max_batch_size: int = 8,
     p99_ms: float | None = None,

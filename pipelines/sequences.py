@@ -101,8 +101,9 @@ def sequences_of(block: pa.Table, name: str, rows: pa.Array) -> Sequences:
 
 
 def at_rows(column: pa.ChunkedArray, rows: pa.Array) -> pa.Array:
-    """A column's values at these ascending rows; where these are all of them, nothing is copied."""
-    return (column if len(rows) == len(column) else column.take(rows)).combine_chunks()
+    """A column's values at these ascending rows; a column in one piece is not copied where these are all of them."""
+    picked = column if len(rows) == len(column) else column.take(rows)
+    return picked.chunk(0) if picked.num_chunks == 1 else picked.combine_chunks()
 
 
 def list_column(values: pa.Array, counts: Sequence[int] | NDArray[np.int64], rows: pa.Array, n_rows: int) -> pa.Array:

@@ -136,14 +136,14 @@ def measure(
             engine_of = partial(warm_engine, checkpoint, ids, n_threads=n_threads, precision=precision)
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:  # no length has run in it yet
                 alone_ms = fresh.submit(engine_times, engine_of, ids[:N_LONE]).result()
-            engine = engine_of()
             known = dict(zip(texts, ids, strict=True))
             with cluster(), bare(checkpoint, known, n_threads=n_threads, precision=precision) as url:
                 send(url, texts[-N_WARM_UP:])
-                bare_lone, bare_ms = in_turns(url, engine, texts[:N_LONE], ids[:N_LONE])
+                bare_lone, bare_ms = in_turns(url, engine_of(), texts[:N_LONE], ids[:N_LONE])
+                _print_lone("bare", bare_lone)
             with cluster(), ours(checkpoint, n_threads=n_threads, precision=precision) as url:
                 send(url, texts[-N_WARM_UP:])
-                our_lone, engine_ms = in_turns(url, engine, texts[:N_LONE], ids[:N_LONE])
+                our_lone, engine_ms = in_turns(url, engine_of(), texts[:N_LONE], ids[:N_LONE])
                 _print_lone(precision, our_lone)
                 lowest = sustained(their_rates, bound_ms) or their_rates[0].per_s
                 our_rates = sweep(precision, url, texts, lowest, seconds=seconds, p99_ms=bound_ms)

@@ -51,8 +51,6 @@ def _without_nan(block: pa.Table, plan: HeadPlan) -> pa.Table:
         return block
     values, offsets = _result(block, plan, rows)
     is_broken = ~np.isfinite(values).all(axis=1)
-    if not is_broken.any():
-        return block
     n_broken = np.diff(np.concatenate([[0], np.cumsum(is_broken)])[offsets])
     reason = f"{plan.name}: the model's result is no finite number: try --precision fp32"
     return with_errors(block, dict.fromkeys(rows.to_numpy()[n_broken > 0].tolist(), reason))

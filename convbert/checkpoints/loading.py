@@ -28,8 +28,8 @@ def load_into(model: nn.Module, weights: Mapping[str, Tensor], *, base_prefix: s
     checkpoint may hold under one name or under both, one is enough.
 
     Raises:
-        WeightsError: a weight of another shape than the model's, of integers, or one that is tied in the
-            model and not in the checkpoint; each is named.
+        WeightsError: a weight of another shape than the model's, of integers or floats of 8 bits, or one that is
+            tied in the model and not in the checkpoint; each is named.
     """
     own = model.state_dict()
     found = check_fit(model, weights, base_prefix=base_prefix, source=source)
@@ -53,8 +53,8 @@ def check_fit(model: nn.Module, weights: Mapping[str, Tensor], *, base_prefix: s
     The model may lie on the meta device: what its config claims is checked before there is memory for it.
 
     Raises:
-        WeightsError: a weight of another shape than the model's, or of integers; or a model that is far larger
-            than its weights.
+        WeightsError: a weight of another shape than the model's, or of integers or floats of 8 bits, whose scales
+            stand elsewhere; or a model that is far larger than its weights.
     """
     own = model.state_dict()
     found = _with_prefix_of(own, weights, base_prefix)
@@ -64,9 +64,9 @@ def check_fit(model: nn.Module, weights: Mapping[str, Tensor], *, base_prefix: s
                 f"{name} of {source} has shape {tuple(found[name].shape)}, but the config asks for "
                 f"{tuple(own[name].shape)}: config.json and weights do not belong together"
             )
-        if not found[name].is_floating_point():
+        if not found[name].is_floating_point() or found[name].element_size() < 2:
             raise WeightsError(
-                f"{name} of {source} holds {found[name].dtype}, no floating-point weights: "
+                f"{name} of {source} holds {found[name].dtype}, no floating-point weights of 16 bits or more: "
                 "give the checkpoint before its quantisation"
             )
     n_missing = sum(parameter.numel() for name, parameter in model.named_parameters() if name not in found)

@@ -92,9 +92,12 @@ def test_shapes_that_differ_are_refused_by_name(
         )
 
 
-def test_quantised_weights_are_refused_by_name(classifier: ConvBertForSequenceClassification) -> None:
-    weights = {**classifier.state_dict(), "classifier.dense.weight": torch.zeros(12, 12, dtype=torch.int8)}
-    with pytest.raises(WeightsError, match=r"classifier.dense.weight of here holds torch.int8"):
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_quantised_weights_are_refused_by_name(
+    classifier: ConvBertForSequenceClassification, dtype: torch.dtype
+) -> None:
+    weights = {**classifier.state_dict(), "classifier.dense.weight": torch.zeros(12, 12).to(dtype)}
+    with pytest.raises(WeightsError, match=rf"classifier.dense.weight of here holds {dtype}, .* before its quantis"):
         load(classifier, weights)
 
 

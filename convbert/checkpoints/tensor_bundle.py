@@ -26,6 +26,7 @@ TRAILER_BYTES = 5  # compression, then the CRC of block and compression
 DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8", 19: "<f2"}  # DataType of tensorflow/core/framework/types.proto
 MOST_DIMENSIONS = 8
 MOST_ELEMENTS = 2**48  # no file holds as many
+MOST_KEY_BYTES = 4096  # of a name, which each entry may repeat in a byte or two
 
 Message = dict[int, list[int | bytes]]
 """Field number -> values: integers of varint and fixed fields, bytes of the others."""
@@ -126,8 +127,12 @@ def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         raise _DamageError("it has no table footer")
     _, _, position = _handle(footer, 0)  # the metaindex, which TensorFlow leaves empty
     offset, size, _ = _handle(footer, position)
+    end = 0
     for _, handle in _block(data, offset, size):
         offset, size, _ = _handle(handle, 0)
+        if offset < end:  # or else one block could be read for each of many handles
+            raise _DamageError("two blocks overlap")
+        end = offset + size
         yield from _block(data, offset, size)
 
 
@@ -151,6 +156,8 @@ def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]
         n_value, position = _varint(content, position)
         if shared > len(key) or position + unshared + n_value > last:
             raise _DamageError("an entry lies outside its block")
+        if shared + unshared > MOST_KEY_BYTES:
+            raise _DamageError(f"a name has {shared + unshared} bytes")
         key = key[:shared] + content[position : position + unshared]
         position += unshared
         yield key, content[position : position + n_value]

@@ -79,8 +79,7 @@ def test_a_cut_file_is_found(index: Path, length: int) -> None:
 @given(content=st.binary(max_size=200), offset=st.integers(0, 2**70), size=st.integers(0, 2**70))
 def test_any_bytes_end_in_an_error_that_names_the_file(index: Path, content: bytes, offset: int, size: int) -> None:
     """Blocks with right checksums and wrong contents: what a checksum does not catch is bounds-checked."""
-    block = content + struct.pack("<I", 0)
-    block += b"\0" + struct.pack("<I", masked(crc32c(block + b"\0")))
+    block = framed(content)
     for handle in (varint(0) + varint(len(content) + 4), varint(offset) + varint(size)):
         footer = (varint(0) + varint(0) + handle).ljust(40, b"\0")[:40]
         index.write_bytes(block + footer + struct.pack("<Q", tensor_bundle.TABLE_MAGIC))
@@ -109,6 +108,38 @@ def test_a_shape_that_no_file_holds_is_refused(index: Path, shape: tuple[int, ..
     entries[b"global_step"] = b"\x08\x01\x12" + varint(len(dims)) + dims
     index.write_bytes(index_of(entries))
     with pytest.raises(CheckpointError, match="a variable has the shape"):
+        TensorBundle(index)
+
+
+def framed(content: bytes) -> bytes:
+    """A block of these entries, with its checksum."""
+    block = content + struct.pack("<I", 0)
+    return block + b"\0" + struct.pack("<I", masked(crc32c(block + b"\0")))
+
+
+def table(*blocks: bytes, handles: bytes) -> bytes:
+    """An index of blocks, the last of which points with these handles to the others."""
+    data = b"".join(blocks)
+    footer = varint(0) + varint(0) + varint(len(data)) + varint(len(handles) + 4)
+    return data + framed(handles) + footer.ljust(40, b"\0") + struct.pack("<Q", tensor_bundle.TABLE_MAGIC)
+
+
+def test_names_that_grow_from_entry_to_entry_are_refused(index: Path) -> None:
+    """Each takes a few bytes of the file and as many of memory as all before it together."""
+    content = b"".join(varint(1000 * n) + varint(1000) + varint(0) + bytes(1000) for n in range(5))
+    block = framed(content)
+    handle = varint(0) + varint(len(content) + 4)
+    index.write_bytes(table(block, handles=b"\0\1" + varint(len(handle)) + b"a" + handle))
+    with pytest.raises(CheckpointError, match=r"model.ckpt.index .*a name has 5000 bytes"):
+        TensorBundle(index)
+
+
+def test_a_block_that_is_read_for_many_handles_is_refused(index: Path) -> None:
+    content = b"\0\1\0a"
+    handle = varint(0) + varint(len(content) + 4)
+    handles = b"".join(b"\0\1" + varint(len(handle)) + name + handle for name in (b"a", b"b"))
+    index.write_bytes(table(framed(content), handles=handles))
+    with pytest.raises(CheckpointError, match=r"model.ckpt.index .*two blocks overlap"):
         TensorBundle(index)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import pickletools
 import zipfile
@@ -17,6 +18,8 @@ from convbert.checkpoints.names import OLD_TORCH_RULES, renamed
 from convbert.errors import CheckpointError
 
 _N_OLD_PICKLES = 5  # of the format before zip files: magic number, version, machine, tensors, keys of their bytes
+_ZIP_MAGIC = b"PK\x03\x04"
+_SAFE_TORCH = (2, 10)  # CVE-2026-24747: before it a crafted pickle writes past memory, weights_only or not
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -44,8 +47,14 @@ def read_bin(path: Path) -> dict[str, Tensor]:
     """The tensors of a ``pytorch_model.bin``. It is a pickle, of which only tensors are read: no code runs.
 
     Raises:
-        CheckpointError: the file is damaged, holds something else than named tensors, or would run code.
+        CheckpointError: the file is damaged, holds something else than named tensors, or would run code; or this
+            torch is older than 2.10, whose reader is not safe.
     """
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _SAFE_TORCH:
+        raise CheckpointError(
+            f"{path} is refused: torch {torch.__version__} does not read pickles safely (CVE-2026-24747). "
+            "Update torch to 2.10, or convert the file to model.safetensors on a machine that has it"
+        )
     try:
         _check_growth(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
@@ -68,18 +77,18 @@ def _check_growth(path: Path) -> None:
     """See that nothing in the file makes more memory than the file has bytes, as torch.load would let it.
 
     torch.save compresses nothing, and has no use for ``bytearray``, which fills as much memory as it is told to.
+    What is looked at is what torch.load reads: it tells a zip file by its beginning, and finds the pickle by its
+    own reader, which takes ``DATA.PKL`` too.
     """
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
+    with path.open("rb") as file:
+        if file.read(len(_ZIP_MAGIC)) != _ZIP_MAGIC:
+            file.seek(0)
             return _check_pickles(file, _N_OLD_PICKLES)
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             if member.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"{member.filename} in it is compressed")
-            if member.filename.endswith("/data.pkl"):
-                with archive.open(member) as file:
-                    _check_pickles(file, 1)
-    return None
+    return _check_pickles(io.BytesIO(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")), 1)
 
 
 def _check_pickles(file: IO[bytes], n_pickles: int) -> None:

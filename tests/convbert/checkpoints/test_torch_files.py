@@ -130,6 +130,40 @@ def test_a_pickle_bomb_is_refused_unread(saved: Path, legacy: bool) -> None:
     assert "bytearray" in str(found.value.__cause__)
 
 
+def test_a_pickle_bomb_before_an_empty_zip_file_is_refused_unread(saved: Path) -> None:
+    """A zip file is told by its end, but torch looks at the beginning."""
+    path = saved / "pytorch_model.bin"
+    torch.save({"a": TakesMemory()}, path, _use_new_zipfile_serialization=False)
+    with zipfile.ZipFile(path, "a"):
+        pass
+    assert zipfile.is_zipfile(path)
+    with pytest.raises(CheckpointError, match=r"pytorch_model.bin is refused") as found:
+        read_weights(saved)
+    assert "bytearray" in str(found.value.__cause__)
+
+
+def test_a_pickle_bomb_in_capitals_is_refused_unread(saved: Path) -> None:
+    """torch finds members whatever their case."""
+    path = saved / "pytorch_model.bin"
+    torch.save({"a": TakesMemory()}, path)
+    path.write_bytes(path.read_bytes().replace(b"/data.pkl", b"/DATA.PKL"))
+    with pytest.raises(CheckpointError, match=r"pytorch_model.bin is refused") as found:
+        read_weights(saved)
+    assert "bytearray" in str(found.value.__cause__)
+
+
+@pytest.mark.parametrize("version", ["2.8.0", "2.9.1+cu128"])
+def test_a_torch_that_reads_pickles_unsafely_reads_none(
+    saved: Path, classifier: ConvBertForSequenceClassification, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(classifier.state_dict(), saved / "pytorch_model.bin")
+    monkeypatch.setattr(torch, "__version__", version)
+    with pytest.raises(CheckpointError, match=r"pytorch_model.bin is refused: torch 2.*Update torch to 2.10, or conv"):
+        read_weights(saved)
+    classifier.save_pretrained(saved)
+    assert ConvBertForSequenceClassification.load(saved)[1] == ([], [])
+
+
 def test_a_zip_bomb_is_refused_unread(saved: Path) -> None:
     with zipfile.ZipFile(saved / "pytorch_model.bin", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(10**6))

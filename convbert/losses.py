@@ -21,7 +21,8 @@ def class_loss(logits: Tensor, labels: Tensor, *, ignored: int = IGNORED) -> Ten
     The mean over the labels that count; nan where none does, as in Transformers.
 
     Raises:
-        InputError: a label that is neither a class nor ``ignored``, or another number of labels than of logits.
+        InputError: another number of labels than of logits, or (found on the CPU only) a label that is neither a
+            class nor ``ignored``.
     """
     flat_logits, flat_labels = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
     if len(flat_logits) != len(flat_labels):
@@ -53,11 +54,11 @@ def text_loss(logits: Tensor, labels: Tensor, problem_type: str | None) -> Tenso
         case "single_label_classification":
             return class_loss(logits, labels)
         case "regression" if logits.shape[-1] == 1:
-            return F.mse_loss(logits.flatten(), _fitting(labels.flatten(), logits.flatten()))
+            return F.mse_loss(*_fitting(logits.flatten(), labels.flatten()))
         case "regression":
-            return F.mse_loss(logits, _fitting(labels, logits))
+            return F.mse_loss(*_fitting(logits, labels))
         case _:
-            return F.binary_cross_entropy_with_logits(logits, _fitting(labels, logits))
+            return F.binary_cross_entropy_with_logits(*_fitting(logits, labels))
 
 
 def span_loss(start_logits: Tensor, end_logits: Tensor, start_positions: Tensor, end_positions: Tensor) -> Tensor:
@@ -81,7 +82,9 @@ def _inferred_problem(logits: Tensor, labels: Tensor) -> str:
     return "single_label_classification" if labels.dtype in (torch.long, torch.int) else "multi_label_classification"
 
 
-def _fitting(labels: Tensor, logits: Tensor) -> Tensor:
+def _fitting(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the wider of their types: targets are not rounded to a model's 16 bits."""
     if labels.shape != logits.shape:
         raise InputError(f"labels {tuple(labels.shape)} do not fit logits {tuple(logits.shape)}: give one value each")
-    return labels.to(logits.dtype)
+    dtype = torch.promote_types(logits.dtype, labels.dtype)
+    return logits.to(dtype), labels.to(dtype)

@@ -71,6 +71,16 @@ class TestTextLoss:
         assert text_loss(LOGITS, labels, "multi_label_classification") == text_loss(LOGITS, labels.float(), None)
 
     @pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
+    def test_targets_are_not_rounded_to_a_models_type(self, problem: str) -> None:
+        logits = LOGITS.bfloat16().requires_grad_()
+        targets = torch.full_like(LOGITS, 0.3001)  # 0.30078125 in bf16
+        loss = text_loss(logits, targets, problem)
+        torch.testing.assert_close(loss, text_loss(LOGITS, targets, problem), rtol=1e-6, atol=0)
+        loss.backward()
+        assert logits.grad is not None
+        assert logits.grad.dtype == torch.bfloat16
+
+    @pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
     def test_a_shape_that_would_broadcast_is_refused(self, problem: str) -> None:
         with pytest.raises(InputError, match=r"labels \(3,\) do not fit logits \(3, 3\)"):
             text_loss(LOGITS, torch.zeros(3), problem)

@@ -94,15 +94,15 @@ class PreTrainedModel(nn.Module):
         """Write config.json and model.safetensors, which Transformers reads, into a local folder.
 
         Args:
-            folder: made where it is missing; weights in safetensors that lie there are replaced.
+            folder: made where it is missing; config.json and weights in safetensors that lie there are replaced
+                once all new files are written.
             max_shard_bytes: most bytes of weights a file; more are cut into several files and an index.
                 None writes one file.
         """
         dtype = str(self.base_model.embeddings.word_embeddings.weight.dtype).removeprefix("torch.")
         extra = {**self.config.extra, "architectures": [type(self).__name__]}
         extra.update(dict.fromkeys(extra.keys() & {"dtype", "torch_dtype"}, dtype))
-        replace(self.config, extra=extra).save_pretrained(folder)
-        save_weights(self, folder, max_shard_bytes=max_shard_bytes)
+        save_weights(self, folder, config=replace(self.config, extra=extra), max_shard_bytes=max_shard_bytes)
 
     def resize_token_embeddings(self, new_num_tokens: int) -> nn.Embedding:
         """Give the vocabulary another size, and the model a config that says so.

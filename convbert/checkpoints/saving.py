@@ -12,18 +12,22 @@ from torch import Tensor, nn
 
 from convbert.checkpoints.formats import SAFETENSORS
 from convbert.checkpoints.loading import tied_names
+from convbert.config import CONFIG_NAME, ConvBertConfig
 from convbert.errors import CheckpointError
 
 SHARD_PATTERN = f"model-{5 * '[0-9]'}-of-{5 * '[0-9]'}.safetensors"
 
 
-def save_weights(model: nn.Module, folder: str | Path, *, max_shard_bytes: int | None = None) -> None:
+def save_weights(
+    model: nn.Module, folder: str | Path, *, config: ConvBertConfig | None = None, max_shard_bytes: int | None = None
+) -> None:
     """Write a model's weights, each tied one under its first name only.
 
-    Safetensors that lie in the folder are replaced only when all new files are written; whenever it stops,
-    the folder never mixes old and new.
+    Safetensors and config that lie in the folder are replaced only when all new files are written; whenever it
+    stops, the folder never holds a mix of old and new that can be read.
 
     Args:
+        config: written beside the weights, in the same way; None leaves the folder's own.
         max_shard_bytes: most bytes of weights a file; a larger tensor has a file for itself. None: one file.
 
     Raises:
@@ -47,9 +51,14 @@ def save_weights(model: nn.Module, folder: str | Path, *, max_shard_bytes: int |
         if len(shards) > 1:
             (Path(scratch) / SAFETENSORS.index_name).write_text(_index(names, shards), encoding="utf-8")
             names.append(SAFETENSORS.index_name)  # last: without it the shards are no checkpoint
-        for old in (folder / SAFETENSORS.single_name, folder / SAFETENSORS.index_name, *folder.glob(SHARD_PATTERN)):
-            if old.name != names[0]:  # a single file is replaced in one stroke
-                old.unlink(missing_ok=True)
+        old = [folder / SAFETENSORS.single_name, folder / SAFETENSORS.index_name, *folder.glob(SHARD_PATTERN)]
+        if config is not None:
+            config.save_pretrained(scratch)
+            names.append(CONFIG_NAME)
+            old.insert(0, folder / CONFIG_NAME)  # removed first and put last: it stands beside no other weights
+        for path in old:
+            if path.name != names[0]:  # a single file is replaced in one stroke
+                path.unlink(missing_ok=True)
         for name in names:
             (Path(scratch) / name).replace(folder / name)
 

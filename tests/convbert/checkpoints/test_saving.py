@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from convbert import CheckpointError, ConvBertForMaskedLM, ConvBertForSequenceClassification
-from convbert.checkpoints import fingerprint, read_weights
+from convbert.checkpoints import fingerprint, read_config, read_weights
 
 
 def files(folder: Path) -> list[str]:
@@ -87,10 +90,62 @@ def test_a_failure_leaves_the_old_checkpoint(
     monkeypatch.setattr("convbert.checkpoints.saving.save_file", full_disk)
     with torch.no_grad():
         classifier.classifier.out_proj.bias.fill_(7)
+    config = read_config(tmp_path)
+    classifier.config = replace(classifier.config, id2label={0: "new", 1: "labels"})
     with pytest.raises(OSError, match="No space left"):
         classifier.save_pretrained(tmp_path, max_shard_bytes=2000)
     assert fingerprint(read_weights(tmp_path)) == before
+    assert read_config(tmp_path) == config
     assert files(tmp_path) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("shard_bytes", [(None, None), (None, 2000), (2000, None), (2000, 2000)])
+def test_no_stop_leaves_a_config_beside_other_weights(
+    classifier: ConvBertForSequenceClassification,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shard_bytes: tuple[int | None, int | None],
+) -> None:
+    """A save that stops before any of its steps leaves the old checkpoint, none, or the new one."""
+    before, after = shard_bytes
+    steps = {"left": 0}
+
+    def stopping(step: Callable[..., object]) -> Callable[..., object]:
+        def run(path: Path, *args: object, **kwargs: object) -> object:
+            if path.parent.name.startswith(".saving-") or path.parent == tmp_path:
+                steps["left"] -= 1
+                if steps["left"] < 0:
+                    raise KeyboardInterrupt
+            return step(path, *args, **kwargs)
+
+        return run
+
+    def state() -> tuple[str, float] | None:
+        try:
+            return read_config(tmp_path).id2label[0], read_weights(tmp_path)["classifier.out_proj.bias"][0].item()
+        except CheckpointError:
+            return None
+
+    def save(label: str, bias: float, max_shard_bytes: int | None) -> None:
+        classifier.config = replace(classifier.config, id2label={0: label, 1: "other"})
+        torch.nn.init.constant_(classifier.classifier.out_proj.bias, bias)
+        classifier.save_pretrained(tmp_path, max_shard_bytes=max_shard_bytes)
+
+    seen = []
+    for n_steps in range(100):
+        save("old", 1.0, before)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", stopping(Path.replace))
+            patch.setattr(Path, "unlink", stopping(Path.unlink))
+            patch.setattr(Path, "write_text", stopping(Path.write_text))
+            steps["left"] = n_steps
+            with suppress(KeyboardInterrupt):
+                save("new", 2.0, after)
+        seen.append(state())
+        if steps["left"] > 0:
+            break
+    assert set(seen) == {("old", 1.0), None, ("new", 2.0)}
+    assert seen[-1] == ("new", 2.0)
 
 
 def test_a_limit_below_one_is_refused(classifier: ConvBertForSequenceClassification, tmp_path: Path) -> None:

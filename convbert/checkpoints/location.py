@@ -18,13 +18,28 @@ from convbert.errors import CheckpointError
 from convbert.stores import FileSystem, copy_file, open_store, reason, redacted, retried
 
 CACHE_VARIABLE = "CONVBERT_CACHE"
+_MARKS = (  # what the file systems of fsspec call a version, a hash or a modification time
+    "ETag",
+    "etag",
+    "generation",
+    "md5Hash",
+    "blob_id",  # hf
+    "xet_hash",  # hf, of a bucket
+    "LastModified",
+    "last_modified",
+    "Last-Modified",  # http
+    "mtime",
+    "modificationTime",  # webhdfs
+    "modify",  # ftp
+    "updated",
+)
 
 
 def local_folder(folder_or_url: str | Path) -> Path:
     """The checkpoint's folder on this machine; a remote one is copied into the cache once a version.
 
-    The cache lies in ``$CONVBERT_CACHE``, or ``~/.cache/convbert``. A version is told by the names,
-    sizes and change marks (ETag, modification time) of the remote files.
+    The cache lies in ``$CONVBERT_CACHE``, or ``~/.cache/convbert``. A version is told by the names, sizes and change
+    marks of the remote files: ETag, hash or modification time, or all that the listing says where it has none of them.
 
     Raises:
         CheckpointError: nothing there, or it cannot be read.
@@ -63,7 +78,9 @@ def _files(fs: FileSystem, root: str, url: str) -> list[dict[str, Any]]:
 
     def ask() -> list[dict[str, Any]]:
         fs.invalidate_cache()
-        return [info for info in fs.ls(root, detail=True) if info["type"] == "file"]
+        files = [info for info in fs.ls(root, detail=True) if info["type"] == "file"]
+        # a listing over HTTP is a page of links, which says nothing of what lies behind them
+        return [fs.info(info["name"]) if info.get("size") is None else info for info in files]
 
     try:
         return retried(ask)
@@ -75,7 +92,10 @@ def _files(fs: FileSystem, root: str, url: str) -> list[dict[str, Any]]:
 
 def _marks(files: list[dict[str, Any]]) -> list[list[Any]]:
     """What tells one version of the files from another."""
-    return sorted([info["name"], info.get("size"), change_mark(info)] for info in files)
+    return sorted(
+        [info["name"], info.get("size"), change_mark(info) or json.dumps(info, default=str, sort_keys=True)]
+        for info in files
+    )
 
 
 def path_beside(index: Path, name: object) -> Path:
@@ -101,8 +121,8 @@ def path_beside(index: Path, name: object) -> Path:
 
 
 def change_mark(info: dict[str, object]) -> str:
-    """What a file system says about a file's version: ETag, generation or modification time, else nothing."""
-    for key in ("ETag", "etag", "generation", "md5Hash", "LastModified", "last_modified", "mtime", "updated"):
+    """What a file system says about a file's version, the same in a listing and alone, else nothing."""
+    for key in _MARKS:
         if info.get(key) is not None:
             return str(info[key]).strip('"')
     return ""
@@ -138,6 +158,8 @@ def _copy(fs: FileSystem, files: list[dict[str, Any]], target: Path, *, is_uncha
             base = _base(info)
             if base in ("", ".", "..") or PureWindowsPath(base).name != base:
                 raise CheckpointError(f"a file of the checkpoint is named {base!r}: refused")
+            if info.get("size") is None:
+                raise CheckpointError(f"{redacted(info['name'])} has no known size: copy the folder to this machine")
             copy_file(fs, info["name"], int(info["size"]), partial / base)
         if not is_unchanged():
             raise OSError("its files changed while they were copied")

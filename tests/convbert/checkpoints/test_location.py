@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -37,6 +43,75 @@ def test_a_remote_folder_is_copied_once_a_version(
     fsspec.filesystem("memory").put(str(tmp_path / "model" / "config.json"), "/bucket/model/config.json")
     assert local_folder(remote) != first
     assert ConvBertForSequenceClassification.from_pretrained(remote).config.extra["note"] == "a new version"
+
+
+@pytest.mark.parametrize("key", ["blob_id", "xet_hash", "something else"])
+def test_what_a_store_tells_versions_by_is_a_version(remote: str, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As hf:// lists them: a retrained model of the same size has another blob, and no date."""
+    memory = type(fsspec.filesystem("memory"))
+    plain, version = memory.ls, {key: "a"}
+
+    def listed(self: object, path: str, **kwargs: object) -> list[dict[str, object]]:
+        return [
+            {"name": info["name"], "size": info["size"], "type": info["type"], "etag": None, **version}
+            for info in plain(self, path, **kwargs)
+        ]
+
+    monkeypatch.setattr(memory, "ls", listed)
+    first = local_folder(remote)
+    assert local_folder(remote) == first
+    version[key] = "b"
+    assert local_folder(remote) != first
+
+
+def test_a_file_that_was_put_anew_is_a_new_version(remote: str) -> None:
+    """The memory file system says when it was made, by a name of its own."""
+    first = local_folder(remote)
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/bucket/model/config.json", memory.cat("/bucket/model/config.json"))
+    assert local_folder(remote) != first
+
+
+def test_a_web_servers_folder_is_read_file_by_file(
+    classifier: ConvBertForSequenceClassification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its listing is a page of links, which tells neither sizes nor versions."""
+    monkeypatch.setenv("CONVBERT_CACHE", str(tmp_path / "cache"))
+    classifier.save_pretrained(tmp_path / "model")
+    handler = partial(QuietHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/model"
+        first = local_folder(url)
+        assert read_weights(url).keys() == classifier.state_dict().keys()
+        os.utime(tmp_path / "model" / "model.safetensors", (10**9, 10**9))
+        assert local_folder(url) != first
+        server.shutdown()
+
+
+def test_a_file_without_a_size_is_named(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = type(fsspec.filesystem("memory"))
+    for name in ("ls", "info"):
+        monkeypatch.setattr(memory, name, sizeless(getattr(memory, name)))
+    with pytest.raises(CheckpointError, match=r"config.json has no known size: copy the folder to this machine"):
+        local_folder(remote)
+
+
+def sizeless(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A call of a file system that tells no file's size."""
+
+    def run(*args: object, **kwargs: object) -> Any:
+        found = call(*args, **kwargs)
+        return [{**info, "size": None} for info in found] if isinstance(found, list) else {**found, "size": None}
+
+    return run
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Serves a folder without a log."""
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 def test_weights_that_are_not_read_are_not_copied(remote: str) -> None:

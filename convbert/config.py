@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from convbert.activations import ACTIVATIONS
 from convbert.errors import CheckpointError, ConfigError
+from convbert.stores import redacted
 
 CONFIG_NAME = "config.json"
 MODEL_TYPES = ("convbert", "conv_bert")  # old configs on the hub say conv_bert
@@ -240,18 +241,19 @@ class ConvBertConfig(_Fields):
         from convbert.checkpoints.location import local_folder
 
         path = local_folder(folder_or_url) / CONFIG_NAME
+        source = redacted(str(folder_or_url))
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise CheckpointError(f"{folder_or_url} has no {CONFIG_NAME}: is it a checkpoint folder?") from error
+            raise CheckpointError(f"{source} has no {CONFIG_NAME}: is it a checkpoint folder?") from error
         except (ValueError, OSError, RecursionError) as error:
-            raise CheckpointError(f"{CONFIG_NAME} of {folder_or_url} cannot be read: {error}") from error
+            raise CheckpointError(f"{CONFIG_NAME} of {source} cannot be read: {error}") from error
         if not isinstance(values, dict):
-            raise CheckpointError(f"{CONFIG_NAME} of {folder_or_url} must hold a JSON object")
+            raise CheckpointError(f"{CONFIG_NAME} of {source} must hold a JSON object")
         try:
             return cls.from_dict(values, **changes)
         except (ConfigError, RecursionError) as error:  # the latter from quoting a value nested nearly too deep to read
-            raise ConfigError(f"{CONFIG_NAME} of {folder_or_url}: {error}") from error
+            raise ConfigError(f"{CONFIG_NAME} of {source}: {error}") from error
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json into a local folder, which is made where it is missing."""

@@ -22,6 +22,7 @@ from convbert.config import ConvBertConfig
 from convbert.errors import ConfigError, InputError
 from convbert.losses import class_loss, span_loss, text_loss
 from convbert.outputs import EncoderOutput, LogitsOutput, SpanOutput
+from convbert.stores import redacted
 
 logger = logging.getLogger(__name__)
 
@@ -60,13 +61,12 @@ class PreTrainedModel(nn.Module):
             WeightsError: a weight has another shape than the config asks for.
         """
         model, report = cls.load(folder_or_url, config=config)
+        source = redacted(str(folder_or_url))
         if report.missing:
-            logger.warning(
-                "%s has no weights for %s: they are random until trained", folder_or_url, ", ".join(report.missing)
-            )
+            logger.warning("%s has no weights for %s: they are random until trained", source, ", ".join(report.missing))
         if report.unexpected:
             logger.warning(
-                "%s holds weights that %s does not use: %s", folder_or_url, cls.__name__, ", ".join(report.unexpected)
+                "%s holds weights that %s does not use: %s", source, cls.__name__, ", ".join(report.unexpected)
             )
         return (model if dtype is None else model.to(dtype)).eval()
 
@@ -74,8 +74,9 @@ class PreTrainedModel(nn.Module):
     def load(cls, folder_or_url: str | Path, *, config: ConvBertConfig | None = None) -> tuple[Self, LoadReport]:
         """As ``from_pretrained``, with the names that did not meet in place of warnings."""
         config = config or read_config(folder_or_url)
-        weights, names = read_weights(folder_or_url), {"base_prefix": cls.base_prefix, "source": str(folder_or_url)}
-        check_fit(cls._without_memory(config, source=str(folder_or_url)), weights, **names)
+        names = {"base_prefix": cls.base_prefix, "source": redacted(str(folder_or_url))}
+        weights = read_weights(folder_or_url)
+        check_fit(cls._without_memory(config, source=names["source"]), weights, **names)
         model = cls(config)
         return model.eval(), load_into(model, weights, **names)
 

@@ -17,6 +17,7 @@ from convbert.checkpoints.tf1_files import derive_config, find_index, read_tf1
 from convbert.checkpoints.torch_files import read_bin, read_safetensors
 from convbert.config import CONFIG_NAME, ConvBertConfig
 from convbert.errors import CheckpointError
+from convbert.stores import redacted
 
 READERS: dict[Format, Callable[[Path], dict[str, Tensor]]] = {
     SAFETENSORS: read_safetensors,
@@ -47,9 +48,9 @@ def read_weights(folder_or_url: str | Path) -> dict[str, Tensor]:
     if tf1 is not None:
         return read_tf1(tf1)
     present = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
-    names = ", ".join(form.single_name for form in FORMATS)
+    source, names = redacted(str(folder_or_url)), ", ".join(form.single_name for form in FORMATS)
     raise CheckpointError(
-        f"{folder_or_url} has no {names} or TF1 checkpoint (it holds {present}): give a complete checkpoint folder"
+        f"{source} has no {names} or TF1 checkpoint (it holds {present}): give a complete checkpoint folder"
     )
 
 

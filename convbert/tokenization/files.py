@@ -36,7 +36,7 @@ _KINDS = {bool: "true or false", list: "a list", str: "a string", dict: "an obje
 _UNBOUNDED = 10**18  # Transformers writes 1e30 for "no limit"
 
 
-def read_settings(folder: Path, *, source: str | Path) -> dict[str, Any]:
+def read_settings(folder: Path, *, source: str) -> dict[str, Any]:
     """Keyword arguments of ConvBertTokenizer that make the folder's tokenizer.
 
     Args:

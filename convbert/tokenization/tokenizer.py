@@ -17,6 +17,7 @@ from tokenizers.models import WordPiece
 
 from convbert.checkpoints.location import local_folder
 from convbert.errors import TokenizerError
+from convbert.stores import redacted
 from convbert.tokenization import backend as library
 from convbert.tokenization.batch_encoding import BatchEncoding, as_tensors
 from convbert.tokenization.files import (
@@ -156,14 +157,14 @@ class ConvBertTokenizer(Vocabulary):
             CheckpointError: no such folder.
             TokenizerError: no vocabulary there, or one that cannot be read.
         """
-        folder = local_folder(folder_or_url)
+        folder, source = local_folder(folder_or_url), redacted(str(folder_or_url))
         try:
-            return cls(**{**read_settings(folder, source=folder_or_url), **changes})
+            return cls(**{**read_settings(folder, source=source), **changes})
         except (
             TokenizerError,
             RecursionError,
         ) as error:  # the latter from quoting a value nested nearly too deep to read
-            raise TokenizerError(f"the tokenizer of {folder_or_url}: {error}") from error
+            raise TokenizerError(f"the tokenizer of {source}: {error}") from error
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write tokenizer.json, tokenizer_config.json and for WordPiece vocab.txt into a local folder."""

@@ -13,8 +13,15 @@ from typing import Any
 import fsspec
 import pytest
 
-from convbert import CheckpointError, ConvBertForSequenceClassification
-from convbert.checkpoints import fingerprint, local_folder, read_weights
+from convbert import (
+    CheckpointError,
+    ConvBertConfig,
+    ConvBertError,
+    ConvBertForSequenceClassification,
+    ConvBertForTokenClassification,
+    ConvBertTokenizer,
+)
+from convbert.checkpoints import fingerprint, local_folder, read_config, read_weights
 from convbert.checkpoints.location import path_beside
 from tests.fault_proxy import FaultProxy
 
@@ -112,6 +119,50 @@ class QuietHandler(SimpleHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+@pytest.mark.parametrize(
+    ("read", "config", "message"),
+    [
+        (read_weights, b"{}", "has no model.safetensors"),
+        (read_config, None, "has no config.json"),
+        (read_config, b"{", "cannot be read"),
+        (read_config, b"[]", "must hold a JSON object"),
+        (read_config, b'{"vocab_size": 0}', "vocab_size"),
+        (ConvBertTokenizer.from_pretrained, b"{}", "has neither tokenizer.json nor vocab.txt"),
+    ],
+)
+def test_a_password_in_a_url_is_in_no_message(
+    read: Callable[[str], object], config: bytes | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONVBERT_CACHE", str(tmp_path))
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    memory.pipe("/user:hunter2@bucket/model/note.txt", b"")
+    if config is not None:
+        memory.pipe("/user:hunter2@bucket/model/config.json", config)
+    with pytest.raises(ConvBertError, match=message) as found:
+        read("memory://user:hunter2@bucket/model")
+    assert "hunter2" not in str(found.value)
+    assert "memory://***@bucket/model" in str(found.value)
+
+
+def test_a_password_in_a_url_is_in_no_warning(
+    classifier: ConvBertForSequenceClassification,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("CONVBERT_CACHE", str(tmp_path / "cache"))
+    classifier.save_pretrained(tmp_path / "model")
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path / "model") + "/", "/user:hunter2@bucket/model/", recursive=True)
+    ConvBertForTokenClassification.from_pretrained("memory://user:hunter2@bucket/model")
+    assert "hunter2" not in caplog.text
+    assert caplog.text.count("memory://***@bucket/model") == 2
+    with pytest.raises(ConvBertError, match=r"memory://\*\*\*@bucket") as found:
+        ConvBertForTokenClassification.load("memory://user:hunter2@bucket/model", config=ConvBertConfig())
+    assert "hunter2" not in str(found.value)
 
 
 def test_weights_that_are_not_read_are_not_copied(remote: str) -> None:

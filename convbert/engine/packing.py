@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from convbert.errors import InputError
 
 Indices = NDArray[np.int64]
+MOST_RECORDS = 65_535  # of a micro-batch: CUDA starts no more blocks side by side, and attention takes one a record
 
 
 class Packed(NamedTuple):
@@ -70,7 +71,8 @@ def gather(starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> tuple[I
 def micro_batches(lengths: Indices, max_batch_tokens: int) -> Iterator[Indices]:
     """Record numbers of each micro-batch: longest first, each within the budget.
 
-    The same lengths give the same batches. A record longer than the budget stands alone.
+    The same lengths give the same batches. A record longer than the budget stands alone; no batch has more than
+    ``MOST_RECORDS``.
 
     Args:
         lengths: (R,) tokens of each record.
@@ -80,7 +82,8 @@ def micro_batches(lengths: Indices, max_batch_tokens: int) -> Iterator[Indices]:
     total = 0
     first = 0
     for position, record in enumerate(order):
-        if position > first and total + lengths[record] > max_batch_tokens:
+        is_full = total + lengths[record] > max_batch_tokens or position - first == MOST_RECORDS
+        if position > first and is_full:
             yield order[first:position]
             first, total = position, 0
         total += int(lengths[record])

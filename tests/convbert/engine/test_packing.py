@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convbert import InputError
-from convbert.engine.packing import Packed, layout, micro_batches
+from convbert.engine.packing import MOST_RECORDS, Packed, layout, micro_batches
 
 lengths_of = st.lists(st.integers(1, 40), min_size=1, max_size=60).map(lambda lengths: np.array(lengths))
 
@@ -22,6 +22,11 @@ def test_micro_batches_hold_every_record_once_within_the_budget(lengths: np.ndar
 
 def test_micro_batches_begin_with_the_longest_and_keep_the_order_of_equals() -> None:
     assert [batch.tolist() for batch in micro_batches(np.array([2, 5, 2, 5]), 9)] == [[1], [3, 0, 2]]
+
+
+def test_micro_batches_hold_no_more_records_than_a_gpu_attends_to() -> None:
+    sizes = [len(batch) for batch in micro_batches(np.ones(2 * MOST_RECORDS + 1, np.int64), 10**9)]
+    assert sizes == [65_535, 65_535, 1]
 
 
 def test_no_records_give_no_batches() -> None:

@@ -54,7 +54,18 @@ def kernels_for(precision: str, device: torch.device) -> Kernels:
             raise InputError(f"precision int8 is for CPUs: on {device.type} use bf16 or fp16")
         check_int8()
         return _Int8Kernels()
+    if precision == "bf16" and not computes_bf16(device):
+        raise InputError(
+            f"precision bf16 needs a GPU of compute capability 8.0 or more, which {device} has not: use fp16"
+        )
     return _FloatKernels(device, _DTYPES[precision])
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether a device computes in bf16: every CPU, AMD's GPUs, and Nvidia's from Ampere on."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return True
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 class _FloatKernels:

@@ -64,5 +64,15 @@ def test_a_gpu_is_compiled_for_with_triton_and_a_c_compiler(
     assert compiler.has_compiler.__wrapped__("cuda") is expected
 
 
+def test_a_machine_without_a_compiler_runs_as_written(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(compiler, "has_compiler", compiler.has_compiler.__wrapped__)
+    monkeypatch.setenv("PATH", "")
+    doubled = compiler.RowKernel(lambda x: x * 2)
+    assert doubled(torch.ones(3)).tolist() == [2, 2, 2]
+    assert "install g++" in caplog.text
+
+
 def test_only_gpus_run_row_kernels_for_floats() -> None:
     assert [compiler.is_fused(torch.device(name)) for name in ("cpu", "cuda")] == [False, True]

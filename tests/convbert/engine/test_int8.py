@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -12,7 +11,6 @@ from torch.nn import functional as F
 from convbert import InputError
 from convbert.engine import compiler, int8
 from convbert.engine.int8 import Int8FeedForward, Int8Linear, Int8Residual, most_levels, quantise
-from convbert.engine.precision import kernels_for
 
 
 @pytest.fixture(params=["compiled", "as written"])
@@ -98,21 +96,7 @@ def test_feed_forward_and_residual_are_close_to_float(activation) -> None:
         assert (close(wide, x) - expected).abs().max() < 0.05
 
 
-def test_a_machine_without_a_compiler_runs_as_written(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(compiler, "has_compiler", compiler.has_compiler.__wrapped__)
-    monkeypatch.setenv("PATH", "")
-    doubled = compiler.RowKernel(lambda x: x * 2)
-    np.testing.assert_array_equal(doubled(torch.ones(3, 1)), np.full((3, 1), 2.0))
-    assert "install g++" in caplog.text
-
-
-def test_int8_is_for_cpus_with_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="int8 is for CPUs: on cuda use bf16"):
-        kernels_for("int8", torch.device("cuda"))
-    with pytest.raises(InputError, match=r"precision \(int4\) must be one of fp32, bf16, fp16, int8"):
-        kernels_for("int4", torch.device("cpu"))
+def test_a_torch_without_onednn_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends, "quantized", SimpleNamespace(supported_engines=["none"]))
     with pytest.raises(InputError, match="built with oneDNN"):
         int8.check_int8()

@@ -1,11 +1,12 @@
-"""What lies between the products as one function of rows, against torch's own modules."""
+"""Which precision runs where, and what lies between the products against torch's own modules."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from convbert.engine.precision import summed_and_normalised
+from convbert import InputError
+from convbert.engine.precision import computes_bf16, kernels_for, summed_and_normalised
 
 
 @pytest.mark.parametrize(
@@ -22,3 +23,34 @@ def test_the_sum_and_its_norm_are_rounded_once(dtype: torch.dtype, tolerance: fl
     assert result.dtype == dtype
     with torch.inference_mode():
         torch.testing.assert_close(result.double(), norm(x.double() + residual.double()), rtol=tolerance, atol=1e-5)
+
+
+def test_a_precision_that_is_none_or_not_the_devices_is_named() -> None:
+    with pytest.raises(InputError, match="int8 is for CPUs: on cuda use bf16"):
+        kernels_for("int8", torch.device("cuda"))
+    with pytest.raises(InputError, match=r"precision \(int4\) must be one of fp32, bf16, fp16, int8"):
+        kernels_for("int4", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "hip", "expected"),
+    [
+        ("cuda", (7, 5), None, False),
+        ("cuda", (8, 0), None, True),
+        ("cuda", (9, 0), None, True),
+        ("cuda", (7, 5), "6.2", True),
+        ("cpu", (7, 5), None, True),
+    ],
+)
+def test_bf16_is_refused_on_gpus_that_do_not_compute_in_it(
+    device: str, capability: tuple[int, int], hip: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert computes_bf16(torch.device(device)) is expected
+    if expected:
+        assert kernels_for("bf16", torch.device(device)).dtype == torch.bfloat16
+    else:
+        with pytest.raises(InputError, match=r"bf16 needs a GPU of compute capability 8.0 .* cuda .*: use fp16"):
+            kernels_for("bf16", torch.device(device))
+        assert kernels_for("fp16", torch.device(device)).dtype == torch.float16

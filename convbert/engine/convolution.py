@@ -80,6 +80,8 @@ def _dynamic_passes(logits: Tensor, values: Tensor, is_inside: Tensor) -> Tensor
     mixed = padded[:n_tokens] * kernels[..., :1]
     for tap in range(1, n_taps):
         mixed.addcmul_(padded[tap : tap + n_tokens], kernels[..., tap : tap + 1])
+    if not mixed.sum(dtype=torch.float32).isfinite():  # 0 · inf is nan: spare the records beside one that overflows
+        return dynamic_taps(logits, values, is_inside.bool())
     return mixed.flatten(1)
 
 

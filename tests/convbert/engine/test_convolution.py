@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from convbert import layers
-from convbert.engine import compiler, convolution
+from convbert.engine import compiler
 from convbert.engine.convolution import DepthwiseConvolution, dynamic_convolution, taps_of
 from convbert.engine.packing import layout
 
@@ -64,9 +64,26 @@ def test_depthwise_convolution_is_the_references_on_each_record(form: str, n_tap
     torch.testing.assert_close(result, expected)
 
 
-def test_a_neighbour_that_is_no_number_stays_outside_of_a_row_kernel() -> None:
-    values = rows(WIDTH, seed=1)
-    values[LENGTHS[0] :] = torch.nan
-    where = torch.from_numpy(layout(LENGTHS, n_taps=5, max_length=9).is_inside)
-    result = convolution.dynamic_taps(rows(N_HEADS, 5, seed=0), values, where)
-    assert result[: LENGTHS[0]].isfinite().all()
+@torch.inference_mode()
+@pytest.mark.parametrize("no_number", [torch.nan, torch.inf])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 2e-3)])
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_a_neighbour_that_is_no_number_stays_outside(
+    no_number: float, dtype: torch.dtype, tolerance: float, is_fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "is_fused", lambda device: is_fused)
+    monkeypatch.setattr(compiler, "has_compiler", lambda device_type: False)
+    logits, values = rows(N_HEADS, 5, seed=0).to(dtype), rows(WIDTH, seed=1).to(dtype)
+    where = layout(LENGTHS, n_taps=5, max_length=9)
+    mask, gapped = taps_of(torch.from_numpy(where.is_inside), dtype), torch.from_numpy(where.gapped_rows)
+    depthwise = DepthwiseConvolution(torch.ones(WIDTH, 1, 5, dtype=dtype))
+    spoilt = values.clone()
+    spoilt[3] = no_number  # the second record
+    others = torch.arange(len(values)) != 3
+    for convolve in (
+        lambda x: dynamic_convolution(logits, x, mask),
+        lambda x: depthwise(x, gapped, where.n_gapped_rows, mask),
+    ):
+        result, expected = convolve(spoilt), convolve(values)
+        torch.testing.assert_close(result[others], expected[others], atol=tolerance, rtol=0)
+        assert not result[~others].isfinite().any()

@@ -97,7 +97,10 @@ def test_pooling_counts_the_tokens_it_is_told_to(pair, kind: str) -> None:
     assert_equal(engine(batch._replace(counted=counted))["head"], some)
 
 
-def test_unattended_tokens_are_what_padding_is_in_transformers(pair) -> None:
+@pytest.mark.parametrize("way", ["a processor's", "a GPU's"])
+def test_unattended_tokens_are_what_padding_is_in_transformers(pair, way: str, request: pytest.FixtureRequest) -> None:
+    if way == "a GPU's":
+        request.getfixturevalue("as_on_a_gpu")
     theirs, ours = pair("ConvBertForMultipleChoice")
     lengths, attended = [12, 12, 12, 7, 7, 12], np.array([12, 5, 5, 7, 1, 9])
     batch = packed(lengths)._replace(attended=attended)
@@ -137,14 +140,10 @@ def test_pseudo_likelihood_hides_each_token_in_turn(pair) -> None:
     assert len({row[1] for row in truth}) > 2
 
 
-def test_all_heads_share_one_pass(pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    from convbert.engine import PackedEncoder
-
+def test_all_heads_share_one_pass(pair, batches_of: Callable[..., list[int]]) -> None:
     _, ours = pair("ConvBertForTokenClassification")
-    calls: list[int] = []
-    original = PackedEncoder.__call__
-    monkeypatch.setattr(PackedEncoder, "__call__", lambda *args: calls.append(1) or original(*args))
+    sizes = batches_of()
     heads: dict[str, Head] = {"a": EachToken(ours.classifier), "b": Pooled("mean"), "c": EachToken(ours.classifier)}
     results = Engine(ours.base_model, heads)(packed([4, 9]))
-    assert len(calls) == 1
+    assert sizes == [13]
     assert sorted(results) == ["a", "b", "c"]

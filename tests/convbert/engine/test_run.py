@@ -16,12 +16,11 @@ from convbert.engine import (
     PackedEncoder,
     Pooled,
     PseudoLikelihood,
-    attention,
-    compiler,
     is_out_of_memory,
 )
 from tests.conftest import save_checkpoint, tiny_config
-from tests.convbert.engine.varlen import varlen_reference
+
+Batches = Callable[..., list[int]]
 
 SHAPES = [
     {},
@@ -135,29 +134,18 @@ def test_bad_input_is_named(checkpoint: Path) -> None:
     engine = Engine(model.base_model, {"head": FirstToken(model.classifier)})
     with pytest.raises(InputError, match="129 tokens, more than max_position_embeddings"):
         engine(packed([129], 60))
+    with pytest.raises(InputError, match="there are no records to run: give at least one"):
+        engine(Packed(np.array([], np.int64), np.array([0])))
+    with pytest.raises(InputError, match="record 0 of the batch has no tokens"):
+        engine(Packed(np.array([], np.int64), np.array([0, 0])))
 
 
-def limit_memory(monkeypatch: pytest.MonkeyPatch, limit: int) -> list[int]:
-    """Let the encoder run out of memory above so many tokens; the returned list takes the sizes of its batches."""
-    sizes: list[int] = []
-    original = PackedEncoder.__call__
-
-    def limited(self: PackedEncoder, batch: Packed, *wanted: object) -> torch.Tensor:
-        sizes.append(len(batch.input_ids))
-        if sizes[-1] > limit:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return original(self, batch, *wanted)
-
-    monkeypatch.setattr(PackedEncoder, "__call__", limited)
-    return sizes
-
-
-def test_out_of_memory_lowers_the_budget_for_good(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_lowers_the_budget_for_good(checkpoint: Path, batches_of: Batches) -> None:
     oracle = transformers.ConvBertForSequenceClassification.from_pretrained(checkpoint).eval()
     model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
     batch = packed([40, 7, 40, 7, 90, 1, 30, 12, 12], 60)
     engine = Engine(model.base_model, {"head": FirstToken(model.classifier)}, max_batch_tokens=200)
-    sizes = limit_memory(monkeypatch, 100)
+    sizes = batches_of(100)
     np.testing.assert_allclose(engine(batch)["head"].values, alone(oracle, batch), atol=1e-4)
     failed = [size for size in sizes if size > 100]
     assert failed == [200]  # 90, 40, 40, 30: halved once
@@ -168,12 +156,10 @@ def test_out_of_memory_lowers_the_budget_for_good(checkpoint: Path, monkeypatch:
     assert max(sizes) <= 100
 
 
-def test_a_record_without_room_is_an_error_that_leaves_the_budget(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_record_without_room_is_an_error_that_leaves_the_budget(checkpoint: Path, batches_of: Batches) -> None:
     model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
     engine = Engine(model.base_model, {"head": FirstToken(model.classifier)}, max_batch_tokens=200)
-    limit_memory(monkeypatch, 89)
+    batches_of(89)
     with pytest.raises(torch.OutOfMemoryError):
         engine(packed([40, 90, 40], 60))
     assert engine.max_batch_tokens == 200
@@ -181,16 +167,16 @@ def test_a_record_without_room_is_an_error_that_leaves_the_budget(
     assert engine.max_batch_tokens == 60
 
 
-def test_scorers_lower_the_budget_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scorers_lower_the_budget_too(tmp_path: Path, batches_of: Batches) -> None:
     model = ConvBertForMaskedLM.from_pretrained(save_checkpoint(tmp_path / "m", architecture="ConvBertForMaskedLM"))
     scorer = PseudoLikelihood(torch.nn.Linear(32, 60), mask_id=4, unscored=frozenset({2, 3}))
     batch = packed([9, 20, 4], 60)
     expected = Engine(model.base_model, {"score": scorer}, max_batch_tokens=200)(batch)["score"].values
     engine = Engine(model.base_model, {"score": scorer}, max_batch_tokens=200)
-    limit_memory(monkeypatch, 60)
+    batches_of(60)
     np.testing.assert_allclose(engine(batch)["score"].values, expected, rtol=1e-5)
     assert engine.max_batch_tokens == 50
-    limit_memory(monkeypatch, 19)
+    batches_of(19)
     with pytest.raises(torch.OutOfMemoryError):
         engine(batch)
     assert engine.max_batch_tokens == 50
@@ -203,47 +189,78 @@ def test_what_is_out_of_memory() -> None:
     with pytest.raises(RuntimeError) as other:
         torch.ones(2) @ torch.ones(3)
     assert not is_out_of_memory(other.value)
-    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert not is_out_of_memory(MemoryError())
 
 
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported"), True),
+        (torch.AcceleratorError("CUDA error: device-side assert triggered"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"), False),
+    ],
+    ids=repr,
+)
+def test_a_gpus_errors_are_told_apart(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.05), ("fp16", 0.005)])
 @pytest.mark.parametrize("changes", [{}, {"num_groups": 2, "hidden_act": "gelu_new", "embedding_size": 32}], ids=str)
 def test_the_way_through_a_gpu_gives_each_record_its_own(
-    changes: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, object], precision: str, tolerance: float, tmp_path: Path
 ) -> None:
-    """Its row kernels as written, and all records attended to at once, on the processor."""
     torch.manual_seed(1)
     oracle = transformers.ConvBertForSequenceClassification(tiny_config(num_labels=3, **changes)).eval()
     oracle.save_pretrained(tmp_path)
     model = ConvBertForSequenceClassification.from_pretrained(tmp_path)
-    monkeypatch.setattr(compiler, "is_fused", lambda device: True)
-    monkeypatch.setattr(compiler, "has_compiler", lambda device_type: False)
-    monkeypatch.setattr("convbert.engine.encoder.has_kernel", lambda *args, **kwargs: True)
-    monkeypatch.setattr(attention, "_at_once", lambda: varlen_reference)
     batch = packed([5, 17, 5, 80, 1, 17, 33], 60)
+    expected = alone(oracle, batch)
     for budget in (1, 64, 10**6):
-        engine = Engine(model.base_model, {"head": FirstToken(model.classifier)}, max_batch_tokens=budget)
-        np.testing.assert_allclose(engine(batch)["head"].values, alone(oracle, batch), atol=1e-4)
+        engine = Engine(
+            model.base_model, {"head": FirstToken(model.classifier)}, precision=precision, max_batch_tokens=budget
+        )
+        atol = tolerance * np.abs(expected).max()
+        np.testing.assert_allclose(engine(batch)["head"].values, expected, atol=atol)
 
 
-def test_without_a_budget_the_device_decides(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_budget_the_device_decides(
+    checkpoint: Path, batches_of: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
-    heads = {"head": FirstToken(model.classifier)}
-    assert Engine(model.base_model, heads).max_batch_tokens == 1024
-    runs: list[tuple[int, int]] = []
+    engine = Engine(model.base_model, {"head": FirstToken(model.classifier)})
+    assert engine.max_batch_tokens == 1024
+    runs: list[tuple[int, str]] = []
 
     def probed(run: Callable[[int, int], object], *, longest: int, device: torch.device) -> int:
-        runs.append((longest, len(device.type)))
+        runs.append((longest, device.type))
         run(2, longest)
         return 4096
 
-    engine = Engine(model.base_model, heads)
     monkeypatch.setattr("convbert.engine.run.probed_budget", probed)
-    engine.device = torch.device("cuda")  # of the probe alone
+    engine.device = torch.device("cuda")  # of the probe alone: the encoder stays where it is
     assert engine._found_budget() == 4096
-    limit_memory(monkeypatch, 200)
+    batches_of(200)
     assert engine._found_budget() == 128  # no room for the probe: a record at a time
-    assert runs == [(128, 4)] * 2
+    assert runs == [(128, "cuda")] * 2
+
+
+def test_another_error_of_the_probe_is_not_taken_for_too_little_memory(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
+    engine = Engine(model.base_model, {"head": FirstToken(model.classifier)})
+
+    def broken(*args: object, **kwargs: object) -> int:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("convbert.engine.run.probed_budget", broken)
+    engine.device = torch.device("cuda")
+    with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
+        engine._found_budget()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

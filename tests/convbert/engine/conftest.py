@@ -1,0 +1,42 @@
+"""What the tests of the engine share: a GPU's way on the processor, and an encoder whose batches are seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from convbert.engine import Packed, PackedEncoder, attention, compiler
+from tests.convbert.engine.varlen import varlen_reference
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row kernels as written, and all records attended to at once, on the processor."""
+    monkeypatch.setattr(compiler, "is_fused", lambda device: True)
+    monkeypatch.setattr(compiler, "has_compiler", lambda device_type: False)
+    monkeypatch.setattr("convbert.engine.encoder.has_kernel", lambda *args, **kwargs: True)
+    monkeypatch.setattr(attention, "_at_once", lambda: varlen_reference)
+
+
+@pytest.fixture
+def batches_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
+    """``batches_of(limit)`` lists from now on how many tokens each batch of an encoder has; above the limit the
+    encoder runs out of memory."""
+    original = PackedEncoder.__call__
+
+    def watch(limit: float = float("inf")) -> list[int]:
+        sizes: list[int] = []
+
+        def watched(self: PackedEncoder, batch: Packed, *args: Any, **kwargs: Any) -> torch.Tensor:
+            sizes.append(len(batch.input_ids))
+            if sizes[-1] > limit:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return original(self, batch, *args, **kwargs)
+
+        monkeypatch.setattr(PackedEncoder, "__call__", watched)
+        return sizes
+
+    return watch

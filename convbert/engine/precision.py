@@ -29,7 +29,7 @@ class Kernels(Protocol):
     dtype: torch.dtype
 
     def placed(self, tensor: Tensor) -> Tensor:
-        """A weight on the device, in the type of the hidden states."""
+        """A copy of a weight on the device, in the type of the hidden states."""
 
     def linear(self, weight: Tensor, bias: Tensor) -> Product:
         """x (T, I) -> x · weightᵀ + bias (T, O)."""
@@ -75,7 +75,7 @@ class _FloatKernels:
         self.device, self.dtype = device, dtype
 
     def placed(self, tensor: Tensor) -> Tensor:
-        return tensor.detach().to(self.device, self.dtype)
+        return tensor.detach().to(self.device, self.dtype, copy=True)
 
     def linear(self, weight: Tensor, bias: Tensor) -> Product:
         return Linear(self.placed(weight), self.placed(bias))

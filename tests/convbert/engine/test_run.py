@@ -10,6 +10,7 @@ import transformers
 
 from convbert import ConvBertForMaskedLM, ConvBertForSequenceClassification, InputError
 from convbert.engine import (
+    EachToken,
     Engine,
     FirstToken,
     Packed,
@@ -138,6 +139,32 @@ def test_bad_input_is_named(checkpoint: Path) -> None:
         engine(Packed(np.array([], np.int64), np.array([0])))
     with pytest.raises(InputError, match="record 0 of the batch has no tokens"):
         engine(Packed(np.array([], np.int64), np.array([0, 0])))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8"])
+def test_a_record_that_is_no_number_leaves_those_beside_it(precision: str, checkpoint: Path) -> None:
+    model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
+    with torch.no_grad():
+        model.base_model.embeddings.word_embeddings.weight[7] = torch.inf
+    engine = Engine(model.base_model, {"head": EachToken(model.classifier.dense)}, precision=precision)
+    batch = Packed(np.array([8, 9, 7, 10, 11, 12]), np.array([0, 2, 4, 6]))
+    rows = engine(batch)["head"].values
+    assert rows[2:4].shape == (2, 32)
+    assert not np.isfinite(rows[2:4]).any()
+    assert np.isfinite(rows[[0, 1, 4, 5]]).all()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_engine_keeps_its_weights_when_the_models_change(precision: str, tmp_path: Path) -> None:
+    """The model may be trained on while an engine of it answers."""
+    folder = save_checkpoint(tmp_path, num_groups=2)
+    model = ConvBertForSequenceClassification.from_pretrained(folder)
+    engine = Engine(model.base_model, {"head": FirstToken(model.classifier)}, precision=precision)
+    before = engine(packed([4, 2], 60))["head"].values
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(torch.nan)
+    np.testing.assert_array_equal(engine(packed([4, 2], 60))["head"].values, before)
 
 
 def test_out_of_memory_lowers_the_budget_for_good(checkpoint: Path, batches_of: Batches) -> None:

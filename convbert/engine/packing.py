@@ -53,6 +53,13 @@ class Packed(NamedTuple):
             None if self.counted is None else self.counted[records],
         )
 
+    def trimmed(self) -> Packed:
+        """The same records without tokens before the first and behind the last, their offsets starting at 0."""
+        offsets = np.asarray(self.offsets)
+        own = slice(offsets[0], offsets[-1])
+        types = None if self.token_type_ids is None else self.token_type_ids[own]
+        return self._replace(input_ids=self.input_ids[own], offsets=offsets - offsets[0], token_type_ids=types)
+
 
 def gather(starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> tuple[Indices, Indices]:
     """Where rows lie that are wanted in stretches: all of them one after the other, and each stretch's offset there.

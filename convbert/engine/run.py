@@ -80,15 +80,32 @@ class Engine:
         """Each head's rows, float32, in the records' order.
 
         Raises:
-            InputError: no records, one without tokens, or one longer than ``max_position_embeddings``.
+            InputError: no records, one without tokens, one longer than ``max_position_embeddings``, or ids outside
+                their table.
             RuntimeError: the device has no memory for a record alone (``is_out_of_memory``).
         """
         if len(records.lengths) == 0:
             raise InputError("there are no records to run: give at least one")
+        records = records.trimmed()
+        self._check_ids(records)
         results = {name: self._score(scorer, records) for name, scorer in self.scorers.items()}
         if self.heads:
             results.update(self._one_pass(records))
         return results
+
+    def _check_ids(self, records: Packed) -> None:
+        """See that every id has its row in a table, or a GPU would end the process."""
+        tables = (
+            ("input_ids", records.input_ids, "vocab_size"),
+            ("token_type_ids", records.token_type_ids, "type_vocab_size"),
+        )
+        for name, ids, field in tables:
+            n_entries = getattr(self.encoder.config, field)
+            if ids is not None and len(ids) and not 0 <= ids.min() <= ids.max() < n_entries:
+                raise InputError(
+                    f"{name} reaches from {ids.min()} to {ids.max()}, but {field} ({n_entries}) allows 0 to "
+                    f"{n_entries - 1}: use the checkpoint's own tokenizer"
+                )
 
     def _score(self, scorer: PseudoLikelihood, records: Packed) -> Rows:
         """A scorer's rows, under a budget that the device has the memory for."""

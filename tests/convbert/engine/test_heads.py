@@ -140,6 +140,26 @@ def test_pseudo_likelihood_hides_each_token_in_turn(pair) -> None:
     assert len({row[1] for row in truth}) > 2
 
 
+@pytest.mark.parametrize("architecture", ["ConvBertForMaskedLM", "ConvBertForTokenClassification"])
+def test_records_may_be_a_stretch_of_others(pair, architecture: str) -> None:
+    """As an Arrow list array that was sliced: its offsets begin anywhere, and tokens follow the last."""
+    _, ours = pair(architecture)
+    whole = packed([5, 9, 1, 5, 7])
+    types, counted = whole.input_ids % 2, np.array([[1, 8], [0, 1], [2, 4]])
+    slice_of = Packed(whole.input_ids, whole.offsets[1:5], types, counted=counted)
+    own = Packed(whole.input_ids[5:20], np.array([0, 9, 10, 15]), types[5:20], counted=counted)
+    if architecture == "ConvBertForMaskedLM":
+        module = nn.Sequential(ours.generator_predictions, ours.generator_lm_head)
+        head: nn.Module = PseudoLikelihood(module, mask_id=MASK, unscored=frozenset())
+    else:
+        head = EachToken(ours.classifier)
+    engine = Engine(ours.base_model, {"head": head})
+    expected, found = engine(own)["head"], engine(slice_of)["head"]
+    np.testing.assert_array_equal(found.values, expected.values)
+    np.testing.assert_array_equal(found.offsets, expected.offsets)
+    assert expected.values.std() > 0
+
+
 def test_all_heads_share_one_pass(pair, batches_of: Callable[..., list[int]]) -> None:
     _, ours = pair("ConvBertForTokenClassification")
     sizes = batches_of()

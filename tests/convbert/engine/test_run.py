@@ -19,7 +19,7 @@ from convbert.engine import (
     PseudoLikelihood,
     is_out_of_memory,
 )
-from tests.conftest import save_checkpoint, tiny_config
+from tests.conftest import VOCAB, save_checkpoint, tiny_config
 
 Batches = Callable[..., list[int]]
 
@@ -139,6 +139,26 @@ def test_bad_input_is_named(checkpoint: Path) -> None:
         engine(Packed(np.array([], np.int64), np.array([0])))
     with pytest.raises(InputError, match="record 0 of the batch has no tokens"):
         engine(Packed(np.array([], np.int64), np.array([0, 0])))
+
+
+@pytest.mark.parametrize(
+    ("ids", "types", "message"),
+    [
+        ([5, len(VOCAB)], [0, 0], rf"input_ids reaches from 5 to {len(VOCAB)}, but vocab_size \({len(VOCAB)}\) allows"),
+        ([-1, 6], [0, 0], r"input_ids reaches from -1 to 6, but vocab_size"),
+        ([5, 6], [0, 2], r"token_type_ids reaches from 0 to 2, but type_vocab_size \(2\) allows 0 to 1"),
+        ([5, 6], [-1, 1], r"token_type_ids reaches from -1 to 1, but type_vocab_size"),
+    ],
+)
+def test_ids_outside_their_table_never_reach_the_device(
+    ids: list[int], types: list[int], message: str, checkpoint: Path, batches_of: Batches
+) -> None:
+    model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
+    engine = Engine(model.base_model, {"head": FirstToken(model.classifier)})
+    sizes = batches_of()
+    with pytest.raises(InputError, match=message):
+        engine(Packed(np.array(ids), np.array([0, 2]), np.array(types)))
+    assert sizes == []
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8"])

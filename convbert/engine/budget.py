@@ -24,15 +24,29 @@ def budget_of(*, free_bytes: int, bytes_per_token: float, longest: int) -> int:
     return max(longest, power)
 
 
+def warm_up(run: Callable[[int, int], object], *, longest: int, max_tokens: int | None) -> None:
+    """Compile what a device compiles, and allocate what stays there, before there is work for it.
+
+    Row kernels are compiled for the first number of tokens they meet, and at the second for any (``RowKernel``).
+
+    Args:
+        run: computes that many records of that length.
+        longest: tokens of the longest record.
+        max_tokens: token budget of a micro-batch, where it is known.
+    """
+    n_records = max(1, min(PROBED_TOKENS, max_tokens or PROBED_TOKENS) // longest)
+    for length in (longest, max(1, longest // 2)):
+        run(n_records, length)
+
+
 def probed_budget(run: Callable[[int, int], object], *, longest: int, device: torch.device) -> int:
-    """Token budget for a CUDA device, from the memory that a few of the longest records take.
+    """Token budget for a CUDA device that is warm, from the memory that a few of the longest records take.
 
     Args:
         run: computes that many records of that length.
         longest: tokens of the longest record.
     """
     n_records = max(1, PROBED_TOKENS // longest)
-    run(n_records, longest)  # compiles, and allocates what stays
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     run(n_records, longest)

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convbert.engine.budget import CPU_BATCH_TOKENS, probed_budget
+from convbert.engine import compiler
+from convbert.engine.budget import CPU_BATCH_TOKENS, probed_budget, warm_up
 from convbert.engine.encoder import PackedEncoder, placed
 from convbert.engine.heads import Head, PseudoLikelihood, Rows
 from convbert.engine.packing import Indices, Packed, gather, micro_batches
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 class Engine:
     """One encoder and the heads on it, for records of any mixture of lengths.
+
+    On a GPU it runs a few thousand tokens while it is made, so that nothing is left to be compiled when work comes.
 
     Args:
         encoder: the shared encoder.
@@ -57,18 +60,21 @@ class Engine:
         there = {name: placed(head, self.device, self.encoder.dtype) for name, head in heads.items()}
         self.heads = {name: head for name, head in there.items() if isinstance(head, Head)}
         self.scorers = {name: head for name, head in there.items() if isinstance(head, PseudoLikelihood)}
-        self.max_batch_tokens = max_batch_tokens or self._found_budget()
+        self.max_batch_tokens = self._prepared(max_batch_tokens)
 
-    def _found_budget(self) -> int:
-        if self.device.type != "cuda":
-            return CPU_BATCH_TOKENS
+    def _prepared(self, max_batch_tokens: int | None) -> int:
+        """The token budget; on a GPU everything is compiled by then."""
         longest = self.encoder.config.max_position_embeddings
+        on_gpu = self.device.type == "cuda"
         try:
-            return probed_budget(self._run_zeros, longest=longest, device=self.device)
+            if compiler.is_fused(self.device):
+                warm_up(self._run_zeros, longest=longest, max_tokens=max_batch_tokens)
+            if on_gpu and max_batch_tokens is None:
+                return probed_budget(self._run_zeros, longest=longest, device=self.device)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-        return longest
+        return max_batch_tokens or (longest if on_gpu else CPU_BATCH_TOKENS)
 
     @torch.inference_mode()
     def _run_zeros(self, n_records: int, length: int) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from convbert.engine.budget import budget_of, probed_budget
+from convbert.engine.budget import budget_of, probed_budget, warm_up
 
 GIB = 2**30
 
@@ -23,18 +23,36 @@ def test_a_budget_fits_the_free_memory(free_bytes: int, bytes_per_token: float, 
     assert budget_of(free_bytes=free_bytes, bytes_per_token=bytes_per_token, longest=512) == expected
 
 
-def test_what_a_few_records_take_is_measured_once_all_is_warm(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = {"now": 5 * GIB, "peak": 0}
+@pytest.mark.parametrize(
+    ("longest", "max_tokens", "expected"),
+    [
+        (512, None, [(8, 512), (8, 256)]),
+        (512, 10**6, [(8, 512), (8, 256)]),
+        (512, 1100, [(2, 512), (2, 256)]),
+        (512, 1, [(1, 512), (1, 256)]),
+        (1, None, [(4096, 1), (4096, 1)]),
+    ],
+)
+def test_warming_up_runs_two_sizes_within_the_budget(
+    longest: int, max_tokens: int | None, expected: list[tuple[int, int]]
+) -> None:
+    runs: list[tuple[int, int]] = []
+    warm_up(lambda *size: runs.append(size), longest=longest, max_tokens=max_tokens)
+    assert runs == expected
+
+
+def test_what_a_few_records_take_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = {"now": 5 * GIB, "peak": 7 * GIB}
+    runs: list[tuple[int, int]] = []
 
     def run(n_records: int, length: int) -> None:
-        assert (n_records, length) == (8, 512)
-        taken["peak"] = max(taken["peak"], taken["now"] + n_records * length * 200_000 + run_extra.pop())
+        runs.append((n_records, length))
+        taken["peak"] = max(taken["peak"], taken["now"] + n_records * length * 200_000)
 
-    run_extra = [0, 3 * GIB]  # the first run takes more
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: taken["now"])
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: taken["peak"])
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: taken.update(peak=taken["now"]))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * GIB, 80 * GIB))
     assert probed_budget(run, longest=512, device=torch.device("cuda")) == 32_768
-    assert run_extra == []
+    assert runs == [(8, 512)]

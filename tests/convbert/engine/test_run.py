@@ -17,6 +17,7 @@ from convbert.engine import (
     PackedEncoder,
     Pooled,
     PseudoLikelihood,
+    compiler,
     is_out_of_memory,
 )
 from tests.conftest import VOCAB, save_checkpoint, tiny_config
@@ -274,6 +275,29 @@ def test_the_way_through_a_gpu_gives_each_record_its_own(
         np.testing.assert_allclose(engine(batch)["head"].values, expected, atol=atol)
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize(("budget", "expected"), [(None, [4096, 2048]), (300, [256, 128]), (1, [128, 64])])
+def test_a_gpu_compiles_for_two_sizes_before_there_is_work(
+    checkpoint: Path, batches_of: Batches, budget: int | None, expected: list[int]
+) -> None:
+    model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
+    sizes = batches_of()
+    scorer = PseudoLikelihood(torch.nn.Linear(32, 60), mask_id=4, unscored=frozenset())
+    for heads in ({"head": FirstToken(model.classifier)}, {"score": scorer}):
+        sizes.clear()
+        engine = Engine(model.base_model, heads, max_batch_tokens=budget)
+        assert sizes == expected
+        assert engine.max_batch_tokens == (budget or 1024)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_a_gpu_without_room_to_warm_up_keeps_the_budget_it_is_given(checkpoint: Path, batches_of: Batches) -> None:
+    model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
+    sizes = batches_of(100)
+    engine = Engine(model.base_model, {"head": FirstToken(model.classifier)}, max_batch_tokens=300)
+    assert (sizes, engine.max_batch_tokens) == ([256], 300)
+
+
 def test_without_a_budget_the_device_decides(
     checkpoint: Path, batches_of: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,10 +312,12 @@ def test_without_a_budget_the_device_decides(
         return 4096
 
     monkeypatch.setattr("convbert.engine.run.probed_budget", probed)
+    monkeypatch.setattr(compiler, "is_fused", lambda device: False)
     engine.device = torch.device("cuda")  # of the probe alone: the encoder stays where it is
-    assert engine._found_budget() == 4096
+    assert engine._prepared(None) == 4096
+    assert engine._prepared(64) == 64
     batches_of(200)
-    assert engine._found_budget() == 128  # no room for the probe: a record at a time
+    assert engine._prepared(None) == 128  # no room for the probe: a record at a time
     assert runs == [(128, "cuda")] * 2
 
 
@@ -306,8 +332,9 @@ def test_another_error_of_the_probe_is_not_taken_for_too_little_memory(
 
     monkeypatch.setattr("convbert.engine.run.probed_budget", broken)
     engine.device = torch.device("cuda")
+    monkeypatch.setattr(compiler, "is_fused", lambda device: False)
     with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
-        engine._found_budget()
+        engine._prepared(None)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

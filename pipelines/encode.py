@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from convbert import ConvBertTokenizer
 from convbert.engine import Packed
+from pipelines.errors import ModelError
 from pipelines.read import text_name
 from pipelines.sequences import Sequences, add_sequences, at_rows
+from pipelines.storage import redacted
 
 Kind = Literal["text", "pair", "question", "choices"]
 LongText = Literal["truncate", "window", "error"]
@@ -76,7 +78,7 @@ def encode(block: pa.Table, encodings: Sequence[Encoding]) -> pa.Table:
 def _encode(block: pa.Table, encoding: Encoding) -> pa.Table:
     rows = np.flatnonzero(block["error"].is_null().to_numpy())
     values = [at_rows(block[text_name(name)], pa.array(rows)).to_pylist() for name in encoding.inputs.columns]
-    tokenizer = _tokenizer(encoding.tokenizer)
+    tokenizer = _tokenizer(encoding.tokenizer, encoding.fingerprint)
     refused = _refusals(tokenizer, encoding, values)
     fit = [row for row, reason in enumerate(refused) if reason is None]
     sequences = _ENCODERS[encoding.inputs.kind](
@@ -224,6 +226,15 @@ def _sums(values: NDArray[Any], offsets: NDArray[np.int64]) -> NDArray[np.int64]
 
 
 @lru_cache(maxsize=8)
-def _tokenizer(folder_or_url: str) -> ConvBertTokenizer:
-    """Loaded once a worker process."""
-    return ConvBertTokenizer.from_pretrained(folder_or_url)
+def _tokenizer(folder_or_url: str, fingerprint: str) -> ConvBertTokenizer:
+    """Loaded once a worker process.
+
+    Raises:
+        ModelError: it is not the one that was planned with.
+    """
+    tokenizer = ConvBertTokenizer.from_pretrained(folder_or_url)
+    if tokenizer.fingerprint() != fingerprint:
+        raise ModelError(
+            f"the tokenizer at {redacted(folder_or_url)} has changed since the job was planned: start it again"
+        )
+    return tokenizer

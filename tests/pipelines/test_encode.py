@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -10,14 +11,17 @@ import pyarrow as pa
 import pytest
 import transformers
 
+from convbert import ConvBertTokenizer
 from pipelines.encode import Encoding, Inputs, encode
+from pipelines.errors import ModelError
 from pipelines.sequences import Sequences, sequences_of
 from tests.pipelines.labelling import block
 
 
 def encoding(checkpoint: Path, **changes: Any) -> Encoding:
-    values = {"inputs": Inputs("text", ("text",)), "max_length": 12, **changes}
-    return Encoding(name="0", tokenizer=str(checkpoint), fingerprint="", **values)
+    fingerprint = ConvBertTokenizer.from_pretrained(checkpoint).fingerprint()
+    values = {"inputs": Inputs("text", ("text",)), "max_length": 12, "fingerprint": fingerprint, **changes}
+    return Encoding(name="0", tokenizer=str(checkpoint), **values)
 
 
 def sequences(encoded: pa.Table, name: str = "0") -> Sequences:
@@ -37,6 +41,17 @@ def test_texts_become_the_ids_that_transformers_gives(checkpoint: Path, sentence
     encoded = encode(block(text=sentences), [encoding(checkpoint)])
     assert ids(sequences(encoded)) == [oracle(text, truncation=True, max_length=12).input_ids for text in sentences]
     assert encoded.column_names == ["id", "error", "__ids_0"]
+
+
+def test_a_tokenizer_that_changed_since_planning_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    """Actors that are up hold the planned weights: ids of another vocabulary would give wrong labels in silence."""
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    planned = encoding(folder)
+    words = (folder / "vocab.txt").read_text().splitlines()
+    (folder / "vocab.txt").write_text("\n".join([*words[:5], *reversed(words[5:])]))
+    with pytest.raises(ModelError, match="the tokenizer at .*copy has changed since the job was planned: start it ag"):
+        encode(block(text=["free"]), [planned])
+    assert ids(sequences(encode(block(text=["free"]), [encoding(folder)])))
 
 
 def test_failed_rows_are_not_encoded(checkpoint: Path) -> None:

@@ -29,6 +29,7 @@ _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 Info = dict[str, Any]  # what a store says of a file or folder: at least name, type and size
+LOST_LINK = "lost link"  # type of one on local disk that leads nowhere, or back to a folder in which it lies
 
 
 class Location(NamedTuple):
@@ -274,7 +275,7 @@ def _listed(folder: Location, kind: str) -> dict[str, Info]:
 
 
 def files_below(folder: Location) -> list[Info]:
-    """All files in a folder and the folders in it.
+    """All files and lost links in a folder and the folders in it.
 
     Raises:
         OSError: a folder that cannot be listed; fsspec's own walk leaves it out in silence.
@@ -288,13 +289,13 @@ def files_below(folder: Location) -> list[Info]:
     folders = [folder.path]
     while folders:
         entries = list(_entries_of(fs, folders))
-        files += [info for info in entries if info["type"] == "file"]
+        files += [info for info in entries if info["type"] in ("file", LOST_LINK)]
         folders = [info["name"] for info in entries if info["type"] == "directory"]
     return files
 
 
 def files_matching(pattern: Location) -> list[Info]:
-    """All files that a glob names: ``*``, ``?`` and ``[…]`` within a name, ``**`` over folders.
+    """All files and lost links that a glob names: ``*``, ``?`` and ``[…]`` within a name, ``**`` over folders.
 
     Raises:
         OSError: a folder that cannot be listed; fsspec's own glob leaves it out in silence.
@@ -311,7 +312,7 @@ def files_matching(pattern: Location) -> list[Info]:
         matches = re.compile(glob_translate(level)).match
         entries = _entries_of(fs, [info["name"] for info in found if info["type"] == "directory"])
         found = [info for info in entries if matches(info["name"].rsplit("/", 1)[-1])]
-    return [info for info in found if info["type"] == "file"]
+    return [info for info in found if info["type"] in ("file", LOST_LINK)]
 
 
 def _entries_of(fs: FileSystem, folders: list[str]) -> Iterator[Info]:
@@ -326,7 +327,7 @@ def _entries(folder: Location) -> list[Info]:
     def ask() -> list[Info]:
         folder.fs.invalidate_cache(folder.path)
         return [
-            {**info, "name": info["name"].rstrip("/")}
+            _followed(folder.fs, {**info, "name": info["name"].rstrip("/")})
             for info in folder.fs.ls(folder.path, detail=True)
             if info["name"].rstrip("/") != folder.path.rstrip("/")  # some stores have a marker for the folder itself
         ]
@@ -335,6 +336,23 @@ def _entries(folder: Location) -> list[Info]:
         return retried(ask)
     except FileNotFoundError:
         return []
+
+
+def _followed(fs: FileSystem, info: Info) -> Info:
+    """What a link on local disk leads to, under the link's name: fsspec lists links as neither file nor folder."""
+    if not (isinstance(fs, LocalFileSystem) and info.get("islink")):
+        return info
+    try:
+        found: Info = fs.info(info["name"])
+    except OSError:
+        return {**info, "type": LOST_LINK}
+    return {**found, "type": LOST_LINK} if found["type"] == "directory" and _leads_back(info["name"]) else found
+
+
+def _leads_back(link: str) -> bool:
+    """Whether the folder that a link leads to holds one on the way to the link, so that following it has no end."""
+    target = Path(link).resolve()
+    return any(parent.resolve().is_relative_to(target) for parent in Path(link).parents)
 
 
 def _lists_flat(fs: FileSystem) -> bool:

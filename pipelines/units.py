@@ -18,7 +18,7 @@ from itertools import accumulate, count, groupby
 from convbert.checkpoints.location import change_mark
 from convbert.stores import FileSystem, file_info, reason
 from pipelines.errors import SourceError
-from pipelines.storage import Info, Location, files_below, files_matching, locate, redacted
+from pipelines.storage import LOST_LINK, Info, Location, files_below, files_matching, locate, redacted
 
 PARQUET_SUFFIX = ".parquet"
 SUFFIXES = (PARQUET_SUFFIX, *(name + packed for name in (".jsonl", ".json") for packed in ("", ".gz", ".zst")))
@@ -129,7 +129,7 @@ def list_shards(inputs: Iterable[str]) -> list[Shard]:
     Folders are searched with everything below them; names that begin with '_' or '.' are passed over.
 
     Raises:
-        SourceError: an input with no shard behind it.
+        SourceError: an input with no shard behind it, or with a link that cannot be followed.
     """
     shards: dict[str, Shard] = {}
     for url in inputs:
@@ -157,6 +157,12 @@ def _shards_of(url: str) -> list[Shard]:
         raise SourceError(
             f"{redacted(url)} cannot be listed ({reason(error)}): check the address and credentials"
         ) from error
+    for info in infos:
+        if info["type"] == LOST_LINK:
+            raise SourceError(
+                f"{info['name']} is a link to {info['destination']}, which is not there or holds the link itself: "
+                "mend or remove it"
+            )
     return [_shard(fs, info) for info in infos if info["type"] == "file" and info["name"].endswith(SUFFIXES)]
 
 

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import itertools
+import os
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines import units
 from pipelines.errors import SourceError
 from pipelines.storage import locate, put
 from pipelines.units import (
@@ -20,6 +23,7 @@ from pipelines.units import (
     part_name,
     part_stem,
     row_ranges,
+    shard_at,
     stretches,
     units_of,
 )
@@ -52,6 +56,54 @@ def test_the_report_of_a_job_is_no_shard_for_the_next(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"{}")
     found = [Path(shard.url).relative_to(tmp_path).as_posix() for shard in list_shards([str(tmp_path)])]
     assert found == ["in/report.json", "out/part-a-0-0.parquet"]
+
+
+def test_hidden_names_above_an_input_hide_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "_staging/.today"
+    folder.mkdir(parents=True)
+    (folder / "a.jsonl").write_bytes(b"{}")
+    assert [shard.url for shard in list_shards([str(folder)])] == [str(folder / "a.jsonl")]
+
+
+@pytest.mark.parametrize("pattern", ["", "/*/*.jsonl", "/**/*.jsonl"])
+def test_links_are_followed_and_are_named_by_themselves(pattern: str, tmp_path: Path) -> None:
+    """As in snapshots of the Hugging Face hub, checkouts of DVC and Kubernetes' volumes, which hold only links."""
+    for name in ("blobs/1234", "far/deep/b.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"{}\n")
+    os.utime(tmp_path / "blobs/1234", (5, 5))
+    (tmp_path / "in/x").mkdir(parents=True)
+    (tmp_path / "in/x/a.jsonl").symlink_to("../../blobs/1234")
+    (tmp_path / "in/y").symlink_to(tmp_path / "far/deep")
+    found = list_shards([f"{tmp_path}/in{pattern}"])
+    assert [Path(shard.url).relative_to(tmp_path).as_posix() for shard in found] == ["in/x/a.jsonl", "in/y/b.jsonl"]
+    assert (found[0].size, found[0].mark) == (3, "5.0")
+    assert [shard_at(shard.url) for shard in found] == found
+
+
+@pytest.mark.parametrize("pattern", ["", "/*/*"])
+@pytest.mark.parametrize("target", ["none.jsonl", ".", "..", "../..", "a.jsonl"])
+def test_a_link_that_cannot_be_followed_is_named(target: str, pattern: str, tmp_path: Path) -> None:
+    (tmp_path / "in/x").mkdir(parents=True)
+    (tmp_path / "in/b.jsonl").write_bytes(b"{}")
+    (tmp_path / "in/x/a.jsonl").symlink_to(target)
+    with pytest.raises(SourceError, match=rf"in/x/a.jsonl is a link to {re.escape(target)}, which .*: mend or remove"):
+        list_shards([f"{tmp_path}/in{pattern}"])
+
+
+def test_links_that_lead_back_in_a_roundabout_way_have_an_end(tmp_path: Path) -> None:
+    for folder in ("in", "other"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "in/there").symlink_to("../other")
+    (tmp_path / "other/back").symlink_to("../in")
+    with pytest.raises(SourceError, match="in/there/back is a link to ../in, which .* holds the link itself"):
+        list_shards([str(tmp_path / "in")])
+
+
+def test_links_under_hidden_names_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"{}")
+    (tmp_path / ".#a.jsonl").symlink_to("user@host.1234")  # an editor's lock
+    assert [shard.url for shard in list_shards([str(tmp_path)])] == [str(tmp_path / "a.jsonl")]
 
 
 def test_stores_are_listed_by_url() -> None:
@@ -96,10 +148,10 @@ def test_units_are_named_by_shard_and_number() -> None:
     stem = part_stem([shard()], "r")
     assert stem == f"part-a-{shard().fingerprint('r')}"
     tasks = units_of(shard(), stem, [[(0, 5), (5, 10)], [(10, None)]])
-    units = [unit for task in tasks for unit in task]
+    found = [unit for task in tasks for unit in task]
     assert [len(task) for task in tasks] == [2, 1]
-    assert [unit.name for unit in units] == [f"{stem}-0000{n}" for n in range(3)]
-    assert [(unit.start, unit.stop) for unit in units] == [(0, 5), (5, 10), (10, None)]
+    assert [unit.name for unit in found] == [f"{stem}-0000{n}" for n in range(3)]
+    assert [(unit.start, unit.stop) for unit in found] == [(0, 5), (5, 10), (10, None)]
 
 
 @pytest.mark.parametrize("stem", ["a", "a-b.c", "x-0123456789abcdef-00000"])
@@ -126,6 +178,15 @@ def test_small_shards_make_groups_of_about_a_unit() -> None:
     n_bytes = [sum(one.size for one in group) for group in groups]
     assert max(n_bytes) < 5 * 256 * 5000
     assert 15 < len(groups) < 60  # 256 shards each, on average
+
+
+def test_groups_have_hard_limits_where_no_hash_ends_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four times a unit's bytes, and four times 256 shards."""
+    monkeypatch.setattr(units, "_share", lambda url: 1.0)
+    large = [shard(f"/data/{i:05d}.jsonl", size=100_000) for i in range(200)]
+    assert [len(group) for group in groups_of(large, 5000)] == [52, 52, 52, 44]  # the 52nd reaches 4 * 256 * 5000 bytes
+    tiny = [shard(f"/data/{i:05d}.jsonl", size=1) for i in range(2100)]
+    assert [len(group) for group in groups_of(tiny, 5000)] == [1024, 1024, 52]
 
 
 def test_a_shard_that_is_added_changes_the_group_that_it_falls_into_only() -> None:

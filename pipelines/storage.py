@@ -57,13 +57,34 @@ def locate(url: str) -> Location:
     """The file system and path of a local path or fsspec URL.
 
     Raises:
-        SpecError: a protocol that is unknown, or whose package is not installed.
+        SpecError: a protocol that is unknown or whose package is not installed, or a URL without what it needs.
     """
     try:
         fs, path = open_store(os.path.expanduser(url))
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, TypeError) as error:
         raise SpecError(f"{redacted(url)} cannot be opened: {reason(error)}") from error
     return Location(fs, path)
+
+
+def url_like(given: str, place: Location) -> str:
+    """The URL of a place in the store that a given URL names.
+
+    Some file systems write their URLs without the host (SFTP, FTP, SMB, HDFS) or account (Azure): it comes from the
+    given one.
+
+    Raises:
+        SpecError: no URL leads there.
+    """
+    fs, path = place
+    scheme, _, rest = given.partition("://")
+    authority, below = rest.partition("/")[0], path.lstrip("/")
+    host = authority.rpartition("@")[2]
+    in_container = below.partition("/")[2]  # CONTAINER@ACCOUNT/PATH is CONTAINER/PATH to its file system
+    ends = (f"{host}/{below}", f"{authority}/{below}", f"{authority}/{in_container}")
+    for url in (place.url, *(f"{scheme}://{end}" for end in ends)):
+        if fs._get_kwargs_from_urls(url) == fs._get_kwargs_from_urls(given) and fs._strip_protocol(url) == path:
+            return url
+    raise SpecError(f"{redacted(given)}: its files have no URLs of their own: copy them to a store whose files do")
 
 
 def absolute(url: str) -> str:

@@ -18,7 +18,7 @@ from itertools import accumulate, count, groupby
 from convbert.checkpoints.location import change_mark
 from convbert.stores import FileSystem, file_info, reason
 from pipelines.errors import SourceError
-from pipelines.storage import LOST_LINK, Info, Location, files_below, files_matching, locate, redacted
+from pipelines.storage import LOST_LINK, Info, Location, files_below, files_matching, locate, redacted, url_like
 
 PARQUET_SUFFIX = ".parquet"
 SUFFIXES = (PARQUET_SUFFIX, *(name + packed for name in (".jsonl", ".json") for packed in ("", ".gz", ".zst")))
@@ -130,6 +130,7 @@ def list_shards(inputs: Iterable[str]) -> list[Shard]:
 
     Raises:
         SourceError: an input with no shard behind it, or with a link that cannot be followed.
+        SpecError: a store whose files no URL names.
     """
     shards: dict[str, Shard] = {}
     for url in inputs:
@@ -163,7 +164,7 @@ def _shards_of(url: str) -> list[Shard]:
                 f"{info['name']} is a link to {info['destination']}, which is not there or holds the link itself: "
                 "mend or remove it"
             )
-    return [_shard(fs, info) for info in infos if info["type"] == "file" and info["name"].endswith(SUFFIXES)]
+    return [_shard(url, fs, info) for info in infos if info["type"] == "file" and info["name"].endswith(SUFFIXES)]
 
 
 def _without_reports(infos: list[Info]) -> list[Info]:
@@ -179,11 +180,11 @@ def shard_at(url: str) -> Shard:
         OSError: it is not there, or its store does not say.
     """
     fs, path = locate(url)
-    return _shard(fs, {**file_info(fs, path), "name": path})
+    return _shard(url, fs, {**file_info(fs, path), "name": path})
 
 
-def _shard(fs: FileSystem, info: Info) -> Shard:
-    return Shard(Location(fs, info["name"]).url, int(info["size"]), change_mark(info))
+def _shard(given: str, fs: FileSystem, info: Info) -> Shard:
+    return Shard(url_like(given, Location(fs, info["name"])), int(info["size"]), change_mark(info))
 
 
 def _is_visible(name: str, *, below: str) -> bool:

@@ -4,13 +4,17 @@ import itertools
 import os
 import re
 from pathlib import Path
+from typing import Any, ClassVar
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.utils import infer_storage_options
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import units
-from pipelines.errors import SourceError
+from pipelines.errors import SourceError, SpecError
 from pipelines.storage import locate, put
 from pipelines.units import (
     Shard,
@@ -109,6 +113,79 @@ def test_links_under_hidden_names_are_passed_over(tmp_path: Path) -> None:
 def test_stores_are_listed_by_url() -> None:
     put(locate("memory://corpus/a.jsonl"), b"{}")
     assert [shard.url for shard in list_shards(["memory://corpus"])] == ["memory:///corpus/a.jsonl"]
+
+
+class HostStore(MemoryFileSystem):
+    """Finds its host in the URL and takes it out of paths, as SFTP, FTP, SMB and HDFS do."""
+
+    protocol = "hosted"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+
+    def __init__(self, host: str, **options: Any) -> None:
+        super().__init__(host=host, **options)
+        self.host = host
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return MemoryFileSystem._strip_protocol(infer_storage_options(path)["path"])
+
+    @staticmethod
+    def _get_kwargs_from_urls(path: str) -> dict[str, Any]:
+        options = infer_storage_options(path)
+        return {name: options[name] for name in ("host", "username", "port", "url_query") if name in options}
+
+
+class AccountStore(HostStore):
+    """Takes the container in front of the account into paths, as Azure's does."""
+
+    protocol = "accounts"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        options = infer_storage_options(path)
+        return MemoryFileSystem._strip_protocol(f"{options.get('username', '')}{options['path']}")
+
+    @staticmethod
+    def _get_kwargs_from_urls(path: str) -> dict[str, Any]:
+        options = infer_storage_options(path)
+        return {"host": options["host"]} if "." in options.get("host", "") else {}
+
+
+@pytest.fixture
+def far_stores() -> None:
+    fsspec.register_implementation("hosted", HostStore, clobber=True)
+    fsspec.register_implementation("accounts", AccountStore, clobber=True)
+
+
+@pytest.mark.usefixtures("far_stores")
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("hosted://host/in", "hosted://host/in/x/a.jsonl"),
+        ("hosted://host/in/x/a.jsonl", "hosted://host/in/x/a.jsonl"),
+        ("hosted://user:pw@host:22/in/*/*.jsonl", "hosted://user:pw@host:22/in/x/a.jsonl"),
+        ("hosted://host", "hosted://host/in/x/a.jsonl"),
+        ("accounts://in@me.example.com/x/", "accounts://me.example.com/in/x/a.jsonl"),
+        ("accounts://me.example.com/in/x", "accounts://me.example.com/in/x/a.jsonl"),
+    ],
+)
+def test_shards_keep_the_host_and_account_of_their_input(given: str, url: str) -> None:
+    fs = fsspec.filesystem(given.partition(":")[0], host="any")
+    fs.pipe_file("/in/x/a.jsonl", b"{}")
+    (found,) = list_shards([given])
+    assert found.url == url
+    assert found.location == (locate(given).fs, "/in/x/a.jsonl")
+    assert shard_at(found.url) == found
+
+
+@pytest.mark.usefixtures("far_stores")
+def test_a_store_whose_files_no_url_names_is_refused() -> None:
+    fsspec.filesystem("hosted", host="any").pipe_file("/in/a.jsonl", b"{}")
+    with pytest.raises(SpecError, match=r"hosted://host/in\?part=1: its files have no URLs of their own"):
+        list_shards(["hosted://host/in?part=1"])
+    with pytest.raises(SpecError, match="hosted:///in cannot be opened: .*'host'"):
+        list_shards(["hosted:///in"])
 
 
 @pytest.mark.parametrize("name", ["none", "*.parquet", "notes.txt", "empty"])

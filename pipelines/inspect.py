@@ -73,12 +73,13 @@ def _inspect_parquet(shard: Shard, unit_rows: int) -> Inspection:
 
 def _inspect_jsonl(shard: Shard, unit_rows: int) -> Inspection:
     try:
-        sample = sample_lines(shard.location)
+        first, later = sample_lines(shard.location)
     except OSError as error:
         raise SourceError(f"{redacted(shard.url)} cannot be read ({reason(error)}): copy it again") from error
-    schema = infer_schema(sample)
-    mean_line = sum(len(line) + 1 for line in sample) / max(1, len(sample))
-    unit_bytes = max(1, min(unit_rows * mean_line, MAX_UNIT_BYTES))
+    schema = infer_schema(first or later)
+    # Where a long line or none is at the beginning, those behind it tell how long lines are.
+    wanted = [unit_rows * sum(len(line) + 1 for line in sample) / len(sample) for sample in (first, later) if sample]
+    unit_bytes = next((n_bytes for n_bytes in wanted if n_bytes < MAX_UNIT_BYTES), MAX_UNIT_BYTES)
     ranges = [] if compression_of(shard.url) else byte_ranges(shard.size, unit_bytes)
     return Inspection(
         shard,

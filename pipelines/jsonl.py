@@ -14,7 +14,7 @@ from pipelines.storage import Location, open_input
 
 SAMPLE_BYTES = 1 << 18
 LONGEST_LINE_BYTES = 256 << 20
-_LONGEST_SAMPLE_BYTES = 16 << 20  # of a line: many shards are sampled at a time
+_LONGEST_SAMPLE_BYTES = 16 << 20  # of a line, and of what is passed over: many shards are sampled at a time
 _BUFFER_BYTES = 1 << 20
 _UNPACKED_BUFFER_BYTES = 1 << 14  # what is lost before the place where a compressed stream is damaged
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -86,21 +86,30 @@ def json_kind(value: object) -> str:
     return kinds[type(value)]
 
 
-def sample_lines(source: Location, n_bytes: int = SAMPLE_BYTES) -> list[bytes]:
-    """The lines at the beginning of a file, about ``n_bytes`` of the plain stream.
+def sample_lines(source: Location, n_bytes: int = SAMPLE_BYTES) -> tuple[list[bytes], list[bytes]]:
+    """The lines that begin in the first ``n_bytes`` of the plain stream, and those in about as many bytes behind them.
 
     A stream that is damaged further on ends there.
 
     Raises:
         OSError: the file cannot be read, or not one line of its compressed stream.
     """
-    sample: list[bytes] = []
+    first: list[bytes] = []
+    later: list[bytes] = []
+    end = None  # of those later
     try:
-        sample.extend(line for _, line in lines(source, 0, n_bytes, longest=_LONGEST_SAMPLE_BYTES))
+        for offset, line in lines(source, 0, n_bytes + _LONGEST_SAMPLE_BYTES, longest=_LONGEST_SAMPLE_BYTES):
+            if offset < n_bytes:
+                first.append(line)
+                continue
+            end = end or offset + n_bytes
+            if offset >= end:
+                break
+            later.append(line)
     except OSError:
-        if not sample:
+        if not first:
             raise
-    return sample
+    return first, later
 
 
 def unpacked_head(head: bytes, compression: str | None) -> bytes:

@@ -78,7 +78,7 @@ def test_a_line_without_a_record_says_why(line: bytes, message: str) -> None:
 def test_the_sample_is_the_beginning(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"a": 1}\n' * 100)
-    assert sample_lines(locate(str(path)), 30) == [b'{"a": 1}'] * 4
+    assert sample_lines(locate(str(path)), 30) == ([b'{"a": 1}'] * 4, [b'{"a": 1}'] * 4)
 
 
 @pytest.mark.parametrize("suffix", PACKERS)

@@ -136,17 +136,19 @@ def check_columns(
     list_columns: Sequence[str] = (),
     other_columns: Sequence[str],
 ) -> None:
-    """See that every shard with records has the columns that the job reads, and that texts are texts.
+    """See that the shards with records have the columns that the job reads, and that texts are texts.
+
+    A key that some JSONL records lack is an optional one: one shard has to show it.
 
     Raises:
         SourceError: naming the shard, the column and those it has.
     """
-    for inspection in inspections:
+    with_records = [its for its in inspections if its.schema is not None and (its.stretches or its.unit_bytes)]
+    seen = {name for inspection in with_records for name in inspection.schema.names}
+    for inspection in with_records:
         schema = inspection.schema
-        if schema is None or not (inspection.stretches or inspection.unit_bytes):
-            continue
         for name in [*text_columns, *list_columns, *other_columns]:
-            if name not in schema.names:
+            if name not in schema.names and (inspection.shard.is_parquet or name not in seen):
                 raise SourceError(
                     f"{redacted(inspection.shard.url)} has no column {name!r}: it has {', '.join(schema.names)}"
                 )

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import gzip
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,45 @@ def test_units_stay_small_however_long_the_rows_are(tmp_path: Path, monkeypatch:
     assert max(sizes) * 1000 <= 10_000 <= 2 * max(sizes) * 1500  # a row has 1,000 to 1,500 bytes
     assert len(lines.stretches) >= 10
     assert stream.unit_bytes == 10_000
+
+
+SHORT = b'{"text": "free"}\n'
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize(
+    ("content", "unit_bytes"),
+    [
+        (b'{"text": "%s"}\n' % (b"x" * 3_000_000) + SHORT * 50_000, 5000 * len(SHORT)),
+        (b"\n" * 300_000 + SHORT * 50_000, 5000 * len(SHORT)),
+        (b'{"text": "%s"}\n' % (b"x" * 19_989) * 100, 64 * 2**20),  # long all over: 5,000 of them would be too much
+        (b"\n" * 300_000, 64 * 2**20),
+    ],
+    ids=["a long line", "blank lines", "long lines", "nothing else"],
+)
+def test_a_beginning_unlike_the_rest_does_not_decide_the_cuts(
+    content: bytes, unit_bytes: int, pack: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    (tmp_path / ("a.jsonl" if pack is bytes else "a.jsonl.gz")).write_bytes(pack(content))
+    (found,) = inspected(tmp_path, unit_rows=5000)
+    if pack is bytes:
+        assert len(found.stretches) == math.ceil(len(content) / unit_bytes)
+    else:
+        assert found.unit_bytes == unit_bytes
+
+
+def test_a_key_that_some_shards_lack_is_no_reason_to_refuse_them(tmp_path: Path) -> None:
+    """Of many small shards only some are looked at: which ones must not decide."""
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "free"}\n')
+    (tmp_path / "b.jsonl").write_bytes(b'{"text": "free", "topic": "mail"}\n')
+    found = inspected(tmp_path)
+    for columns in (["topic"], []):
+        check_columns(found, text_columns=["text", *columns], other_columns=["topic"])
+    with pytest.raises(SourceError, match=r"a\.jsonl has no column 'topic': it has text"):
+        check_columns(found[:1], text_columns=["text"], other_columns=["topic"])
+    parquet(tmp_path / "c.parquet", {"text": ["free"]})
+    with pytest.raises(SourceError, match=r"c\.parquet has no column 'topic': it has text"):
+        check_columns(inspected(tmp_path), text_columns=["text"], other_columns=["topic"])
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.parquet", b"PAR1 nonsense"), ("a.jsonl.gz", b"no gzip at all")])

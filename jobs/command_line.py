@@ -149,7 +149,7 @@ def given_values(
     config = given.pop("config", None)
     for name in heads:
         if name in given:
-            given[name] = dict(name_and_url(head) for head in given[name])
+            given[name] = urls_by_name(given[name], flag(name))
     return {**(read_config(config) if config else {}), **given}
 
 
@@ -168,7 +168,8 @@ def prepare_environment() -> None:
 def argument(field: FieldInfo) -> dict[str, Any]:
     """How argparse takes a field: its type, its help and its default."""
     default = field.get_default(call_default_factory=True)
-    shown = "" if field.is_required() or default in (None, [], {}, False) else f" (default: {default})"
+    text = ", ".join(default) if isinstance(default, list) else default
+    shown = "" if field.is_required() or default in (None, [], {}, False) else f" (default: {text})"
     argument: dict[str, Any] = {"help": f"{field.description}{shown}"}
     kind = _without_none(field.annotation)
     if kind is bool:
@@ -186,11 +187,21 @@ def _without_none(annotation: Any) -> Any:
     return annotation
 
 
-def name_and_url(head: str) -> tuple[str, str]:
-    name, equals, url = head.partition("=")
-    if not equals or not url:
-        raise SpecError(f"--head {head}: give NAME=URL, such as --head topic=checkpoints/topic")
-    return name, url
+def urls_by_name(heads: Sequence[str], option: str) -> dict[str, str]:
+    """What the values of a flag, NAME=URL, say.
+
+    Raises:
+        SpecError: one without name or URL, or two of one name.
+    """
+    urls: dict[str, str] = {}
+    for head in heads:
+        name, _, url = head.partition("=")
+        if not name or not url:
+            raise SpecError(f"{option} {head}: give NAME=URL, such as {option} topic=checkpoints/topic")
+        if name in urls:
+            raise SpecError(f"{option} {name} is given twice: give each head a name of its own")
+        urls[name] = url
+    return urls
 
 
 def fail(error: object, status: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -19,6 +19,7 @@ DEFAULT_ID_COLUMN = "id"
 CUTS = 2  # version of the rules by which shards are cut into units: part of the recipe, raised when they change
 OWN_COLUMNS = ("id", "error")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_Url = Annotated[str, Field(min_length=1)]  # an empty one would be the current folder
 _COMMA = re.compile(r",(?![^(]*\))")  # outside brackets
 
 
@@ -34,10 +35,12 @@ class JobSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     task: str | None = Field(None, description="task that the job is for, as its script says")
-    input: list[str] = Field(min_length=1, description="file, folder or glob, local or any fsspec URL; may be repeated")
+    input: list[_Url] = Field(
+        min_length=1, description="file, folder or glob, local or any fsspec URL; may be repeated"
+    )
     output: str = Field(min_length=1, description="folder for the labelled parts, local or any fsspec URL")
     model: str | None = Field(None, description="checkpoint folder or URL; short for --head prediction=URL")
-    head: dict[str, str] = Field({}, description="NAME=URL: a checkpoint and the column it fills; may be repeated")
+    head: dict[str, _Url] = Field({}, description="NAME=URL: a checkpoint and the column it fills; may be repeated")
     text_column: str = Field("text", description="column with the text")
     text_pair_column: str | None = Field(None, description="column with a second text for classifiers of pairs")
     question_column: str = Field("question", description="column with the question")
@@ -86,7 +89,7 @@ class JobSpec(BaseModel):
     aggregation: Literal["none", "simple", "first", "average", "max", "words", "tokens"] = Field(
         "simple", description="how tokens become entities; words and tokens label each word or token instead"
     )
-    ignore_label: list[str] = Field(["O"], description="label that makes no entity (default: O); may be repeated")
+    ignore_label: list[str] = Field(["O"], description="label that makes no entity; may be repeated")
     max_answer_tokens: int = Field(15, ge=1, description="longest answer to a question")
     allow_no_answer: bool = Field(False, description="an empty answer where the model holds that for the likeliest")
     pseudo_log_likelihood: bool = Field(
@@ -103,15 +106,19 @@ class JobSpec(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _short_forms(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("model"):
+        if not isinstance(values, dict):
+            return values
+        lists = [name for name, field in cls.model_fields.items() if get_origin(field.annotation) is list]
+        values = {**values, **{name: [values[name]] for name in lists if isinstance(values.get(name), str)}}
+        if values.get("model"):
             if values.get("head"):
                 raise ValueError("give --model URL or --head NAME=URL, not both")
-            values = {**values, "head": {"prediction": values["model"]}}
-        if isinstance(values, dict) and isinstance(name := values.get("partition_by"), str):
+            values["head"] = {"prediction": values["model"]}
+        if isinstance(name := values.get("partition_by"), str):
             heads, kept = values.get("head") or {}, values.get("keep_column") or []
             by = Partitioning.of(name, heads)
             if by and isinstance(kept, list) and by.column not in (*kept, *heads):
-                values = {**values, "keep_column": [*kept, by.column]}  # what rows are parted by is kept
+                values["keep_column"] = [*kept, by.column]  # what rows are parted by is kept
         return values
 
     @model_validator(mode="after")

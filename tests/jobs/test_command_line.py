@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.command_line import main, parse
+from jobs.command_line import main, parse, prepare_environment
+from jobs.serve_online import parse as serving_spec_of
 from pipelines.errors import SpecError
 from pipelines.spec import JobSpec, flag
 
@@ -32,8 +35,37 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("head", ["topic", "topic=", "=u"])
 def test_heads_need_a_name_and_a_url(head: str) -> None:
-    with pytest.raises(SpecError, match="--head"):
-        spec_of("--input", "a", "--head", head)
+    for option in ("--head", "--embed"):
+        with pytest.raises(
+            SpecError, match=f"{option} {head}: give NAME=URL, such as {option} topic=checkpoints/topic"
+        ):
+            serving_spec_of([option, head])
+
+
+def test_a_head_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(SpecError, match="--head topic is given twice"):
+        spec_of("--input", "a", "--head", "topic=a", "--head", "other=a", "--head", "topic=b")
+
+
+def test_a_default_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        parse("test", task="text-classification", arguments=["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "makes no entity; may be repeated (default: O) --max-answer-tokens" in text
+
+
+@pytest.mark.parametrize("variable", [None, "RAY_ADDRESS", "RAY_AUTH_MODE"])
+def test_a_cluster_of_the_jobs_own_gets_a_token(variable: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {} if variable is None else {variable: "given"}
+    monkeypatch.setattr(os, "environ", environment)
+    prepare_environment()
+    token = environment.pop("RAY_AUTH_TOKEN", None)
+    if variable is None:
+        assert re.fullmatch("[0-9a-f]{64}", token or "")
+        assert environment == {"RAY_AUTH_MODE": "token", "TOKENIZERS_PARALLELISM": "false"}
+    else:
+        assert token is None
+        assert environment == {variable: "given", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def test_the_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,9 @@ def test_model_is_short_for_a_head_called_prediction() -> None:
     ("changes", "message"),
     [
         ({"unit_rows": 0}, r"--unit-rows \(0\)"),
+        ({"input": [""]}, r"--input \(\): .* at least 1 character"),
+        ({"input": ""}, r"--input \(\): .* at least 1 character"),
+        ({"model": None, "head": {"topic": ""}}, r"--head \(\): .* at least 1 character"),
         ({"head": {"topic": "other"}}, "not both"),
         ({"model": None}, "give --model URL or --head NAME=URL"),
         ({"model": None, "head": {"a b": "x"}}, "--head a b=.*letters, digits"),
@@ -52,6 +55,14 @@ def test_yaml_has_the_same_fields(tmp_path: Path) -> None:
     path.write_text("input: [a, b]\noutput: out\nhead: {topic: there}\nunit-rows: 7\n", encoding="utf-8")
     spec = JobSpec.of(read_config(path))
     assert (spec.input, spec.head, spec.unit_rows) == (["a", "b"], {"topic": "there"}, 7)
+
+
+def test_a_lone_string_is_a_list_of_one() -> None:
+    given = values(input="s3://bucket/in", keep_column="body", ignore_label="X", actor_nodes="zone=a", partition_by="n")
+    spec = JobSpec.of(given)
+    assert (spec.input, spec.keep_column) == (["s3://bucket/in"], ["body", "n"])
+    assert (spec.ignore_label, spec.actor_nodes) == (["X"], ["zone=a"])
+    assert given["input"] == "s3://bucket/in"
 
 
 @pytest.mark.parametrize("text", [None, "- a list", "a: [", "\xff"])

@@ -148,12 +148,19 @@ def encoding_for(
     """How a head's input is made; its name, and what other heads need of it, are yet to come.
 
     Raises:
-        ModelError: tokenizer and weights do not belong together, or lengths that cannot work.
+        ModelError: tokenizer and weights do not belong together, two texts for a model of one, or lengths that
+            cannot work.
     """
     if tokenizer.vocab_size > config.vocab_size:
         raise ModelError(
             f"the tokenizer of {source} has ids up to {tokenizer.vocab_size - 1}, but the model only "
             f"{config.vocab_size} embeddings: tokenizer and weights do not belong together"
+        )
+    types = tokenizer.create_token_type_ids_from_sequences([], [])
+    if len(head.inputs.columns) == 2 and max(types, default=0) >= config.type_vocab_size:
+        raise ModelError(
+            f"{source} tells no two texts apart (type_vocab_size {config.type_vocab_size}), but reads "
+            f"{' and '.join(head.inputs.columns)}: give a checkpoint that was trained on pairs"
         )
     longest = min(config.max_position_embeddings, tokenizer.model_max_length or config.max_position_embeddings)
     if spec.max_length is not None and spec.max_length > longest:

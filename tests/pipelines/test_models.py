@@ -113,3 +113,25 @@ def test_a_tokenizer_of_another_model_is_refused(checkpoint: Path, tmp_path: Pat
         vocab.write("extra\n")
     with pytest.raises(ModelError, match="tokenizer and weights do not belong together"):
         plan_passes(spec(model=str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [
+        ("ConvBertForSequenceClassification", {"text_pair_column": "other"}),
+        ("ConvBertForQuestionAnswering", {}),
+        ("ConvBertForMultipleChoice", {}),
+    ],
+)
+def test_two_texts_for_a_model_with_one_token_type_are_refused(
+    architecture: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path / "one", architecture=architecture, type_vocab_size=1)
+    save_checkpoint(tmp_path / "two", architecture=architecture)
+    with pytest.raises(
+        ModelError, match=r"one tells no two texts apart \(type_vocab_size 1\), but reads \w+ and \w+: "
+    ):
+        plan_passes(spec(model=str(tmp_path / "one"), **settings))
+    plan_passes(spec(model=str(tmp_path / "two"), **settings))
+    if settings:
+        plan_passes(spec(model=str(tmp_path / "one")))

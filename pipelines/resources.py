@@ -147,11 +147,14 @@ def choose_device(device: str) -> str:
 def choose_precision(precision: str, device: str, *, kept: str | None) -> str:
     """What ``auto`` means: what the output was begun with, else fp32 on a CPU and bf16 on a GPU.
 
+    It is fp16 where this machine has a GPU older than bf16; a cluster's GPUs are not known before its actors run.
+
     Raises:
         SpecError: int8 on a GPU.
     """
     if precision == "auto":
-        precision = kept or ("bf16" if device == "cuda" else "fp32")
+        is_old = device == "cuda" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False)
+        precision = kept or ("fp32" if device == "cpu" else "fp16" if is_old else "bf16")
     if precision == "int8" and device == "cuda":
         raise SpecError("--precision int8 is for CPUs: on a GPU use bf16 or fp16, or choose --device cpu")
     return precision

@@ -56,7 +56,7 @@ class JobSpec(BaseModel):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes GPUs where the cluster has them")
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
-        "auto", description="auto: fp32 on a CPU, bf16 on a GPU; int8 is for CPUs"
+        "auto", description="auto: fp32 on a CPU, bf16 on a GPU (fp16 on one without bf16); int8 is for CPUs"
     )
     min_actors: int | None = Field(None, ge=1, description="fewest model actors")
     max_actors: int | None = Field(None, ge=1, description="most model actors")

@@ -153,6 +153,28 @@ def test_auto_precision_follows_the_device_or_what_was_begun(
     assert choose_precision(asked, device, kept=kept) == meant
 
 
+@pytest.mark.parametrize(
+    ("has_gpu", "has_bf16", "meant"), [(True, False, "fp16"), (True, True, "bf16"), (False, False, "bf16")]
+)
+def test_auto_is_fp16_on_a_gpu_without_bf16(
+    has_gpu: bool, has_bf16: bool, meant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: has_bf16 or including_emulation)
+    assert choose_precision("auto", "cuda", kept=None) == meant
+    assert choose_precision("auto", "cpu", kept=None) == "fp32"
+    assert choose_precision("auto", "cuda", kept="bf16") == "bf16"
+
+
+@pytest.mark.parametrize(("asked", "kept"), [("int8", None), ("auto", "int8")])
+def test_int8_on_a_gpu_is_refused(asked: str, kept: str | None) -> None:
+    with pytest.raises(
+        SpecError, match="--precision int8 is for CPUs: on a GPU use bf16 or fp16, or choose --device cpu"
+    ):
+        choose_precision(asked, "cuda", kept=kept)
+    assert choose_precision(asked, "cpu", kept=kept) == "int8"
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "http://127.0.0.1:1"])
 def test_a_cluster_that_is_not_there_is_one_line(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources.ray, "is_initialized", lambda: False)

@@ -4,10 +4,19 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
-from pipelines.culprits import MAX_ALONE, MAX_REASON, failing_alone, raise_if_fatal, reason_of
+from pipelines.culprits import (
+    MAX_ALONE,
+    MAX_REASON,
+    failing_alone,
+    good_rows,
+    raise_if_fatal,
+    reason_of,
+    without_culprits,
+)
 from pipelines.errors import DeviceError, RunError
 
 N_ROWS = 5000
@@ -87,6 +96,47 @@ def test_what_no_record_is_to_blame_for(error: Exception, is_fatal: bool) -> Non
     with pytest.raises(DeviceError, match=f"{type(error).__name__}: .*only a new process can go on"):
         raise_if_fatal(error)
     return None
+
+
+def test_a_device_that_is_lost_during_the_search_is_no_fault_of_records() -> None:
+    lost = torch.AcceleratorError("CUDA error: device-side assert triggered")
+    errors: list[Exception] = [ValueError("row 1"), lost]
+
+    def attempt(rows: np.ndarray) -> None:
+        raise errors.pop(0)
+
+    with pytest.raises(DeviceError, match="device-side assert triggered: only a new process can go on"):
+        failing_alone(np.arange(N_ROWS), attempt, control=works, what="it")
+    assert errors == []
+
+
+def test_a_device_that_is_lost_after_the_search_is_no_fault_of_records() -> None:
+    """The last time, when all but the culprits are done in one go."""
+    lost = torch.AcceleratorError("CUDA error: device-side assert triggered")
+    n_done = []
+
+    def work(block: pa.Table) -> pa.Table:
+        rows = block["n"].to_numpy()[good_rows(block)]
+        n_done.append(len(rows))
+        if 1 in rows:
+            raise ValueError("row 1")
+        if len(n_done) > 1 and len(rows) == 3:
+            raise lost
+        return block
+
+    block = pa.table({"n": range(4), "error": pa.nulls(4, pa.string())})
+    with pytest.raises(DeviceError, match="device-side assert triggered: only a new process can go on"):
+        without_culprits(block, work, control=works, what="it")
+
+
+def test_a_device_that_is_lost_before_the_search_is_no_fault_of_records() -> None:
+    def lost() -> None:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    attempt, sizes = attempts_on({0})
+    with pytest.raises(DeviceError, match="device-side assert triggered: only a new process can go on"):
+        failing_alone(np.arange(1), attempt, control=lost, what="it")
+    assert sizes == []
 
 
 def test_reasons_are_one_short_line() -> None:

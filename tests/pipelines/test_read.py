@@ -279,8 +279,11 @@ def test_a_shard_that_is_not_the_planned_one_any_more_is_refused(name: str, chan
         read_unit(planned, columns())
 
 
+@pytest.mark.parametrize(("method", "message"), [("HEAD", "cannot be read"), ("GET", "cannot be read at byte 0")])
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.parquet"])
-def test_a_store_that_fails_is_no_damage_of_the_shard(name: str, tmp_path: Path, s3: FaultProxy) -> None:
+def test_a_store_that_fails_is_no_damage_of_the_shard(
+    name: str, method: str, message: str, tmp_path: Path, s3: FaultProxy
+) -> None:
     """Damaged data becomes rows with an error; a store that refuses must not."""
     if name.endswith("parquet"):
         pq.write_table(pa.table({"text": ["fine"] * 10}), tmp_path / name)
@@ -289,5 +292,5 @@ def test_a_store_that_fails_is_no_damage_of_the_shard(name: str, tmp_path: Path,
     put(locate(f"s3://bucket/refused/{name}"), (tmp_path / name).read_bytes())
     planned = unit(f"s3://bucket/refused/{name}", 0, None if name.endswith("gz") else 10)
     assert set(read_unit(planned, columns())["error"].to_pylist()) == {None}
-    with s3.next_faults("denied", method="GET"), pytest.raises(StoreError, match="cannot be read at byte 0"):
+    with s3.next_faults("denied", method=method), pytest.raises(StoreError, match=message):
         read_unit(planned, columns())

@@ -17,6 +17,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import fsspec
+import hypothesis
 import torch
 import transformers
 
@@ -25,6 +26,8 @@ from tests.fault_proxy import FaultProxy
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(2)
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)  # whatever else the machine does
+hypothesis.settings.load_profile("repeatable")
 
 READ_TIMEOUT_S = 1.0  # of the clients of the tests' S3 server
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -127,9 +127,9 @@ def count_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     n_tokens: list[int] = []
     original = PackedEncoder.__call__
 
-    def counting(self: PackedEncoder, batch: Packed, *wanted: object) -> torch.Tensor:
+    def counting(self: PackedEncoder, batch: Packed, *wanted: Any, **settings: Any) -> torch.Tensor:
         n_tokens.append(len(batch.input_ids))
-        return original(self, batch, *wanted)
+        return original(self, batch, *wanted, **settings)
 
     monkeypatch.setattr(PackedEncoder, "__call__", counting)
     return n_tokens

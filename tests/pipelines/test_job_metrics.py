@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
+from prometheus_client.samples import Sample
 
 from pipelines import job_metrics
 from pipelines.job_metrics import MAX_REASONS, OTHER, JobMetrics
@@ -13,9 +15,18 @@ from tests.metrics import scrape, scraped
 from tests.pipelines.test_run import job
 
 GAUGES = {"ray_convbert_job_actors", "ray_convbert_job_actors_at_work"}
-COUNTERS = {
-    f"ray_convbert_job_{name}_total" for name in ("units", "units_planned", "rows", "failed_rows", "busy_seconds")
-}
+
+
+def samples_of(output: Path, *, units: int, patience_s: float = 30) -> list[Sample]:
+    """An output's samples once so many units of it are counted, or the last ones: other outputs' are there before."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        samples = [sample for sample in scrape() if sample.labels["output"] == str(output)]
+        counted = {sample.name: sample.value for sample in samples}
+        finished = (counted.get(f"ray_convbert_job_{name}") for name in ("units_total", "unit_seconds_count"))
+        if set(finished) == {units} or time.monotonic() > deadline:
+            return samples
+        time.sleep(0.3)
 
 
 @pytest.mark.slow
@@ -36,10 +47,9 @@ def test_a_run_is_on_rays_metrics_port(
     monkeypatch.setattr(JobMetrics, "add", add)
     summary = run(job(tmp_path / "a.jsonl", tmp_path / "out", checkpoint, unit_rows=10))
     assert seen >= GAUGES  # while it runs
-    scraped({*COUNTERS, "ray_convbert_job_unit_seconds_count"})
-    samples = [sample for sample in scrape() if sample.labels["output"] == str(tmp_path / "out")]
-    values = {sample.name: sample.value for sample in samples}
     units = len(list((tmp_path / "out").glob("part-*")))
+    samples = samples_of(tmp_path / "out", units=units)
+    values = {sample.name: sample.value for sample in samples}
     assert values["ray_convbert_job_rows_total"] == summary.rows == 21
     assert values["ray_convbert_job_units_total"] == values["ray_convbert_job_units_planned_total"] == units
     assert values["ray_convbert_job_tokens_total"] == summary.new_tokens

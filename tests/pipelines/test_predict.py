@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -65,9 +66,9 @@ def test_a_shared_encoder_runs_once(checkpoint: Path, tmp_path: Path, monkeypatc
     n_tokens = []
     original = PackedEncoder.__call__
 
-    def counting(self: PackedEncoder, batch: Packed, *wanted: object) -> torch.Tensor:
+    def counting(self: PackedEncoder, batch: Packed, *wanted: Any, **settings: Any) -> torch.Tensor:
         n_tokens.append(len(batch.input_ids))
-        return original(self, batch, *wanted)
+        return original(self, batch, *wanted, **settings)
 
     monkeypatch.setattr(PackedEncoder, "__call__", counting)
     shared = spec(a=checkpoint, b=tagger)
@@ -101,11 +102,11 @@ def break_the_encoder(monkeypatch: pytest.MonkeyPatch, fails: Callable[[Packed],
     sizes: list[int] = []
     original = PackedEncoder.__call__
 
-    def broken(self: PackedEncoder, batch: Packed, *wanted: object) -> torch.Tensor:
+    def broken(self: PackedEncoder, batch: Packed, *wanted: Any, **settings: Any) -> torch.Tensor:
         sizes.append(len(batch.lengths))
         if error := fails(batch):
             raise error
-        return original(self, batch, *wanted)
+        return original(self, batch, *wanted, **settings)
 
     monkeypatch.setattr(PackedEncoder, "__call__", broken)
     return sizes

@@ -72,8 +72,8 @@ def test_a_cluster_without_room_gives_no_time(
     no_gpu = take_sample(plan, Hardware(1, 1, actor_cpus=1, actor_gpus=1, n_threads=None, task_cpus=0.5))
     assert no_gpu.timing is None
     assert no_gpu.why_not.startswith("no node with room for a model actor is up yet")
-    monkeypatch.setattr(sample, "WAIT_S", 0.1)
-    monkeypatch.setattr(sample, "LIMIT_S", 0.1)
+    monkeypatch.setattr(sample, "WAIT_S", 0)
+    monkeypatch.setattr(sample, "LIMIT_S", 0)
     late = take_sample(plan, ON_ONE_CPU)
     assert (late.timing, late.why_not) == (None, "the cluster has given no process for the sample in 0 s")
     assert no_gpu.tokens == late.tokens > 0

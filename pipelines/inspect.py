@@ -143,25 +143,24 @@ def check_columns(
     Raises:
         SourceError: naming the shard, the column and those it has.
     """
-    with_records = [its for its in inspections if its.schema is not None and (its.stretches or its.unit_bytes)]
-    seen = {name for inspection in with_records for name in inspection.schema.names}
-    for inspection in with_records:
-        schema = inspection.schema
+    with_records = [
+        (its.shard, its.schema) for its in inspections if its.schema is not None and (its.stretches or its.unit_bytes)
+    ]
+    seen = {name for _, schema in with_records for name in schema.names}
+    for shard, schema in with_records:
         for name in [*text_columns, *list_columns, *other_columns]:
-            if name not in schema.names and (inspection.shard.is_parquet or name not in seen):
-                raise SourceError(
-                    f"{redacted(inspection.shard.url)} has no column {name!r}: it has {', '.join(schema.names)}"
-                )
-        for name in text_columns if inspection.shard.is_parquet else ():
+            if name not in schema.names and (shard.is_parquet or name not in seen):
+                raise SourceError(f"{redacted(shard.url)} has no column {name!r}: it has {', '.join(schema.names)}")
+        for name in text_columns if shard.is_parquet else ():
             if not is_text(schema.field(name).type):
                 raise SourceError(
-                    f"column {name!r} of {redacted(inspection.shard.url)} is {schema.field(name).type}, not text: "
+                    f"column {name!r} of {redacted(shard.url)} is {schema.field(name).type}, not text: "
                     "name the column with the text (--help lists the flags for columns)"
                 )
-        for name in list_columns if inspection.shard.is_parquet else ():
+        for name in list_columns if shard.is_parquet else ():
             if not is_list_of_text(schema.field(name).type):
                 raise SourceError(
-                    f"column {name!r} of {redacted(inspection.shard.url)} is {schema.field(name).type}, not a list of "
+                    f"column {name!r} of {redacted(shard.url)} is {schema.field(name).type}, not a list of "
                     "strings: name the column with the choices in --choices-column"
                 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,23 @@ def job(checkpoint: Path | None = None, **changes: Any) -> JobSpec:
     """A job that is never run as a whole."""
     model = {} if checkpoint is None else {"model": str(checkpoint)}
     return JobSpec.of({"input": ["in"], "output": "out", **model, **changes})
+
+
+def whole_job(input: Path | str, output: Path | str, model: Path | str, **changes: Any) -> JobSpec:
+    """A job with several units a shard that takes a fifth of broken records."""
+    values = {"input": [str(input)], "output": str(output), "model": str(model), "unit_rows": 6}
+    return JobSpec.of({**values, "max_failed_fraction": 0.2, **changes})
+
+
+def parts(output: Path) -> list[Path]:
+    """The parts of an output that is not partitioned."""
+    return sorted(output.glob("part-*"))
+
+
+def manifest(output: Path) -> dict[str, Any]:
+    """The values of its manifest."""
+    values: dict[str, Any] = json.loads((output / "_manifest.json").read_text())
+    return values
 
 
 def block(errors: list[str | None] | None = None, **columns: list[Any]) -> pa.Table:

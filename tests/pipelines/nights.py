@@ -1,4 +1,4 @@
-"""Manifests of made-up nights, without Ray: what test_nights.py, test_morning.py and test_report_page.py start from."""
+"""Made-up nights, without Ray: the plans, manifests and summaries that tests start from."""
 
 from __future__ import annotations
 
@@ -13,11 +13,26 @@ from pipelines.manifest import Manifest, ShardEntry
 from pipelines.nights import Meter, with_night
 from pipelines.plan import JobPlan
 from pipelines.read import Columns
+from pipelines.report import Summary
 from pipelines.resources import Hardware
 from pipelines.spec import JobSpec
 from pipelines.write import Part
 
 HARDWARE = Hardware(2, 2, actor_cpus=1, actor_gpus=0, n_threads=1, task_cpus=0.5)
+SUMMARY = Summary(
+    output="out",
+    rows=1000,
+    failed=10,
+    labels={"spam": {"ham": 700, "spam": 290}},
+    reasons={"text is null": 10},
+    new_rows=500,
+    new_tokens=20_000,
+    copied_tokens=0,
+    n_actors=2,
+    busy_s=3.0,
+    seconds=2.0,
+    max_failed_fraction=0.01,
+)
 
 
 def head(name: str = "spam", **changes: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pipelines.job_metrics import MAX_REASONS, OTHER, JobMetrics
 from pipelines.run import run
 from pipelines.write import Part
 from tests.metrics import scrape, scraped
-from tests.pipelines.test_run import job
+from tests.pipelines.labelling import whole_job as job
 
 GAUGES = {"ray_convbert_job_actors", "ray_convbert_job_actors_at_work"}
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipelines.outcome import Outcome, submission_id, write_outcome
-from tests.pipelines.test_report import SUMMARY
+from tests.pipelines.nights import SUMMARY
 
 BEGAN = datetime(2026, 11, 26, 1, 2, 3, 4000, timezone.utc)
 ENDED = BEGAN + timedelta(minutes=90, milliseconds=250)

@@ -11,18 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import OutputError, RunError, SpecError
-from pipelines.nights import Meter
 from pipelines.partitions import MAX_VALUES, NULL_VALUE, Partitioning, escaped
-from pipelines.plan import JobPlan
-from pipelines.resources import Hardware
 from pipelines.run import run
 from pipelines.spec import JobSpec
 from pipelines.storage import locate
 from pipelines.verify import verify
-from pipelines.write import Part, part_figures
+from pipelines.write import part_figures
 from tests.fault_proxy import FaultProxy
-from tests.pipelines.labelling import run_here
-from tests.pipelines.test_run import job, manifest, parts
+from tests.pipelines.labelling import manifest, parts, run_here
+from tests.pipelines.labelling import whole_job as job
 
 PART = "part-a-0123456789abcdef-00000"
 
@@ -275,26 +272,3 @@ def test_a_column_of_the_wrong_type_stops_before_work_starts(checkpoint: Path, t
     with pytest.raises(SpecError, match="--partition-by weight holds double"):
         run(job(tmp_path / "a.parquet", tmp_path / "out", checkpoint, partition_by="weight"))
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_run_that_another_one_overtakes_plans_again(
-    corpus: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The other run begins later, knows one shard more, and finishes first."""
-    import pipelines.run as module
-
-    label, others = module._label, []
-    spec = job(corpus, tmp_path / "out", checkpoint, partition_by="lang")
-
-    def label_and_be_overtaken(plan: JobPlan, hardware: Hardware, meter: Meter) -> list[Part]:
-        if not others:
-            others.append(1)
-            (corpus / "late.jsonl").write_text('{"id": "new", "text": "free", "lang": "fr"}\n')
-            others.append(run(spec))
-        return label(plan, hardware, meter)
-
-    monkeypatch.setattr(module, "_label", label_and_be_overtaken)
-    assert run(spec).rows == others[1].rows
-    check(tmp_path / "out", IDS | {"new"})

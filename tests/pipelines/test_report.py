@@ -2,22 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pipelines.report import Summary
-
-SUMMARY = Summary(
-    output="out",
-    rows=1000,
-    failed=10,
-    labels={"spam": {"ham": 700, "spam": 290}},
-    reasons={"text is null": 10},
-    new_rows=500,
-    new_tokens=20_000,
-    copied_tokens=0,
-    n_actors=2,
-    busy_s=3.0,
-    seconds=2.0,
-    max_failed_fraction=0.01,
-)
+from tests.pipelines.nights import SUMMARY
 
 
 def test_a_run_is_told_in_rows_tokens_and_labels() -> None:

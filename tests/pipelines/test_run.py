@@ -29,14 +29,10 @@ from pipelines.write import Part
 from tests.conftest import save_checkpoint
 from tests.fault_proxy import FaultProxy
 from tests.oracle import classify
+from tests.pipelines.labelling import manifest, parts
+from tests.pipelines.labelling import whole_job as job
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-
-def job(input: Path | str, output: Path | str, model: Path | str, **changes: Any) -> JobSpec:
-    """A job with several units a shard that takes the broken records of the corpus."""
-    values = {"input": [str(input)], "output": str(output), "model": str(model), "unit_rows": 6}
-    return JobSpec.of({**values, "max_failed_fraction": 0.2, **changes})
+on_ray = pytest.mark.usefixtures("ray_cluster")
 
 
 def make_corpus(folder: Path, sentences: list[str]) -> None:
@@ -55,14 +51,6 @@ def make_corpus(folder: Path, sentences: list[str]) -> None:
     (folder / "d.jsonl").touch()
 
 
-def parts(output: Path) -> list[Path]:
-    return sorted(output.glob("part-*"))
-
-
-def manifest(output: Path) -> dict[str, Any]:
-    return json.loads((output / "_manifest.json").read_text())
-
-
 def table(output: Path) -> pa.Table:
     return pa.concat_tables([pq.read_table(path) for path in parts(output)])
 
@@ -73,6 +61,7 @@ def corpus(tmp_path: Path, sentences: list[str]) -> Path:
     return tmp_path / "in"
 
 
+@on_ray
 def test_every_record_comes_out_once_with_transformers_answer(
     corpus: Path, checkpoint: Path, sentences: list[str], tmp_path: Path
 ) -> None:
@@ -109,6 +98,7 @@ def test_every_record_comes_out_once_with_transformers_answer(
     }
 
 
+@on_ray
 @pytest.mark.slow
 def test_arrow_parts_hold_the_same_table_and_a_second_run_does_nothing(
     corpus: Path, checkpoint: Path, tmp_path: Path
@@ -123,6 +113,7 @@ def test_arrow_parts_hold_the_same_table_and_a_second_run_does_nothing(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "arrow").iterdir()} == before
 
 
+@on_ray
 def test_an_interrupted_run_goes_on_to_the_same_bytes(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
     run(job(corpus, tmp_path / "out", checkpoint))
     before = {path.name: path.read_bytes() for path in parts(tmp_path / "out")}
@@ -138,6 +129,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(corpus: Path, checkpoint: 
     assert min(report["run"]["stages_s"][stage] for stage in ("reading", "tokenising", "model", "writing")) > 0
 
 
+@on_ray
 def test_nights_add_change_and_lose_shards(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     run(job(corpus, output, checkpoint))
@@ -163,6 +155,7 @@ def test_nights_add_change_and_lose_shards(corpus: Path, checkpoint: Path, tmp_p
     assert verify(str(output)).faults == []
 
 
+@on_ray
 @pytest.mark.slow
 def test_kept_columns_keep_their_type_from_night_to_night(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
@@ -175,6 +168,7 @@ def test_kept_columns_keep_their_type_from_night_to_night(checkpoint: Path, tmp_
     assert rows["error"].to_pylist() == [None, "n holds 'two', not int64", None]
 
 
+@on_ray
 @pytest.mark.slow
 def test_another_job_on_the_same_output_is_refused_until_it_is_overwritten(
     corpus: Path, checkpoint: Path, tmp_path: Path
@@ -198,6 +192,7 @@ def test_another_job_on_the_same_output_is_refused_until_it_is_overwritten(
     assert run(job(corpus, output, other, overwrite=True)).new_rows > 0
 
 
+@on_ray
 @pytest.mark.slow
 def test_number_of_actors_and_cuts_change_nothing(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
     run(job(corpus, tmp_path / "one", checkpoint, unit_rows=1000))
@@ -208,6 +203,7 @@ def test_number_of_actors_and_cuts_change_nothing(corpus: Path, checkpoint: Path
     np.testing.assert_allclose(*scores, atol=1e-5)
 
 
+@on_ray
 def test_file_urls_work_like_paths(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
     spec = JobSpec.of(
         {"input": [f"file://{corpus}/*.parquet"], "output": f"file://{tmp_path}/out", "model": f"file://{checkpoint}"}
@@ -215,6 +211,7 @@ def test_file_urls_work_like_paths(corpus: Path, checkpoint: Path, tmp_path: Pat
     assert run(spec).rows == len(table(tmp_path / "out")) > 0
 
 
+@on_ray
 def test_corpus_model_and_output_can_lie_in_an_object_store(
     corpus: Path, checkpoint: Path, tmp_path: Path, s3: FaultProxy
 ) -> None:
@@ -246,6 +243,7 @@ def stored_files(folder: str) -> dict[str, bytes]:
     return {path.rsplit("/", 1)[-1]: store.cat_file(path) for path in store.ls(folder, detail=False, refresh=True)}
 
 
+@on_ray
 def test_reading_and_encoding_run_beside_the_actors(
     corpus: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -264,6 +262,7 @@ def test_reading_and_encoding_run_beside_the_actors(
         ]
 
 
+@on_ray
 @pytest.mark.slow
 def test_a_stage_that_fails_is_one_line_and_finished_parts_stay(
     corpus: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -284,6 +283,7 @@ def test_a_stage_that_fails_is_one_line_and_finished_parts_stay(
     assert not (tmp_path / "out/_SUCCESS").exists()
 
 
+@on_ray
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -315,6 +315,7 @@ def test_an_output_inside_the_input_is_refused(corpus: Path, checkpoint: Path) -
         run(job(corpus, corpus / "out", checkpoint))
 
 
+@on_ray
 def test_an_empty_corpus_gives_an_empty_output(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.jsonl").touch()
@@ -326,6 +327,7 @@ def test_an_empty_corpus_gives_an_empty_output(checkpoint: Path, tmp_path: Path)
     assert run(job(tmp_path / "in", tmp_path / "out", checkpoint)).lines()[0].startswith("nothing to do")
 
 
+@on_ray
 def test_a_dry_run_writes_nothing(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
     lines = run(job(corpus, tmp_path / "out", checkpoint, dry_run=True)).lines()
     assert lines[0].startswith("dry run: ")
@@ -334,6 +336,7 @@ def test_a_dry_run_writes_nothing(corpus: Path, checkpoint: Path, tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
+@on_ray
 @pytest.mark.slow
 def test_small_shards_share_parts_from_night_to_night(checkpoint: Path, tmp_path: Path) -> None:
     folder, output = tmp_path / "in", tmp_path / "out"
@@ -359,6 +362,7 @@ def test_small_shards_share_parts_from_night_to_night(checkpoint: Path, tmp_path
     assert run(job(folder, output, checkpoint, unit_rows=1)).new_rows == 0
 
 
+@on_ray
 @pytest.mark.slow
 def test_records_of_a_vanished_shard_stay_until_they_are_pruned(checkpoint: Path, tmp_path: Path) -> None:
     folder, output = tmp_path / "in", tmp_path / "out"
@@ -383,6 +387,7 @@ def test_records_of_a_vanished_shard_stay_until_they_are_pruned(checkpoint: Path
     assert run(job(folder, output, checkpoint, unit_rows=1000)).new_rows == 0
 
 
+@on_ray
 @pytest.mark.slow
 def test_a_compressed_shard_becomes_many_parts_and_goes_on_where_it_was(checkpoint: Path, tmp_path: Path) -> None:
     lines = "".join(json.dumps({"id": f"z{i}", "text": "free mail " * (i % 7)}) + "\n" for i in range(60))
@@ -401,31 +406,33 @@ def test_a_compressed_shard_becomes_many_parts_and_goes_on_where_it_was(checkpoi
     assert run(spec).new_rows == 0
 
 
+@on_ray
 @pytest.mark.slow
+@pytest.mark.parametrize("partition_by", [None, "prediction.label"], ids=["flat", "in folders"])
 def test_a_run_that_another_one_overtakes_plans_again(
-    corpus: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    partition_by: str | None, corpus: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other run begins later, knows one shard more, and finishes first."""
     import pipelines.run as module
 
     label, others = module._label, []
+    spec = job(corpus, tmp_path / "out", checkpoint, partition_by=partition_by)
 
     def label_and_be_overtaken(plan: JobPlan, hardware: Hardware, meter: Meter) -> list[Part]:
         if not others:
             others.append(1)
             (corpus / "late.jsonl").write_text('{"id": "late", "text": "free"}\n')
-            others.append(run(job(corpus, tmp_path / "out", checkpoint)))
+            others.append(run(spec))
         return label(plan, hardware, meter)
 
     monkeypatch.setattr(module, "_label", label_and_be_overtaken)
-    mine = run(job(corpus, tmp_path / "out", checkpoint))
-    assert mine.rows == others[1].rows == len(table(tmp_path / "out"))
-    assert "late" in table(tmp_path / "out")["id"].to_pylist()
-    assert [part["name"] for part in manifest(tmp_path / "out")["parts"]] == [
-        path.name for path in parts(tmp_path / "out")
-    ]
+    mine = run(spec)
+    verdict = verify(str(tmp_path / "out"))
+    assert (verdict.faults, verdict.changed, verdict.shards) == ([], [], 5)
+    assert mine.rows == others[1].rows == verdict.rows
 
 
+@on_ray
 @pytest.mark.slow
 def test_a_run_that_has_gone_wrong_stops_and_says_why(checkpoint: Path, tmp_path: Path) -> None:
     lines = [f'{{"id": "r{i}", "text": {i}}}' for i in range(80)]

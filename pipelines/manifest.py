@@ -205,6 +205,18 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     old, new = _settings(before), _settings(now)
     return [
         f"{key} was {json.dumps(old.get(key), ensure_ascii=False)}, now {json.dumps(new.get(key), ensure_ascii=False)}"
+def total_reasons(parts: Iterable[Part], most: int) -> tuple[dict[str, int], dict[str, str]]:
+    """The commonest reasons why records failed, over many parts, and the first example of each that one tells."""
+    counts: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    for part in parts:
+        counts.update(part.reasons)
+        for why, example in part.examples.items():
+            examples.setdefault(why, example)
+    commonest = dict(counts.most_common(most))
+    return commonest, {why: examples[why] for why in commonest if why in examples}
+
+
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]

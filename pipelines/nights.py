@@ -7,13 +7,13 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from pipelines.drift import drift
 from pipelines.figures import total_figures
-from pipelines.manifest import Manifest, total_labels
+from pipelines.manifest import Manifest, total_labels, total_reasons
 from pipelines.models import JOBS
 from pipelines.storage import redacted
 from pipelines.write import Part
@@ -122,7 +122,7 @@ def _night(manifest: Manifest, plan: JobPlan, meter: Meter) -> Night:
     before = _before(plan.previous, keys)
     everything = _everything_before(plan.previous, keys)
     found = {name: drift(_reference(name, before, everything), labels.get(name, {})) for name in keys}
-    reasons, examples = _reasons(parts)
+    reasons, examples = total_reasons(parts, _MOST_REASONS)
     spec = plan.spec
     entries = set() if plan.previous is None else {(entry.url, entry.fingerprint) for entry in plan.previous.shards}
     return {
@@ -203,17 +203,6 @@ def _reference(name: str, before: dict[str, Any] | None, everything: dict[str, d
     """Labels of the night before; of an output whose earlier nights were not kept, those of all of it."""
     labels: dict[str, dict[str, int]] = before["labels"] if before else everything
     return labels.get(name, {})
-
-
-def _reasons(parts: Sequence[Part]) -> tuple[dict[str, int], dict[str, str]]:
-    counts: Counter[str] = Counter()
-    examples: dict[str, str] = {}
-    for part in parts:
-        counts.update(part.reasons)
-        for reason, example in part.examples.items():
-            examples.setdefault(reason, example)
-    commonest = dict(counts.most_common(_MOST_REASONS))
-    return commonest, {reason: examples[reason] for reason in commonest if reason in examples}
 
 
 def _settings(values: Any) -> Any:

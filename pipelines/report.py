@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipelines.estimate import Estimate
-from pipelines.manifest import total_labels
+from pipelines.manifest import total_labels, total_reasons
 from pipelines.storage import redacted
 from pipelines.write import Part
 
@@ -18,12 +18,9 @@ if TYPE_CHECKING:
 
 def reasons_in_words(parts: Sequence[Part], n: int = 3) -> str:
     """The commonest reasons why records failed, each with how often and where it occurs first."""
-    counts: Counter[str] = Counter()
-    examples: dict[str, str] = {}
-    for part in parts:
-        counts.update(part.reasons)
-        examples = {**part.examples, **examples}
-    return "; ".join(f"{reason} ({count:,}, such as {examples[reason]})" for reason, count in counts.most_common(n))
+    counts, examples = total_reasons(parts, n)
+    such_as = {reason: f", such as {example}" for reason, example in examples.items()}
+    return "; ".join(f"{reason} ({count:,}{such_as.get(reason, '')})" for reason, count in counts.items())
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from convbert.stores import reason
 from pipelines.errors import OutputError
 from pipelines.partitions import unit_of_file
 from pipelines.storage import Location, exists, put, read_bytes, redacted, remove
-from pipelines.units import fingerprint_of, unit_of
+from pipelines.units import fingerprint_of, number_of, unit_of
 from pipelines.write import Part
 
 MANIFEST_NAME = "_manifest.json"
@@ -127,10 +127,15 @@ def _entry(part: Part) -> dict[str, Any]:
     return {name: value for name, value in asdict(part).items() if name not in ("stages_s", "figures")}
 
 
+def in_order(parts: Iterable[Part]) -> list[Part]:
+    """Parts by shard and then by unit, whose number may have more digits than its neighbour's."""
+    return sorted(parts, key=lambda part: (unit_of(part.name).rpartition("-")[0], number_of(part.name)))
+
+
 def by_group(parts: Iterable[Part]) -> dict[str, list[Part]]:
-    """Parts by the fingerprint in their names, which is their shards' group."""
+    """Parts in their order by the fingerprint in their names, which is their shards' group."""
     groups: dict[str, list[Part]] = {}
-    for part in parts:
+    for part in in_order(parts):
         groups.setdefault(fingerprint_of(part.name), []).append(part)
     return groups
 
@@ -200,11 +205,6 @@ def total_labels(parts: Iterable[Part]) -> dict[str, dict[str, int]]:
     return {head: dict(sorted(counts.items())) for head, counts in totals.items()}
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What changed between two recipes, in words."""
-    old, new = _settings(before), _settings(now)
-    return [
-        f"{key} was {json.dumps(old.get(key), ensure_ascii=False)}, now {json.dumps(new.get(key), ensure_ascii=False)}"
 def total_reasons(parts: Iterable[Part], most: int) -> tuple[dict[str, int], dict[str, str]]:
     """The commonest reasons why records failed, over many parts, and the first example of each that one tells."""
     counts: Counter[str] = Counter()
@@ -217,6 +217,11 @@ def total_reasons(parts: Iterable[Part], most: int) -> tuple[dict[str, int], dic
     return commonest, {why: examples[why] for why in commonest if why in examples}
 
 
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What changed between two recipes, in words."""
+    old, new = _settings(before), _settings(now)
+    return [
+        f"{key} was {json.dumps(old.get(key), ensure_ascii=False)}, now {json.dumps(new.get(key), ensure_ascii=False)}"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]

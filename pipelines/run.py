@@ -27,7 +27,16 @@ from pipelines.envelope import Envelope
 from pipelines.errors import RunError
 from pipelines.job_metrics import JobMetrics
 from pipelines.ledger import Ledger
-from pipelines.manifest import Manifest, by_group, mark_success, read_manifest, unmark_success, versions, write_manifest
+from pipelines.manifest import (
+    Manifest,
+    by_group,
+    in_order,
+    mark_success,
+    read_manifest,
+    unmark_success,
+    versions,
+    write_manifest,
+)
 from pipelines.models import describe_sharing
 from pipelines.morning import write_report
 from pipelines.nights import Meter, with_night
@@ -337,7 +346,7 @@ def _manifest(plan: JobPlan, parts: list[Part], meter: Meter) -> Manifest:
         heads=plan.heads,
         passes=[[head.name for head in encoder_pass.heads] for encoder_pass in plan.passes],
         shards=[replace(entry, units=entry.units or units[entry.group]) for entry in plan.shards],
-        parts=sorted(parts, key=lambda part: part.name),
+        parts=in_order(parts),
         seconds=before + meter.seconds,
         versions=versions(),
     )

@@ -10,14 +10,18 @@ from pipelines.errors import OutputError
 from pipelines.manifest import (
     Manifest,
     ShardEntry,
+    by_group,
     differences,
+    in_order,
     mark_success,
     read_manifest,
+    total_reasons,
     unmark_success,
     write_manifest,
 )
 from pipelines.storage import locate
 from pipelines.write import Part
+from tests.fault_proxy import FaultProxy
 
 MANIFEST = Manifest(
     recipe={"unit_rows": 5},
@@ -92,6 +96,39 @@ def test_a_manifest_that_cannot_be_read_is_named(text: str, tmp_path: Path) -> N
     (tmp_path / "_manifest.json").write_text(text)
     with pytest.raises(OutputError, match=r"_manifest\.json .*(cannot be read|has format 99)"):
         read_manifest(locate(str(tmp_path)))
+
+
+def test_a_store_that_refuses_to_show_the_manifest_has_not_said_that_there_is_none(s3: FaultProxy) -> None:
+    output = locate("s3://bucket/manifest")
+    assert read_manifest(output) is None
+    write_manifest(output, MANIFEST)
+    with (
+        s3.next_faults("denied"),
+        pytest.raises(
+            OutputError, match=r"bucket/manifest/_manifest\.json cannot be read .*: check the address, rights"
+        ),
+    ):
+        read_manifest(output)
+    assert read_manifest(output) == MANIFEST
+
+
+@pytest.mark.parametrize("pattern", ["part-{}.parquet", "_units/part-{}.index"])
+def test_parts_are_in_the_order_of_their_units_beyond_five_digits_too(pattern: str) -> None:
+    stems = ["a-0123456789abcdef", "a.b-0123456789abcdef", "b-00123456789abcde"]
+    units = [f"{stem}-{n:05d}" for stem in stems for n in (0, 9_999, 10_000, 10_001, 99_999, 100_000, 1_000_000)]
+    made = [Part(pattern.format(unit), 1, 0, 1) for unit in units]
+    assert in_order(reversed(made)) == made
+    assert by_group(reversed(made)) == {"0123456789abcdef": made[:14], "00123456789abcde": made[14:]}
+
+
+def test_reasons_add_up_and_the_first_example_of_each_is_told() -> None:
+    each = [
+        Part("a", 9, 3, 0, reasons={"null": 1, "odd": 2}, examples={"null": "a1", "odd": "a2"}),
+        Part("b", 9, 4, 0, reasons={"null": 3, "rare": 1}, examples={"null": "b1", "rare": "b2"}),
+        Part("c", 9, 1, 0, reasons={"odd": 1}),  # an earlier version told no examples
+    ]
+    assert total_reasons(each, 2) == ({"null": 4, "odd": 3}, {"null": "a1", "odd": "a2"})
+    assert total_reasons(each[2:], 2) == ({"odd": 1}, {})
 
 
 def test_differences_are_told_in_words() -> None:

@@ -147,14 +147,15 @@ def _names_folders(type_: pa.DataType) -> bool:
 
 
 def own_files(output: Location, recipes: Iterable[Mapping[str, Any]]) -> dict[str, Info]:
-    """Files of an output folder by their names below it, and what the store says of each.
+    """Files of an output folder that a job has made, by their names below it, and what the store says of each.
 
-    Folders are looked into only where these recipes part rows, and there only parts are seen: the rest is not ours.
+    Folders are looked into only where these recipes part rows. What has another name than a part has is not
+    ours, such as Spark's part-00000-….parquet.
 
     Raises:
         OutputError: it cannot be listed.
     """
-    found = names_in(output)
+    found = {name: info for name, info in names_in(output).items() if fingerprint_of(name) or is_data_file(name)}
     keys = {escaped(its.key) for its in map(Partitioning.of_recipe, recipes) if its}
     if not keys:
         return found

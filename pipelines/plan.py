@@ -41,7 +41,7 @@ from pipelines.write import Part, part_figures, read_schema
 
 _SAMPLED_SHARDS = 64  # small shards whose columns are looked at before the job starts
 
-Names = dict[str, dict[str, Any]]  # files of the output folder and what the store says of each
+Names = dict[str, dict[str, Any]]  # files of an output folder and what the store says of each
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class JobPlan:
         previous: state of the output before this run.
         shards: entries of every shard of the new state; those of a stream that is to be read say 0 units.
         parts: parts that are there already and stay.
+        present: files of the output that a job has made, those that are to be removed included.
         pending: what to read and label.
         vanished: labelled shards that are no longer among the inputs; their parts stay, or go with ``--prune``.
         seen_columns: shards whose columns were looked at; of many small ones only some are.
@@ -71,6 +72,7 @@ class JobPlan:
     previous: Manifest | None
     shards: list[ShardEntry]
     parts: list[Part]
+    present: Names
     pending: list[Task]
     vanished: list[str]
     seen_columns: int
@@ -152,6 +154,7 @@ def make_plan(spec: JobSpec) -> JobPlan:
         shards=sorted(entries, key=lambda entry: entry.url),
         parts=parts,
         pending=pending,
+        present=present,
         vanished=[entry.url for group in labelled for entry in group.entries if entry.url not in fingerprints],
         seen_columns=len(inspections),
     )

@@ -49,7 +49,7 @@ from pipelines.report import Summary, reasons_in_words
 from pipelines.resources import Hardware, connect, share_out
 from pipelines.sample import estimate
 from pipelines.spec import JobSpec
-from pipelines.storage import Location, absolute, locate, redacted, remove
+from pipelines.storage import Location, absolute, locate, many_at_a_time, redacted, remove
 from pipelines.survive import counted, open_ledger, surviving, surviving_actor
 from pipelines.units import Stream, Task, fingerprint_of, number_of, unit_of
 from pipelines.write import Part, write_part
@@ -74,22 +74,23 @@ def run(spec: JobSpec) -> Summary:
     n_actors = 0
     for _ in range(_ROUNDS):
         plan, new = make_plan(spec), []
-        state = plan.previous
         _warn_of_vanished(plan)
         if spec.dry_run:
             return _dry_run(plan, output)
         if plan.is_done:
-            break
-        check_writable(output)
-        unmark_success(output)
-        if plan.pending:
-            connect()
-            hardware = share_out(plan.spec, plan.device, n_units=plan.n_units)
-            n_actors = max(n_actors, hardware.max_actors)
-            meter.hardware = hardware
-            new = _label(plan, hardware, meter)
-            labelled += new
-        if state := _commit(plan, new, output, meter):
+            state = _confirm(plan, output)
+        else:
+            check_writable(output)
+            unmark_success(output)
+            if plan.pending:
+                connect()
+                hardware = share_out(plan.spec, plan.device, n_units=plan.n_units)
+                n_actors = max(n_actors, hardware.max_actors)
+                meter.hardware = hardware
+                new = _label(plan, hardware, meter)
+                labelled += new
+            state = _commit(plan, new, output, meter)
+        if state is not None:
             break
         logger.warning("another run has changed %s meanwhile: planning again", redacted(spec.output))
     else:
@@ -126,6 +127,20 @@ def _warn_of_vanished(plan: JobPlan) -> None:
 def _commit(plan: JobPlan, labelled: list[Part], output: Location, meter: Meter) -> Manifest | None:
     """Let the manifest say what is there; None where another run has changed the output since the plan was made.
 
+def _confirm(plan: JobPlan, output: Location) -> Manifest | None:
+    """Leave a finished output as its manifest says; None where another run has changed it since the plan was made.
+
+    What a killed run has left beside it would be read twice by those who take all parts.
+    """
+    state = plan.previous
+    superseded = [] if state is None else _superseded(state, plan.present)
+    if superseded:
+        if read_manifest(output) != state:
+            return None
+        _remove(output, superseded)
+    return state
+
+
     Raises:
         RunError: a unit was lost or doubled.
     """
@@ -139,7 +154,7 @@ def _commit(plan: JobPlan, labelled: list[Part], output: Location, meter: Meter)
     if current != plan.previous or not all(is_there(part, present) for part in manifest.parts):
         return None
     write_manifest(output, manifest)
-    _remove_superseded(output, manifest, present)
+    _remove(output, _superseded(manifest, present))
     return manifest
 
 
@@ -377,9 +392,11 @@ def _check_complete(plan: JobPlan, manifest: Manifest) -> None:
                 raise RunError(f"{unit.name} has {rows[unit.name]} rows of {unit.n_rows}: start the job again")
 
 
-def _remove_superseded(output: Location, manifest: Manifest, present: Iterable[str]) -> None:
-    """Remove parts that the new manifest does not know: of changed shards, of what was overwritten."""
+def _superseded(manifest: Manifest, present: Iterable[str]) -> list[str]:
+    """Files that the manifest does not know: of changed shards, of what was overwritten, of runs that were killed."""
     known = {name for part in manifest.parts for name in (part.name, *part.files)}
-    for name in present:
-        if name.rsplit("/", 1)[-1].startswith("part-") and name not in known:
-            remove(output.child(name))
+    return [name for name in present if name not in known]
+
+
+def _remove(output: Location, names: Iterable[str]) -> None:
+    many_at_a_time(lambda name: remove(output.child(name)), names)

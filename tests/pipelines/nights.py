@@ -85,6 +85,7 @@ def plan_of(previous: Manifest | None, **changes: Any) -> JobPlan:
         previous=previous,
         shards=[],
         parts=[],
+        present={},
         pending=[],
         vanished=[],
         seen_columns=0,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.estimate import Estimate
 from pipelines.manifest import total_labels, total_reasons
@@ -30,6 +30,7 @@ class Summary:
     Attributes:
         output: URL of the output folder.
         rows, failed: records in the whole output, and those with an error.
+        night_rows, night_failed: records that the newest night has added to it, and those with an error.
         labels: records by label, for each head.
         reasons: failed records by reason, the commonest.
         new_rows, new_tokens, seconds: what this run labelled, and its wall-clock time.
@@ -42,6 +43,8 @@ class Summary:
     output: str
     rows: int
     failed: int
+    night_rows: int
+    night_failed: int
     labels: dict[str, dict[str, int]]
     reasons: dict[str, int]
     new_rows: int
@@ -61,10 +64,22 @@ class Summary:
         parts: Sequence[Part],
         labelled: Sequence[Part],
         seconds: float,
+        night: Mapping[str, Any] | None = None,
         n_actors: int = 0,
         estimate: Estimate | None = None,
     ) -> Summary:
-        """The summary of a plan that gave these parts, of which this run labelled some."""
+        """The summary of a plan that gave these parts, of which this run labelled some.
+
+        Args:
+            plan: what was to be done.
+            parts: all of the output.
+            labelled: by this run.
+            seconds: that it took.
+            night: the newest that the manifest tells of, if any; where there was nothing to do, an earlier run's.
+            n_actors: that it had.
+            estimate: what a dry run found.
+        """
+        night = night or {"rows": 0, "failed": 0}
         reasons: Counter[str] = Counter()
         for part in parts:
             reasons.update(part.reasons)
@@ -72,6 +87,8 @@ class Summary:
             output=redacted(plan.spec.output),
             rows=sum(part.rows for part in parts),
             failed=sum(part.failed for part in parts),
+            night_rows=night["rows"],
+            night_failed=night["failed"],
             labels=total_labels(parts),
             reasons=dict(reasons.most_common(3)),
             new_rows=sum(part.rows for part in labelled),
@@ -86,8 +103,22 @@ class Summary:
 
     @property
     def has_failed_too_often(self) -> bool:
-        """More records of the whole output failed than the job takes."""
-        return self.failed > self.max_failed_fraction * self.rows
+        """More records failed than the job takes."""
+        return self.too_many_failed is not None
+
+    @property
+    def too_many_failed(self) -> str | None:
+        """Of which records more failed than the job takes, in words: of the whole output, or of the newest night's.
+
+        A night is judged by itself too: in a large output it would not show.
+        """
+        for failed, rows, new in ((self.failed, self.rows, ""), (self.night_failed, self.night_rows, "new ")):
+            if failed > self.max_failed_fraction * rows:
+                return (
+                    f"{failed:,} of {rows:,} {new}records failed, more than --max-failed-fraction "
+                    f"{self.max_failed_fraction}"
+                )
+        return None
 
     def lines(self) -> list[str]:
         """The summary as it is printed at the end of a job."""

@@ -90,14 +90,11 @@ def notices(report: Values) -> list[Notice]:
     """What somebody must know who reads no further."""
     night, output, job = report["night"], report["output"], report["job"]
     found = []
-    if output["failed"] > job["max_failed_fraction"] * output["rows"]:
-        found.append(
-            Notice(
-                "act",
-                f"Too many records failed: {output['failed']:,} of {output['rows']:,} in the output, "
-                f"{percent(output['failed'] / output['rows'])}; the job takes {percent(job['max_failed_fraction'])}.",
-            )
-        )
+    limit = job["max_failed_fraction"]
+    if output["failed"] > limit * output["rows"]:
+        found.append(_too_many("records", output, " in the output", limit))
+    elif night["failed"] > limit * night["rows"]:
+        found.append(_too_many("new records", night, "", limit))
     elif night["failed"]:
         share = percent(night["failed"] / night["rows"])
         found.append(Notice("look", f"{night['failed']:,} of {night['rows']:,} new records failed ({share})."))
@@ -117,6 +114,12 @@ def notices(report: Values) -> list[Notice]:
     if job["vanished"]:
         found.append(Notice("look", f"{job['vanished']:,} labelled shards are no longer among the inputs."))
     return found
+
+
+def _too_many(records: str, its: Values, where: str, limit: float) -> Notice:
+    failed, rows = its["failed"], its["rows"]
+    counts = f"{failed:,} of {rows:,}{where}, {percent(failed / rows)}"
+    return Notice("act", f"Too many {records} failed: {counts}; the job takes {percent(limit)}.")
 
 
 def worst_drift(drifts: Sequence[Values]) -> Values | None:

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import count
 from typing import Any
@@ -96,10 +96,13 @@ def run(spec: JobSpec) -> Summary:
     else:
         raise RunError(f"other runs keep changing {redacted(spec.output)}: let one of them finish, and start again")
     seconds = meter.seconds if labelled else 0.0
-    summary = Summary.of(plan, parts=[*plan.parts, *new], labelled=labelled, seconds=seconds, n_actors=n_actors)
-    if state is not None:
-        write_report(output, state)
-    if not summary.has_failed_too_often:
+    night = state.nights[-1] if state.nights else None
+    parts = [*plan.parts, *new]
+    summary = Summary.of(plan, parts=parts, labelled=labelled, seconds=seconds, night=night, n_actors=n_actors)
+    write_report(output, state)
+    if summary.has_failed_too_often:
+        unmark_success(output)
+    else:
         mark_success(output)
     return summary
 
@@ -124,9 +127,6 @@ def _warn_of_vanished(plan: JobPlan) -> None:
         logger.warning("… and so are %d more", len(plan.vanished) - _SHOWN)
 
 
-def _commit(plan: JobPlan, labelled: list[Part], output: Location, meter: Meter) -> Manifest | None:
-    """Let the manifest say what is there; None where another run has changed the output since the plan was made.
-
 def _confirm(plan: JobPlan, output: Location) -> Manifest | None:
     """Leave a finished output as its manifest says; None where another run has changed it since the plan was made.
 
@@ -140,6 +140,9 @@ def _confirm(plan: JobPlan, output: Location) -> Manifest | None:
         _remove(output, superseded)
     return state
 
+
+def _commit(plan: JobPlan, labelled: list[Part], output: Location, meter: Meter) -> Manifest | None:
+    """Let the manifest say what is there; None where another run has changed the output since the plan was made.
 
     Raises:
         RunError: a unit was lost or doubled.
@@ -201,10 +204,11 @@ class _Judge:
     def __init__(self, plan: JobPlan) -> None:
         self._n_units = plan.n_units
         self._limit = plan.spec.max_failed_fraction
-        self._parts: list[Part] = []
-        self._rows = self._failed = self._most_rows = 0
+        self._known = set() if plan.previous is None else {part.name for part in plan.previous.parts}
+        self._whole, self._new = _Tally(), _Tally()
+        self._most_rows = 0
         self._count(plan.parts)
-        self._n_kept = len(self._parts)
+        self._n_kept = len(self._whole.parts)
 
     def add(self, parts: list[Part]) -> None:
         """Count parts that have just been finished.
@@ -213,23 +217,38 @@ class _Judge:
             RunError: with the commonest reasons and an example of each.
         """
         self._count(parts)
-        n_labelled = len(self._parts) - self._n_kept
+        n_labelled = len(self._whole.parts) - self._n_kept
         n_left = self._n_units - n_labelled
         if n_left <= 0 or n_labelled < _JUDGED_UNITS:
             return
-        if self._failed > self._limit * (self._rows + n_left * self._most_rows):
-            raise RunError(
-                f"stopped, since {self._failed:,} of {self._rows:,} records have failed, too many for "
-                f"--max-failed-fraction {self._limit} of the whole: {reasons_in_words(self._parts)}. "
-                "Finished parts stay: mend the input, or raise the limit and start again"
-            )
+        for tally, new in ((self._whole, ""), (self._new, "new ")):
+            if tally.failed > self._limit * (tally.rows + n_left * self._most_rows):
+                raise RunError(
+                    f"stopped, since {tally.failed:,} of {tally.rows:,} {new}records have failed, too many for "
+                    f"--max-failed-fraction {self._limit} whatever follows: {reasons_in_words(tally.parts)}. "
+                    "Finished parts stay: mend the input, or raise the limit and start again"
+                )
 
     def _count(self, parts: Iterable[Part]) -> None:
         for part in parts:
-            self._parts.append(part)
-            self._rows += part.rows
-            self._failed += part.failed
+            self._whole.add(part)
+            if part.name not in self._known:
+                self._new.add(part)
             self._most_rows = max(self._most_rows, part.rows)
+
+
+@dataclass
+class _Tally:
+    """Parts and their totals."""
+
+    parts: list[Part] = field(default_factory=list)
+    rows: int = 0
+    failed: int = 0
+
+    def add(self, part: Part) -> None:
+        self.parts.append(part)
+        self.rows += part.rows
+        self.failed += part.failed
 
 
 def _root_cause(error: RayError) -> str:

@@ -62,8 +62,8 @@ def label(spec: JobSpec, errors: list[str | None] | None = None, **columns: list
     return decode(Predictor(passes, max_batch_tokens=spec.max_batch_tokens or 100)(encoded), passes)
 
 
-def run_here(spec: JobSpec) -> Summary:
-    """A job whose parts this process labels and writes, by the same stages; ``run`` finds all there and finishes."""
+def label_here(spec: JobSpec) -> None:
+    """Label and write in this process what a job has to do, by the same stages, as if it had been killed then."""
     plan = make_plan(spec)
     encodings = [encoder_pass.encoding for encoder_pass in plan.passes]
     predictor = Predictor(plan.passes, precision=plan.precision)
@@ -77,4 +77,9 @@ def run_here(spec: JobSpec) -> Summary:
                 heads={head.name: head.head for encoder_pass in plan.passes for head in encoder_pass.heads},
                 partitioning=spec.partitioning,
             )
+
+
+def run_here(spec: JobSpec) -> Summary:
+    """A job that this process labels; ``run`` finds all there and finishes."""
+    label_here(spec)
     return run(spec)

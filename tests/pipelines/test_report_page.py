@@ -132,6 +132,10 @@ def test_the_notices_say_what_to_do(report: Values) -> None:
     assert [notice.kind for notice in notices(calm)] == ["good"]
     hopeless = {**calm, "output": {**report["output"], "failed": 1000}}
     assert notices(hopeless)[0].text.startswith("Too many records failed: 1,000 of 2,007 in the output, 49.8%")
+    bad_night = {**calm, "night": {**report["night"], "failed": 51}}  # of 1,007, of which the job takes 5%
+    assert [(notice.kind, notice.text) for notice in notices(bad_night)] == [
+        ("act", "Too many new records failed: 51 of 1,007, 5.1%; the job takes 5.0%.")
+    ]
     gone = {**calm, "job": {**report["job"], "vanished": 3}}
     assert notices(gone)[-1].text == "3 labelled shards are no longer among the inputs."
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +19,24 @@ import pyarrow.parquet as pq
 import pytest
 import transformers
 
+from pipelines import run as module
 from pipelines.errors import ModelError, OutputError, PipelineError, RunError, SourceError
+from pipelines.manifest import Manifest, ShardEntry, in_order
 from pipelines.nights import Meter
 from pipelines.plan import JobPlan, make_plan
 from pipelines.resources import Hardware
 from pipelines.run import pipeline, run
 from pipelines.spec import JobSpec
 from pipelines.survive import open_ledger
+from pipelines.units import Shard, Stream, Unit
 from pipelines.verify import verify
 from pipelines.write import Part
 from tests.conftest import save_checkpoint
 from tests.fault_proxy import FaultProxy
 from tests.oracle import classify
-from tests.pipelines.labelling import manifest, parts
+from tests.pipelines.labelling import label_here, manifest, parts, run_here
 from tests.pipelines.labelling import whole_job as job
+from tests.pipelines.nights import plan_of
 
 on_ray = pytest.mark.usefixtures("ray_cluster")
 
@@ -126,7 +132,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(corpus: Path, checkpoint: 
     assert (report["night"]["rows"], report["run"]["rows"]) == (summary.rows, summary.new_rows)
     n_good = summary.rows - summary.failed
     assert report["lengths"]["n"] == report["heads"][0]["scores"]["score"]["n"] == n_good  # of all parts, read or made
-    assert min(report["run"]["stages_s"][stage] for stage in ("reading", "tokenising", "model", "writing")) > 0
+    [night] = manifest(tmp_path / "out")["nights"]
+    stages_s = night["details"]["run"]["stages_s"]
+    assert min(stages_s[name] for name in ("reading", "tokenising", "model", "decoding", "writing", "waiting")) > 0
 
 
 @on_ray
@@ -413,8 +421,6 @@ def test_a_run_that_another_one_overtakes_plans_again(
     partition_by: str | None, corpus: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other run begins later, knows one shard more, and finishes first."""
-    import pipelines.run as module
-
     label, others = module._label, []
     spec = job(corpus, tmp_path / "out", checkpoint, partition_by=partition_by)
 
@@ -448,3 +454,201 @@ def test_a_run_that_has_gone_wrong_stops_and_says_why(checkpoint: Path, tmp_path
     assert not (tmp_path / "out/_manifest.json").exists()
     tolerant = run(spec.model_copy(update={"max_failed_fraction": 1.0}))
     assert (tolerant.rows, tolerant.failed) == (80, 80)
+
+
+# --- the end of a run, on parts that this process has made --------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A corpus of two shards with a unit each."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    for name in ("a", "b"):
+        pq.write_table(
+            pa.table({"id": [f"{name}{i}" for i in range(6)], "text": ["free mail"] * 6}), folder / f"{name}.parquet"
+        )
+    return folder
+
+
+FOREIGN = ("part-00000-6ff0d4a5-41e2-4c37-9f4a-bd6a7d2c0e11-c000.snappy.parquet", "part-list.txt")
+
+
+@pytest.mark.parametrize("partition_by", [None, "prediction.label"], ids=["flat", "in folders"])
+def test_what_killed_runs_have_left_goes_and_what_others_have_put_there_stays(
+    partition_by: str | None, small: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, output = job(small, tmp_path / "out", checkpoint, partition_by=partition_by), tmp_path / "out"
+    run_here(spec)
+    finished = {path for path in output.rglob("part-*") if path.is_file()}
+    for name in FOREIGN:
+        (output / name).write_text("not ours")
+    label_here(spec.model_copy(update={"overwrite": True}))  # and is killed before its manifest
+    assert len(list(output.rglob("part-*"))) == 2 * len(finished) + len(FOREIGN)
+    assert run(spec).lines()[0].startswith("nothing to do")
+    assert set(output.rglob("part-*")) == finished | {output / name for name in FOREIGN}
+    assert (output / "_SUCCESS").exists()
+    run_here(spec.model_copy(update={"overwrite": True}))
+    assert not finished & set(output.rglob("part-*"))
+    assert all((output / name).exists() for name in FOREIGN)
+    assert verify(str(output)).faults == []
+    for name in ("own_files", "read_manifest", "remove"):  # what plans already know is not asked for again
+        monkeypatch.setattr(module, name, lambda *_, name=name: pytest.fail(name))
+    assert run(spec).lines()[0].startswith("nothing to do")
+
+
+def test_a_finished_output_that_another_run_changes_meanwhile_is_planned_again(
+    small: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parts must not go as left-overs."""
+    spec, output = job(small, tmp_path / "out", checkpoint), tmp_path / "out"
+    run_here(spec)
+    plan_it, plans = module.make_plan, []
+
+    def plan_and_be_overtaken(spec: JobSpec) -> JobPlan:
+        if not plans:
+            label_here(spec.model_copy(update={"overwrite": True}))
+        plans.append(plan_it(spec))
+        if len(plans) == 1:
+            with monkeypatch.context() as calm:
+                calm.setattr(module, "make_plan", plan_it)
+                run(spec.model_copy(update={"overwrite": True}))
+        return plans[-1]
+
+    monkeypatch.setattr(module, "make_plan", plan_and_be_overtaken)
+    assert run(spec).rows == 12
+    assert len(plans) == 2
+    assert verify(str(output)).faults == []
+
+
+def test_runs_that_always_find_the_output_changed_give_up(
+    small: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = job(small, tmp_path / "out", checkpoint)
+    label_here(spec)
+    monkeypatch.setattr(module, "_commit", lambda *_: None)
+    with pytest.raises(RunError, match="other runs keep changing .*out: let one of them finish, and start again"):
+        run(spec)
+    assert not (tmp_path / "out/_SUCCESS").exists()
+
+
+def test_seconds_are_those_of_all_nights(small: Path, checkpoint: Path, tmp_path: Path) -> None:
+    spec = job(small / "a.parquet", tmp_path / "out", checkpoint)
+    run_here(spec)
+    first = manifest(tmp_path / "out")["seconds"]
+    run_here(spec.model_copy(update={"input": [str(small)]}))
+    written = manifest(tmp_path / "out")
+    assert 0 < first < written["seconds"]
+    assert written["seconds"] == pytest.approx(sum(night["seconds"] for night in written["nights"]), abs=0.1)
+
+
+def test_a_night_is_judged_by_itself_too(small: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """Of 14 records two fail, which the job would take; but they are all that is new."""
+    spec, marker = job(small, tmp_path / "out", checkpoint), tmp_path / "out/_SUCCESS"
+    assert not run_here(spec).has_failed_too_often
+    (small / "c.jsonl").write_text('{"text": 1}\n{"text": 2}\n')
+    for start in (run_here, run):  # started again it is the same night
+        summary = start(spec)
+        assert summary.too_many_failed == "2 of 2 new records failed, more than --max-failed-fraction 0.2"
+        assert not marker.exists()
+    assert not run(spec.model_copy(update={"max_failed_fraction": 1.0})).has_failed_too_often
+    assert marker.exists()
+    assert run(spec.model_copy(update={"max_failed_fraction": 0.1})).too_many_failed is not None
+    assert not marker.exists()  # what the run says and what the folder says agree
+
+
+def test_vanished_shards_are_named_and_many_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    plan = replace(plan_of(None), vanished=[f"/in/{n}.jsonl" for n in range(7)])
+    with caplog.at_level(logging.WARNING):
+        module._warn_of_vanished(plan)
+        module._warn_of_vanished(replace(plan_of(None, prune=True), vanished=["/in/x.jsonl"]))
+    told = [record.getMessage() for record in caplog.records]
+    assert told[0] == "/in/0.jsonl is no longer among the inputs: its records stay (--prune drops them)"
+    assert (len(told), told[5]) == (7, "… and so are 2 more")
+    assert told[6] == "/in/x.jsonl is no longer among the inputs: its records go"
+
+
+SHARD = Shard("/in/a.parquet", 99, "1")
+STEM = "part-a-0123456789abcdef"
+UNITS = tuple(Unit(f"{STEM}-{n:05d}", (SHARD,), 10 * n, 10 * n + 10) for n in range(20))
+
+
+def made(n: int, *, rows: int = 10, failed: int = 0, stem: str = STEM, **changes: Any) -> Part:
+    values = {"reasons": {"text is null": failed} if failed else {}, "examples": {"text is null": f"r{n}"}}
+    return Part(f"{stem}-{n:05d}.parquet", rows, failed, 0, **{**values, **changes})
+
+
+def state(made_parts: list[Part], n_units: int = 3) -> Manifest:
+    entry = ShardEntry(SHARD.url, "0123456789abcdef", n_units, "0123456789abcdef")
+    return Manifest(recipe={}, heads=[], passes=[], shards=[entry], parts=in_order(made_parts), seconds=1.0)
+
+
+def test_a_complete_state_is_complete_whatever_its_number_of_units() -> None:
+    plan = replace(plan_of(None), pending=[UNITS[:3]])
+    module._check_complete(plan, state([made(0), made(1), made(2)]))
+    n = 100_002  # numbers of five and of six digits
+    module._check_complete(plan, state([made(number) for number in range(n)], n_units=n))
+
+
+@pytest.mark.parametrize(
+    ("parts_there", "message"),
+    [
+        ([made(0), made(2)], r"/in/a.parquet has parts \[0, 2\] of 3: start the job again"),
+        ([made(0), made(1), made(1), made(2)], r"/in/a.parquet has parts \[0, 1, 1, 2\] of 3"),
+        ([made(0), made(1), made(2), made(0, stem="part-b-fedcba9876543210")], "there are parts that no shard has"),
+        ([made(0), made(1, rows=9), made(2)], "part-a-0123456789abcdef-00001 has 9 rows of 10: start the job again"),
+    ],
+    ids=["lacking", "doubled", "stray", "short"],
+)
+def test_what_is_lost_or_doubled_ends_the_run(parts_there: list[Part], message: str) -> None:
+    with pytest.raises(RunError, match=message):
+        module._check_complete(replace(plan_of(None), pending=[UNITS[:3]]), state(parts_there))
+
+
+def test_a_stream_whose_last_part_is_not_there_ends_the_run() -> None:
+    stream = Stream(Shard("/in/a.jsonl.gz?sig=SECRET", 99, "1"), STEM, 100)
+    plan = replace(plan_of(None), pending=[stream])
+    unfinished = [made(0, is_last=False), made(1, is_last=False)]
+    module._check_complete(plan, state([*unfinished, made(2)]))
+    with pytest.raises(RunError, match=r"a\.jsonl\.gz\?sig=\*\*\* was not read to its end: start the job again"):
+        module._check_complete(plan, state(unfinished, n_units=2))
+
+
+# --- the judge ----------------------------------------------------------------------------------------
+
+
+def judge(kept: list[Part] | None = None, previous: Manifest | None = None, n_units: int = 20) -> Any:
+    plan = plan_of(previous, max_failed_fraction=0.1)
+    return module._Judge(replace(plan, parts=kept or [], pending=[UNITS[:n_units]]))
+
+
+def test_a_bad_start_goes_on_while_the_rest_could_still_make_up_for_it() -> None:
+    judging = judge()
+    for n in range(20):
+        judging.add([made(n, failed=2 if n < 10 else 0)])  # 20 of 200 at the end, which is what the job takes
+
+
+def test_a_run_is_stopped_at_the_first_record_too_many() -> None:
+    judging = judge()
+    judging.add([made(n, failed=2) for n in range(10)])
+    with pytest.raises(
+        RunError, match=r"since 21 of 110 records have failed, too many .* 0\.1 .*text is null \(21, such as r0\)"
+    ):
+        judging.add([made(10, failed=1)])
+
+
+def test_fewer_than_ten_units_tell_too_little_and_the_last_one_tells_at_the_end() -> None:
+    judging = judge()
+    judging.add([made(n, failed=10) for n in range(9)])
+    judge(n_units=10).add([made(n, failed=10) for n in range(10)])  # all are out: the run's end tells
+    with pytest.raises(RunError, match="since 90 of 100 records have failed"):
+        judging.add([made(9)])
+
+
+def test_parts_of_an_interrupted_run_count_and_those_of_earlier_nights_make_up_for_nothing() -> None:
+    old = [made(n, stem="part-b-fedcba9876543210") for n in range(1000)]
+    left = made(19, failed=10)
+    judging = judge([*old, left], state(old), n_units=19)
+    judging.add([made(n, failed=1) for n in range(10)])  # with the nine to come 20 of 200
+    with pytest.raises(RunError, match="since 21 of 120 new records have failed"):
+        judging.add([made(10, failed=1)])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -37,8 +38,9 @@ from pipelines.units import (
     part_name,
     part_stem,
 )
-from pipelines.write import Part, part_figures, read_schema
+from pipelines.write import UNREADABLE, Part, part_figures, read_schema
 
+logger = logging.getLogger(__name__)
 _SAMPLED_SHARDS = 64  # small shards whose columns are looked at before the job starts
 
 Names = dict[str, dict[str, Any]]  # files of an output folder and what the store says of each
@@ -55,9 +57,9 @@ class JobPlan:
         columns: what is read from each record.
         recipe: everything that decides what stands in a part, apart from its shard.
         previous: state of the output before this run.
+        present: files of the output that a job has made, those that are to be removed included.
         shards: entries of every shard of the new state; those of a stream that is to be read say 0 units.
         parts: parts that are there already and stay.
-        present: files of the output that a job has made, those that are to be removed included.
         pending: what to read and label.
         vanished: labelled shards that are no longer among the inputs; their parts stay, or go with ``--prune``.
         seen_columns: shards whose columns were looked at; of many small ones only some are.
@@ -70,9 +72,9 @@ class JobPlan:
     columns: Columns
     recipe: dict[str, Any]
     previous: Manifest | None
+    present: Names
     shards: list[ShardEntry]
     parts: list[Part]
-    present: Names
     pending: list[Task]
     vanished: list[str]
     seen_columns: int
@@ -112,10 +114,11 @@ def make_plan(spec: JobSpec) -> JobPlan:
         PipelineError: anything that would make the job fail later; nothing has been written by then.
     """
     output = locate(spec.output)
-    passes = plan_passes(spec)
-    shards = list_shards(spec.input)
-    _check_apart(shards, output)
     previous = read_manifest(output)
+    spec = _with_known_order(spec, previous)
+    passes = plan_passes(spec)
+    shards = _by_name(list_shards(spec.input))
+    _check_apart(shards.values(), output)
     device = choose_device(spec.device)
     precision = choose_precision(spec.precision, device, kept=_kept_precision(spec, previous))
     recipe = {
@@ -130,10 +133,10 @@ def make_plan(spec: JobSpec) -> JobPlan:
 
     present = own_files(output, [recipe, *([previous.recipe] if previous else [])])
     labelled = [] if previous is None or spec.overwrite else _labelled(previous)
-    fingerprints = {redacted(shard.url): shard.fingerprint(key) for shard in shards}
+    fingerprints = {name: shard.fingerprint(key) for name, shard in shards.items()}
     stay = _staying(labelled, fingerprints, present, prune=spec.prune)
     kept = {entry.url for group in stay for entry in group.entries}
-    pieces, inspections = _pieces([shard for shard in shards if redacted(shard.url) not in kept], spec, key)
+    pieces, inspections = _pieces([shard for name, shard in shards.items() if name not in kept], spec, key)
     resumed = _resumed(output, pieces, present)
     pending = [task for piece in pieces for task in _pending(piece, resumed.get(piece.fingerprint, []))]
     parts = [*(part for group in stay for part in group.parts), *(part for its in resumed.values() for part in its)]
@@ -151,10 +154,10 @@ def make_plan(spec: JobSpec) -> JobPlan:
         columns=_columns(spec, passes, inspections, output.child(parts[0].name) if parts else None),
         recipe=recipe,
         previous=previous,
+        present=present,
         shards=sorted(entries, key=lambda entry: entry.url),
         parts=parts,
         pending=pending,
-        present=present,
         vanished=[entry.url for group in labelled for entry in group.entries if entry.url not in fingerprints],
         seen_columns=len(inspections),
     )
@@ -246,11 +249,25 @@ def _pieces(shards: list[Shard], spec: JobSpec, key: str) -> tuple[list[_Piece],
 
 
 def _resumed(output: Location, pieces: list[_Piece], present: Names) -> dict[str, list[Part]]:
-    """The parts that an interrupted run has left, by fingerprint and in their order."""
+    """The parts that an interrupted run has left, by fingerprint and in their order.
+
+    One that is damaged, or not what its name says, counts as not there: it is made again under this name.
+    """
+
+    def figures(name: str) -> Part | None:
+        place = output.child(name)
+        try:
+            found = part_figures(place, int(present[name]["size"]))
+            if found.name != name:
+                raise ValueError(f"it was written as {found.name}")
+        except UNREADABLE as error:
+            logger.warning("%s cannot be read (%s): its unit is labelled again", redacted(place.url), reason(error))
+            return None
+        return found
+
     wanted = {piece.fingerprint for piece in pieces}
-    names = sorted(name for name in present if fingerprint_of(name) in wanted)
-    parts = many_at_a_time(lambda name: part_figures(output.child(name), int(present[name]["size"])), names)
-    return by_group(part for part in parts if is_there(part, present))
+    parts = many_at_a_time(figures, [name for name in present if fingerprint_of(name) in wanted])
+    return by_group(part for part in parts if part and is_there(part, present))
 
 
 def _pending(piece: _Piece, resumed: list[Part]) -> Iterator[Task]:
@@ -312,15 +329,48 @@ def _columns(spec: JobSpec, passes: list[EncoderPass], inspections: list[Inspect
     check_columns(inspections, text_columns=texts, list_columns=lists, other_columns=[*explicit_id, *spec.keep_column])
     kept = kept_schema(inspections, spec.keep_column)
     if made is not None and spec.keep_column:
-        known = read_schema(made)
-        kept = pa.schema([known.field(name).remove_metadata() for name in spec.keep_column])
+        kept = _types_in(made, spec.keep_column)
     if spec.partitioning:
         heads = {head.name: head.head.schema for encoder_pass in passes for head in encoder_pass.heads}
         spec.partitioning.check({**heads, **{field.name: field.type for field in kept}})
     return Columns(texts=texts, lists=lists, id=spec.id_column or DEFAULT_ID_COLUMN, kept=kept)
 
 
-def _check_apart(shards: list[Shard], output: Location) -> None:
+def _types_in(made: Location, columns: list[str]) -> pa.Schema:
+    """Types of these columns in a part made earlier.
+
+    Raises:
+        OutputError: it cannot be read.
+    """
+    try:
+        known = read_schema(made)
+        return pa.schema([known.field(name).remove_metadata() for name in columns])
+    except UNREADABLE as error:
+        raise OutputError(
+            f"{redacted(made.url)} cannot be read ({reason(error)}): move it away and start the same command again, "
+            "which labels its records anew"
+        ) from error
+
+
+def _by_name(shards: list[Shard]) -> dict[str, Shard]:
+    """Shards by what manifest and ids call them: their addresses without secrets.
+
+    Raises:
+        SourceError: two would be called the same.
+    """
+    named: dict[str, Shard] = {}
+    for shard in shards:
+        name = redacted(shard.url)
+        if name in named:
+            raise SourceError(
+                f"{name} would stand for several shards, whose addresses differ only in what looks like a secret: "
+                "rename the file or folder that is shown as ***, or give each its own --output"
+            )
+        named[name] = shard
+    return named
+
+
+def _check_apart(shards: Iterable[Shard], output: Location) -> None:
     folder = output.url.rstrip("/") + "/"
     for shard in shards:
         if shard.url.startswith(folder):
@@ -337,6 +387,16 @@ def _check_same_job(previous: Manifest, recipe: dict[str, Any], output: Location
             f"{redacted(output.url)} was made by another job ({'; '.join(changed)}): "
             "use another --output, or --overwrite to label everything anew"
         )
+
+
+def _with_known_order(spec: JobSpec, previous: Manifest | None) -> JobSpec:
+    """The job with its heads in the order of the manifest, if they are the same: that of the flags decides nothing."""
+    if previous is None or spec.overwrite:
+        return spec
+    known = [head["name"] for head in previous.heads]
+    if sorted(known) != sorted(spec.head):
+        return spec
+    return spec.model_copy(update={"head": {name: spec.head[name] for name in known}})
 
 
 def _kept_precision(spec: JobSpec, previous: Manifest | None) -> str | None:

@@ -30,6 +30,8 @@ _NUMBER = re.compile(r"0x[0-9a-f]+|(?<![\w-])\d+\b")  # the 8 of UTF-8 is none
 _PART = b"convbert.part"  # keys of the schema metadata that carry a part's figures
 _FIGURES = b"convbert.figures"
 _OF_THIS_RUN = ("bytes", "busy_s", "stages_s")  # what a part does not say of itself: its bytes are the unit's alone
+UNREADABLE = (OSError, pa.ArrowException, ValueError, KeyError, TypeError)
+"""What a damaged or foreign file makes of reading a part; a store that does not answer is none of them (StoreError)."""
 
 
 @dataclass(frozen=True)

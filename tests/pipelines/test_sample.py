@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,10 @@ import pytest
 import ray
 
 from pipelines import sample
-from pipelines.errors import OutputError, PipelineError
-from pipelines.plan import check_writable, make_plan
+from pipelines.plan import make_plan
 from pipelines.resources import Hardware
 from pipelines.sample import chosen, spread, take_sample
 from pipelines.spec import JobSpec
-from pipelines.storage import locate
-from tests.fault_proxy import FaultProxy
 
 ON_ONE_CPU = Hardware(1, 1, actor_cpus=1, actor_gpus=0, n_threads=1, task_cpus=0.5)
 
@@ -106,23 +102,3 @@ def test_rows_are_taken_from_all_over() -> None:
     assert spread(block, 5)["n"].to_pylist() == [0, 25, 50, 75, 100]
     assert spread(block, 1000) == block
     assert len(spread(block.slice(0, 0), 5)) == 0
-
-
-def test_looking_whether_an_output_can_be_written_leaves_nothing(tmp_path: Path, s3: FaultProxy) -> None:
-    check_writable(locate(str(tmp_path / "new/deep")))
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="file cannot be written"):
-        check_writable(locate(str(tmp_path / "file")))
-    remote = locate("s3://bucket/writable")
-    check_writable(remote)
-    assert remote.fs.find(remote.path) == []
-    with pytest.raises(PipelineError, match="nobucket/out/.probe-.* cannot be written"):
-        check_writable(locate("s3://nobucket/out"))
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_a_folder_without_rights_is_refused(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(OutputError, match="cannot be written"):
-        check_writable(locate(str(tmp_path / "out")))

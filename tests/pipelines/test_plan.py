@@ -1,0 +1,184 @@
+"""What is decided before work starts, on outputs that this process has labelled."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import plan as module
+from pipelines.errors import OutputError, PipelineError, SourceError
+from pipelines.plan import JobPlan, check_writable, make_plan
+from pipelines.storage import Location, locate
+from pipelines.units import Stream
+from pipelines.write import Part
+from tests.conftest import save_checkpoint, with_labels
+from tests.fault_proxy import FaultProxy
+from tests.pipelines.labelling import label_here, parts, run_here
+from tests.pipelines.labelling import whole_job as job
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A shard of three units, and one of a single unit."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, n in (("a", 18), ("b", 6)):
+        table = {"id": [f"{name}{i}" for i in range(n)], "text": ["free mail"] * n, "n": range(n)}
+        pq.write_table(pa.table(table), folder / f"{name}.parquet", row_group_size=6)
+    return folder
+
+
+def pending(plan: JobPlan) -> list[str]:
+    """Names of the units to label; no shard of the corpus is a stream."""
+    return [unit.name for task in plan.pending if not isinstance(task, Stream) for unit in task]
+
+
+# --- what has been labelled ---------------------------------------------------------------------------
+
+
+def test_the_order_of_heads_labels_nothing_anew(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
+    other = save_checkpoint(tmp_path / "other", seed=1, **with_labels("no", "yes"))
+    heads = {"spam": str(checkpoint), "topic": str(other)}
+    spec = job(corpus, tmp_path / "out", checkpoint).model_copy(update={"model": None, "head": heads})
+    run_here(spec)
+    turned = spec.model_copy(update={"head": dict(reversed(heads.items()))})
+    plan = make_plan(turned)
+    assert plan.is_done
+    assert [head["name"] for head in plan.heads] == ["spam", "topic"]
+    anew = make_plan(turned.model_copy(update={"overwrite": True}))
+    assert [head["name"] for head in anew.heads] == ["topic", "spam"]
+    with pytest.raises(OutputError, match=r"made by another job .*head topic"):
+        make_plan(spec.model_copy(update={"head": {"spam": str(checkpoint)}}))
+
+
+def test_a_precision_that_auto_meant_is_kept(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
+    run_here(job(corpus, tmp_path / "out", checkpoint, precision="bf16", device="cpu"))
+    spec = job(corpus, tmp_path / "out", checkpoint, device="cpu")
+    assert (make_plan(spec).precision, make_plan(spec).is_done) == ("bf16", True)
+    assert make_plan(spec.model_copy(update={"overwrite": True})).precision == "fp32"
+
+
+def test_a_vanished_shard_whose_part_is_missing_is_named(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
+    spec = job(corpus, tmp_path / "out", checkpoint)
+    run_here(spec)
+    (corpus / "b.parquet").unlink()
+    assert make_plan(spec).vanished == [str(corpus / "b.parquet")]
+    next((tmp_path / "out").glob("part-b-*")).unlink()
+    with pytest.raises(OutputError, match=r"b\.parquet is no longer .* parts with its records are missing: .*--prune"):
+        make_plan(spec)
+    assert len(make_plan(spec.model_copy(update={"prune": True})).parts) == 3
+
+
+# --- what a killed run has left -----------------------------------------------------------------------
+
+
+def cut(part: Path) -> None:
+    part.write_bytes(part.read_bytes()[:-9])
+
+
+def strip(part: Path) -> None:
+    pq.write_table(pq.read_table(part).replace_schema_metadata({"by": "somebody else"}), part)
+
+
+def replace_by_its_neighbour(part: Path) -> None:
+    shutil.copy(part.with_name(part.name.replace("-00001.", "-00002.")), part)
+
+
+@pytest.mark.parametrize("spoil", [cut, strip, replace_by_its_neighbour])
+def test_a_part_that_cannot_be_read_is_labelled_again(
+    spoil: Callable[[Path], None], corpus: Path, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = job(corpus, tmp_path / "out", checkpoint)
+    label_here(spec)
+    names = [path.name for path in parts(tmp_path / "out")]
+    good = parts(tmp_path / "out")[1].read_bytes()
+    spoil(parts(tmp_path / "out")[1])
+    with caplog.at_level(logging.WARNING):
+        plan = make_plan(spec)
+    assert pending(plan) == [names[1].removesuffix(".parquet")]
+    assert [part.name for part in plan.parts] == [names[0], *names[2:]]
+    [record] = caplog.records
+    assert names[1] in record.getMessage()
+    assert "its unit is labelled again" in record.getMessage()
+    run_here(spec)
+    assert parts(tmp_path / "out")[1].read_bytes() == good
+
+
+def test_a_part_that_goes_while_it_is_looked_at_is_labelled_again(
+    corpus: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = job(corpus, tmp_path / "out", checkpoint)
+    label_here(spec)
+    gone, read = parts(tmp_path / "out")[3], module.part_figures
+
+    def read_after_it_went(place: Location, n_bytes: int) -> Part:
+        gone.unlink(missing_ok=True)
+        return read(place, n_bytes)
+
+    monkeypatch.setattr(module, "part_figures", read_after_it_went)
+    assert pending(make_plan(spec)) == [gone.name.removesuffix(".parquet")]
+
+
+def test_a_finished_part_that_tells_no_types_is_named(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
+    spec = job(corpus, tmp_path / "out", checkpoint, keep_column=["n"])
+    run_here(spec)
+    part = parts(tmp_path / "out")[0]
+    cut(part)
+    with pytest.raises(OutputError, match=f"{part.name} cannot be read .*: move it away and start the same command"):
+        make_plan(spec)
+    part.rename(tmp_path / "away")
+    assert len(make_plan(spec).pending) == 1
+
+
+# --- checks -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("secret", ["token", "sig"])
+def test_shards_that_differ_only_in_a_secret_are_refused(
+    secret: str, corpus: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(corpus, tmp_path / f"all/{secret}={name}/x")
+    spec = job(tmp_path / f"all/{secret}=*/x/a.parquet", tmp_path / "out", checkpoint)
+    with pytest.raises(
+        SourceError, match=rf"/all/{secret}=\*\*\* would stand for several shards, .*: rename"
+    ) as raised:
+        make_plan(spec)
+    assert "one" not in str(raised.value)
+
+
+def test_what_only_begins_like_the_output_folder_is_no_output(corpus: Path, checkpoint: Path) -> None:
+    shutil.copytree(corpus, corpus / "labelled-2025")
+    for output in ("labelled", "labelled/"):
+        assert make_plan(job(corpus / "labelled-2025", f"{corpus}/{output}", checkpoint)).pending
+    shutil.copytree(corpus / "labelled-2025", corpus / "labelled")
+    for output in ("labelled", "labelled/"):
+        with pytest.raises(SourceError, match=r"labelled/a\.parquet lies inside the output folder.* another --output"):
+            make_plan(job(corpus, f"{corpus}/{output}", checkpoint))
+
+
+def test_looking_whether_an_output_can_be_written_leaves_nothing(tmp_path: Path, s3: FaultProxy) -> None:
+    check_writable(locate(str(tmp_path / "new/deep")))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file cannot be written"):
+        check_writable(locate(str(tmp_path / "file")))
+    remote = locate("s3://bucket/writable")
+    check_writable(remote)
+    assert remote.fs.find(remote.path) == []
+    with pytest.raises(PipelineError, match="nobucket/out/.probe-.* cannot be written"):
+        check_writable(locate("s3://nobucket/out"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_folder_without_rights_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(OutputError, match="cannot be written"):
+        check_writable(locate(str(tmp_path / "out")))

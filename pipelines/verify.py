@@ -7,7 +7,7 @@ their order with those in the parts. Of the manifest nothing is believed but whi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice, zip_longest
 
 import pyarrow as pa
@@ -15,14 +15,15 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
+from convbert.stores import reason
 from pipelines.errors import OutputError
 from pipelines.manifest import Manifest, ShardEntry, by_group, read_manifest
-from pipelines.partitions import is_data_file, own_files
+from pipelines.partitions import own_files
 from pipelines.plan import recipe_key
 from pipelines.read import ids_of
 from pipelines.spec import DEFAULT_ID_COLUMN
 from pipelines.storage import Location, locate, many_at_a_time, open_input, redacted
-from pipelines.units import Shard, fingerprint_of, shard_at
+from pipelines.units import shard_at
 from pipelines.write import Part, files_of
 
 
@@ -34,8 +35,11 @@ class Verdict:
         output: URL of the output folder.
         shards, parts, rows, failed: counted, not claimed.
         faults: what is wrong, one line each; empty where every record that could be compared is there once.
-        changed: shards that are gone, or not what they were when they were labelled, and those that share a part
-            with one; they could not be compared.
+        changed: shards that are gone, or not what they were when they were labelled.
+        hidden: shards whose address holds a secret, which the manifest does not keep.
+        unanswered: shards that their store did not look up, and why.
+
+    Shards of the last three, and those that share a part with one, could not be compared.
     """
 
     output: str
@@ -44,16 +48,28 @@ class Verdict:
     rows: int
     failed: int
     faults: list[str]
-    changed: list[str]
+    changed: list[str] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
+    unanswered: list[str] = field(default_factory=list)
+
+    @property
+    def is_good(self) -> bool:
+        """Nothing is wrong, and no store has left it open."""
+        return not self.faults and not self.unanswered
 
     def lines(self) -> list[str]:
         """The verdict as it is printed."""
+        n_left_out = len(self.changed) + len(self.hidden) + len(self.unanswered)
         verdict = f"{len(self.faults)} faults" if self.faults else "every record is there once"
-        if self.changed:
-            verdict += f" ({len(self.changed)} shards could not be compared)"
+        if not self.faults and 0 < n_left_out == self.shards:
+            verdict = "none of the shards could be compared"
+        elif n_left_out:
+            verdict += f" ({n_left_out} shards could not be compared)"
         return [
             *(f"fault: {fault}" for fault in self.faults),
             *(f"gone or changed since it was labelled: {shard}" for shard in self.changed),
+            *(f"not compared, since the manifest keeps no secrets of addresses: {shard}" for shard in self.hidden),
+            *(f"cannot be looked up, check rights and credentials: {shard}" for shard in self.unanswered),
             f"{self.rows:,} records ({self.failed:,} failed) of {self.shards:,} shards in {self.parts:,} parts: "
             + verdict,
         ]
@@ -65,8 +81,10 @@ class _Count:
 
     rows: int
     failed: int
-    faults: list[str]
-    changed: list[str]
+    faults: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
+    unanswered: list[str] = field(default_factory=list)
 
 
 def verify(output_url: str) -> Verdict:
@@ -80,8 +98,7 @@ def verify(output_url: str) -> Verdict:
     if manifest is None:
         raise OutputError(f"{redacted(output_url)} has no _manifest.json: no run has finished there yet")
     known = {name for part in manifest.parts for name in (part.name, *part.files)}
-    present = sorted(own_files(output, [manifest.recipe]))
-    strays = [name for name in present if (fingerprint_of(name) or is_data_file(name)) and name not in known]
+    strays = sorted(own_files(output, [manifest.recipe]).keys() - known)
     counts = many_at_a_time(lambda group: _recount(output, manifest, *group), _groups(manifest))
     return Verdict(
         output=redacted(output_url),
@@ -94,6 +111,8 @@ def verify(output_url: str) -> Verdict:
             *chain.from_iterable(count.faults for count in counts),
         ],
         changed=[url for count in counts for url in count.changed],
+        hidden=[url for count in counts for url in count.hidden],
+        unanswered=[url for count in counts for url in count.unanswered],
     )
 
 
@@ -127,16 +146,25 @@ def _recount(output: Location, manifest: Manifest, entries: list[ShardEntry], pa
                 faults.append(f"{part.name} has {n_rows} records, {n_failed} failed; not {part.rows} and {part.failed}")
         rows, failed = rows + sum(n for n, _ in found), failed + sum(n for _, n in found)
     if faults:
-        return _Count(rows, failed, faults, [])
-    shards = [_unchanged(entry, recipe_key(manifest.recipe)) for entry in entries]
-    if None in shards:
-        return _Count(rows, failed, [], [entry.url for entry in entries])
+        return _Count(rows, failed, faults)
+    urls = [entry.url for entry in entries]
+    if any("***" in url for url in urls):
+        return _Count(rows, failed, hidden=urls)
+    try:
+        shards = [shard_at(url) for url in urls]
+    except FileNotFoundError:
+        return _Count(rows, failed, changed=urls)
+    except OSError as error:
+        return _Count(rows, failed, unanswered=[f"{url} ({reason(error)})" for url in urls])
+    key = recipe_key(manifest.recipe)
+    if [shard.fingerprint(key) for shard in shards] != [entry.fingerprint for entry in entries]:
+        return _Count(rows, failed, changed=urls)
     id_column = manifest.recipe["id_column"] or DEFAULT_ID_COLUMN
-    wanted: Iterator[str] = chain.from_iterable(ids_of(shard, id_column) for shard in shards if shard)
+    wanted: Iterator[str] = chain.from_iterable(ids_of(shard, id_column) for shard in shards)
     if is_parted := "partition_by" in manifest.recipe:
         wanted = _in_any_order(wanted, parts)
     there = chain.from_iterable(_ids_of(output, part, is_parted=is_parted) for part in parts)
-    return _Count(rows, failed, list(_first_difference(wanted, there, parts, entries)), [])
+    return _Count(rows, failed, list(_first_difference(wanted, there, parts, entries)))
 
 
 def _count_part(part: Location, heads: list[str]) -> tuple[int, int, int]:
@@ -174,15 +202,6 @@ def _batches(part: Location, columns: list[str]) -> Iterator[pa.RecordBatch]:
         else:
             reader = pa.ipc.open_file(file)
             yield from (reader.get_batch(number).select(columns) for number in range(reader.num_record_batches))
-
-
-def _unchanged(entry: ShardEntry, key: str) -> Shard | None:
-    """The shard, where it still is what was labelled."""
-    try:
-        shard = shard_at(entry.url)
-    except OSError:
-        return None
-    return shard if shard.fingerprint(key) == entry.fingerprint else None
 
 
 def _first_difference(

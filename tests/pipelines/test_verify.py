@@ -9,14 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines import verify as module
 from pipelines.errors import OutputError
-from pipelines.run import run
 from pipelines.spec import JobSpec
+from pipelines.units import Shard, shard_at
 from pipelines.verify import verify
+from tests.pipelines.labelling import run_here
 
 
 @pytest.fixture(scope="module")
-def labelled(ray_cluster: None, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def labelled(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a corpus of every kind of shard, and its labels."""
     folder = tmp_path_factory.mktemp("verify")
     (folder / "in").mkdir()
@@ -29,7 +31,7 @@ def labelled(ray_cluster: None, checkpoint: Path, tmp_path_factory: pytest.TempP
     (folder / "in/e.jsonl").write_text('{"id": "t", "text": "too"}\n')
     (folder / "in/f.jsonl").touch()
     spec = {"input": [str(folder / "in")], "output": str(folder / "out"), "model": str(checkpoint), "unit_rows": 5}
-    run(JobSpec.of({**spec, "max_failed_fraction": 0.5}))
+    run_here(JobSpec.of({**spec, "max_failed_fraction": 0.5}))
     return folder
 
 
@@ -103,6 +105,45 @@ def test_shards_that_have_changed_are_named(labelled: Path) -> None:
         (labelled / "away").rename(shard)
     assert (verdict.faults, verdict.changed) == ([], [str(shard)])
     assert verdict.lines()[-1].endswith("every record is there once (1 shards could not be compared)")
+
+
+def refusing(url: str) -> Shard:
+    raise PermissionError("Forbidden")
+
+
+def test_a_store_that_does_not_answer_has_not_said_that_shards_are_gone(
+    labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Expired credentials, as a rule: nothing is compared then, and all is not well."""
+    monkeypatch.setattr(module, "shard_at", refusing)
+    verdict = verify(str(labelled / "out"))
+    assert (verdict.faults, verdict.changed, len(verdict.unanswered)) == ([], [], 6)
+    assert not verdict.is_good
+    assert verdict.lines()[0] == (
+        f"cannot be looked up, check rights and credentials: {labelled}/in/a.parquet (Forbidden)"
+    )
+    assert verdict.lines()[-1].endswith("none of the shards could be compared")
+
+
+def test_some_shards_that_a_store_does_not_show_are_not_good_either(
+    labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "shard_at", lambda url: (refusing if url.endswith("b.jsonl") else shard_at)(url))
+    verdict = verify(str(labelled / "out"))
+    assert [line.split(" (")[0] for line in verdict.unanswered] == [str(labelled / "in/b.jsonl")]
+    assert not verdict.is_good
+    assert verdict.lines()[-1].endswith("every record is there once (1 shards could not be compared)")
+
+
+def test_shards_whose_address_held_a_secret_are_not_looked_up(labelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = labelled / "out/_manifest.json"
+    manifest.write_text(manifest.read_text().replace("/in/b.jsonl", "/in/token=***"))
+    asked = []
+    monkeypatch.setattr(module, "shard_at", lambda url: asked.append(url) or shard_at(url))
+    verdict = verify(str(labelled / "out"))
+    assert (verdict.faults, verdict.hidden, verdict.is_good) == ([], [f"{labelled}/in/token=***"], True)
+    assert not [url for url in asked if "***" in url]
+    assert "not compared, since the manifest keeps no secrets of addresses: " in verdict.lines()[0]
 
 
 def test_an_output_without_a_manifest_is_refused(tmp_path: Path) -> None:

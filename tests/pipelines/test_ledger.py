@@ -53,6 +53,17 @@ def test_a_unit_without_trouble_is_begun_once() -> None:
     assert processes(Ledger(), 5000, killed_by()) == ({}, None, 0, [])
 
 
+def test_units_at_work_are_those_that_are_begun_and_not_finished() -> None:
+    ledger = Ledger()
+    for unit in ("labelling part-a", "labelling part-b", "writing part-a"):
+        ledger.begin(unit, 5)
+    assert (ledger.n_at_work("labelling"), ledger.n_at_work("writing"), ledger.n_at_work("label")) == (2, 1, 0)
+    ledger.finish("labelling part-a")
+    assert (ledger.n_at_work("labelling"), ledger.n_at_work("writing")) == (1, 1)
+    ledger.finish("labelling part-b")
+    assert ledger.n_at_work("labelling") == 0
+
+
 @pytest.mark.parametrize("n_deaths", range(1, MAX_DEATHS))
 def test_fewer_deaths_than_three_change_nothing(n_deaths: int) -> None:
     assert processes(Ledger(), 5000, dying_at(*range(n_deaths))) == ({}, None, n_deaths, [])

@@ -102,6 +102,23 @@ def sealed(block: pa.Table) -> pa.Table:
     return Envelope("part-a", len(block), True, block).seal()
 
 
+def test_a_unit_is_at_work_until_it_is_finished() -> None:
+    ledger = open_ledger()
+
+    def n_at_work(doing: str) -> int:
+        return ray.get(ledger.n_at_work.remote(doing))
+
+    def see(block: pa.Table) -> pa.Table:
+        assert n_at_work("seeing") == 1
+        return block
+
+    with counted(ledger, doing="reading", part="part-a"):
+        assert n_at_work("reading") == 1
+    assert n_at_work("reading") == 0
+    surviving(see, ledger, doing="seeing")(sealed(block_of("a", "b")))
+    assert n_at_work("seeing") == 0
+
+
 def test_an_unlucky_unit_is_gone_through_and_then_done_in_one_go() -> None:
     ledger = open_ledger()
     for _ in range(MAX_DEATHS + 1):  # as processes that died

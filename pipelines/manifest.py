@@ -77,6 +77,11 @@ class Manifest:
         """Both name the same parts for the same job and shards."""
         return (self.recipe, self.shards, self.parts) == (other.recipe, other.shards, other.parts)
 
+    def strays(self, own: Iterable[str]) -> list[str]:
+        """Of an output's own files those that do not belong to this state."""
+        known = {name for part in self.parts for name in (part.name, *part.files)}
+        return [name for name in own if name not in known]
+
     def to_json(self) -> str:
         """The text of _manifest.json."""
         values = {

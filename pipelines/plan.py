@@ -57,7 +57,7 @@ class JobPlan:
         columns: what is read from each record.
         recipe: everything that decides what stands in a part, apart from its shard.
         previous: state of the output before this run.
-        present: files of the output that a job has made, those that are to be removed included.
+        strays: own files of the output that its state before this run does not name, what is resumed included.
         shards: entries of every shard of the new state; those of a stream that is to be read say 0 units.
         parts: parts that are there already and stay.
         pending: what to read and label.
@@ -72,7 +72,7 @@ class JobPlan:
     columns: Columns
     recipe: dict[str, Any]
     previous: Manifest | None
-    present: Names
+    strays: list[str]
     shards: list[ShardEntry]
     parts: list[Part]
     pending: list[Task]
@@ -88,7 +88,10 @@ class JobPlan:
     @property
     def is_done(self) -> bool:
         """The output is what this job would make."""
-        return not self.pending and self.previous is not None and self.previous.shards == self.shards
+        if self.pending or self.previous is None or self.previous.shards != self.shards:
+            return False
+        there, told = ({part.name: part.files for part in parts} for parts in (self.parts, self.previous.parts))
+        return there == told
 
     @property
     def n_units(self) -> int:
@@ -154,7 +157,7 @@ def make_plan(spec: JobSpec) -> JobPlan:
         columns=_columns(spec, passes, inspections, output.child(parts[0].name) if parts else None),
         recipe=recipe,
         previous=previous,
-        present=present,
+        strays=[] if previous is None else previous.strays(present),
         shards=sorted(entries, key=lambda entry: entry.url),
         parts=parts,
         pending=pending,

@@ -132,13 +132,11 @@ def _confirm(plan: JobPlan, output: Location) -> Manifest | None:
 
     What a killed run has left beside it would be read twice by those who take all parts.
     """
-    state = plan.previous
-    superseded = [] if state is None else _superseded(state, plan.present)
-    if superseded:
-        if read_manifest(output) != state:
+    if plan.strays:
+        if read_manifest(output) != plan.previous:
             return None
-        _remove(output, superseded)
-    return state
+        _remove(output, plan.strays)
+    return plan.previous
 
 
 def _commit(plan: JobPlan, labelled: list[Part], output: Location, meter: Meter) -> Manifest | None:
@@ -157,7 +155,7 @@ def _commit(plan: JobPlan, labelled: list[Part], output: Location, meter: Meter)
     if current != plan.previous or not all(is_there(part, present) for part in manifest.parts):
         return None
     write_manifest(output, manifest)
-    _remove(output, _superseded(manifest, present))
+    _remove(output, manifest.strays(present))  # of changed shards, of what was overwritten, of runs that were killed
     return manifest
 
 
@@ -409,12 +407,6 @@ def _check_complete(plan: JobPlan, manifest: Manifest) -> None:
         for unit in task:
             if unit.n_rows not in (None, rows[unit.name]):
                 raise RunError(f"{unit.name} has {rows[unit.name]} rows of {unit.n_rows}: start the job again")
-
-
-def _superseded(manifest: Manifest, present: Iterable[str]) -> list[str]:
-    """Files that the manifest does not know: of changed shards, of what was overwritten, of runs that were killed."""
-    known = {name for part in manifest.parts for name in (part.name, *part.files)}
-    return [name for name in present if name not in known]
 
 
 def _remove(output: Location, names: Iterable[str]) -> None:

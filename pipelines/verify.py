@@ -97,8 +97,7 @@ def verify(output_url: str) -> Verdict:
     manifest = read_manifest(output)
     if manifest is None:
         raise OutputError(f"{redacted(output_url)} has no _manifest.json: no run has finished there yet")
-    known = {name for part in manifest.parts for name in (part.name, *part.files)}
-    strays = sorted(own_files(output, [manifest.recipe]).keys() - known)
+    strays = sorted(manifest.strays(own_files(output, [manifest.recipe])))
     counts = many_at_a_time(lambda group: _recount(output, manifest, *group), _groups(manifest))
     return Verdict(
         output=redacted(output_url),

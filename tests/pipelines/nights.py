@@ -85,7 +85,7 @@ def plan_of(previous: Manifest | None, **changes: Any) -> JobPlan:
         columns=Columns(texts=("text",), lists=(), id="id", kept=pa.schema([])),
         recipe={},
         previous=previous,
-        present={},
+        strays=[],
         shards=[],
         parts=[],
         pending=[],

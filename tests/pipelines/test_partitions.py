@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,17 @@ def test_units_that_are_not_whole_are_labelled_again(ray_cluster: None, labelled
     for name in (indexes[2], *(output / name for name in figures[2].files)):
         name.unlink()
     assert run(labelled).new_rows == sum(one.rows for one in figures) > 0
+    assert data_files(output) == before
+    check(output, IDS)
+
+
+def test_files_of_a_unit_that_was_done_twice_are_those_that_its_index_names(labelled: JobSpec, tmp_path: Path) -> None:
+    """On machines whose last digits differ they have other names; the manifest then follows, and nothing goes."""
+    output = tmp_path / "out"
+    before, text = data_files(output), (output / "_manifest.json").read_text()
+    name = manifest(output)["parts"][0]["name"]
+    (output / "_manifest.json").write_text(text.replace(name, re.sub(r"-[0-9a-f]{8}\.", "-00000000.", name)))
+    assert run(labelled).rows == len(IDS) + 1
     assert data_files(output) == before
     check(output, IDS)
 

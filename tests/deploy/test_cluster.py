@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,6 +62,14 @@ def test_no_secret_stands_in_it(config: dict[str, Any]) -> None:
     assert config["file_mounts"] == {"/home/ray/.ray/auth_token": "~/.ray/auth_token"}
     assert not re.search(r"AKIA|ASIA|aws_(access|secret)|RAY_AUTH_TOKEN|password", TEXT, re.IGNORECASE)
     assert all("IamInstanceProfile" in node["node_config"] for node in config["available_node_types"].values())
+
+
+def test_zones_and_the_heads_rights_belong_to_it(config: dict[str, Any]) -> None:
+    provider = config["provider"]
+    assert all(zone[:-1] == provider["region"] for zone in provider["availability_zone"].split(","))
+    policy = json.loads((ROOT / "deploy/aws/head-policy.json").read_text(encoding="utf-8"))
+    (ending,) = (one for one in policy["Statement"] if "ec2:TerminateInstances" in one["Action"])
+    assert ending["Condition"] == {"StringEquals": {"aws:ResourceTag/ray-cluster-name": config["cluster_name"]}}
 
 
 @pytest.mark.slow

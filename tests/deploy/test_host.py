@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "deploy/Dockerfile"
-UNITS = [ROOT / f"deploy/systemd/convbert-nightly.{kind}" for kind in ("service", "timer")]
-SUBMIT = ["job", "submit", "--submission-id", f"corpus-{datetime.date.today()}", "--working-dir", "/etc/convbert/job"]
+SYSTEMD = ROOT / "deploy/systemd"
+UNITS = sorted(SYSTEMD.iterdir())
+NIGHT = "2026-11-26"  # of the stand-in for `date`
+SUBMIT = ["job", "submit", "--submission-id", f"corpus-{NIGHT}", "--working-dir", "/etc/convbert/job"]
 JOB = ["--", "python", "-m", "jobs.classify_corpus", "--config", "job.yaml"]
 
 
@@ -37,14 +42,22 @@ def test_the_image_is_pinned_complete_and_not_roots() -> None:
     assert [name for name in copied if not (ROOT / name).exists()] == []
 
 
-def test_the_layer_of_dependencies_installs_what_the_project_names() -> None:
+@pytest.mark.parametrize(
+    ("extras", "stores"), [(None, {"s3fs>=2024.6"}), ("s3,gcs", {"s3fs>=2024.6", "gcsfs>=2024.6"})]
+)
+def test_the_layer_of_dependencies_installs_what_the_project_names(extras: str | None, stores: set[str]) -> None:
     """The program in RUN, run here up to pip."""
     pytest.importorskip("tomllib")
     program = re.search(r"python -c '(.+?)'", DOCKERFILE.read_text(encoding="utf-8"), re.DOTALL)
     assert program is not None
     source = program[1].replace("\\\n", "")
-    run = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert {"ray[data,serve]>=2.60,<2.64", "torch>=2.8", "s3fs>=2024.6"} <= set(run.stdout.splitlines())
+    default = re.search(r"^ARG EXTRAS=(.+)$", DOCKERFILE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert default is not None
+    command, env = [sys.executable, "-c", source], {**os.environ, "EXTRAS": extras or default[1]}
+    run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    installed = set(run.stdout.splitlines())
+    assert {"ray[data,serve]>=2.60,<2.64", "torch>=2.8"} <= installed
+    assert {line for line in installed if "fs>=" in line} - {"fsspec>=2024.6"} == stores
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd here")
@@ -59,35 +72,127 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
     assert (run.returncode, complaints) == (0, [])
     when = subprocess.run(["systemd-analyze", "calendar", "*-*-* 01:30:00"], capture_output=True, text=True)
     assert when.returncode == 0
-    assert "OnCalendar=*-*-* 01:30:00" in UNITS[1].read_text(encoding="utf-8")
+    assert "OnCalendar=*-*-* 01:30:00" in (SYSTEMD / "convbert-nightly.timer").read_text(encoding="utf-8")
 
 
 def started(command: str, tmp_path: Path, *, status: int) -> tuple[int, list[str]]:
-    """Run a command line with a `ray` that notes its arguments and ends with a status."""
-    ray = tmp_path / "ray"
-    ray.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/arguments\nexit {status}\n', encoding="utf-8")
-    ray.chmod(0o755)
+    """Run a command line with a `ray` that notes its arguments and ends with a status, in a night of its own."""
+    ray = program(tmp_path / "ray", f'printf "%s\\n" "$@" > {tmp_path}/arguments\nexit {status}')
+    program(tmp_path / "date", f'test "$*" = +%F && echo {NIGHT}')
     line = command.replace("/opt/convbert/.venv/bin/ray", str(ray))
-    run = subprocess.run(["/bin/sh", "-c", line], env={"PATH": os.environ["PATH"]})
+    run = subprocess.run(["/bin/sh", "-c", line], env=environment(tmp_path))
     return run.returncode, (tmp_path / "arguments").read_text(encoding="utf-8").splitlines()
 
 
-@pytest.mark.parametrize("status", [0, 1])
-def test_cron_submits_with_the_nights_id_and_hands_the_status_on(tmp_path: Path, status: int) -> None:
+def program(path: Path, script: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
+def environment(tmp_path: Path) -> dict[str, str]:
+    return {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "HOME": str(tmp_path)}
+
+
+def settings_of(unit: str) -> dict[str, list[str]]:
+    """Every value of each setting of a unit."""
+    found: dict[str, list[str]] = {}
+    for line in (SYSTEMD / unit).read_text(encoding="utf-8").splitlines():
+        if line and line[0] not in "#[":
+            name, value = line.split("=", 1)
+            found.setdefault(name, []).append(value)
+    return found
+
+
+def crontab() -> tuple[dict[str, str], str]:
+    """Settings, and the command as the shell gets it."""
     lines = (ROOT / "deploy/crontab").read_text(encoding="utf-8").splitlines()
-    settings = dict(line.split("=", 1) for line in lines if re.match(r"[A-Z_]+=", line))
-    assert settings == {"SHELL": "/bin/sh", "RAY_ADDRESS": "http://127.0.0.1:8265", "RAY_AUTH_MODE": "token"}
     (entry,) = (line for line in lines if re.match(r"[\d*]", line))
     *when, command = entry.split(maxsplit=5)
     assert when == ["30", "1", "*", "*", "*"]
     assert "%" not in command.replace(r"\%", "")  # cron would end the command there
-    assert started(command.replace(r"\%", "%"), tmp_path, status=status) == (status, [*SUBMIT, *JOB])
+    return dict(line.split("=", 1) for line in lines if re.match(r"[A-Z_]+=", line)), command.replace(r"\%", "%")
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_cron_submits_with_the_nights_id_and_hands_the_status_on(tmp_path: Path, status: int) -> None:
+    settings, command = crontab()
+    assert settings == {"SHELL": "/bin/sh", "RAY_ADDRESS": "http://127.0.0.1:8265", "RAY_AUTH_MODE": "token"}
+    assert started(command, tmp_path, status=status) == (status, [*SUBMIT, *JOB])
+
+
+def test_cron_starts_no_night_while_one_lasts(tmp_path: Path) -> None:
+    ray = program(tmp_path / "ray", f"echo night >> {tmp_path}/nights\nread line < {tmp_path}/morning")
+    os.mkfifo(tmp_path / "morning")
+    line = ["/bin/sh", "-c", crontab()[1].replace("/opt/convbert/.venv/bin/ray", str(ray))]
+    first = subprocess.Popen(line, env=environment(tmp_path), start_new_session=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "nights").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert subprocess.run(line, env=environment(tmp_path)).returncode == 1
+        (tmp_path / "morning").write_text("up\n", encoding="utf-8")
+        assert first.wait(timeout=60) == 0
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(first.pid, signal.SIGKILL)
+    assert (tmp_path / "nights").read_text(encoding="utf-8") == "night\n"
 
 
 @pytest.mark.parametrize("status", [0, 1])
 def test_systemd_submits_the_same(tmp_path: Path, status: int) -> None:
-    service = UNITS[0].read_text(encoding="utf-8")
-    command = re.search(r"^ExecStart=(.+)$", service, re.MULTILINE)
-    assert command is not None
-    assert "%" not in command[1].replace("%%", "")  # which systemd would take for its own
-    assert started(command[1].replace("%%", "%"), tmp_path, status=status) == (status, [*SUBMIT, *JOB])
+    (command,) = settings_of("convbert-nightly.service")["ExecStart"]
+    assert "%" not in command.replace("%%", "")  # which systemd would take for its own
+    assert started(command.replace("%%", "%"), tmp_path, status=status) == (status, [*SUBMIT, *JOB])
+
+
+def test_systemds_ray_finds_our_python_and_is_up_when_it_takes_jobs(tmp_path: Path) -> None:
+    unit = settings_of("convbert-ray.service")
+    variables = dict(pair.split("=", 1) for line in unit["Environment"] for pair in line.split())
+    assert variables["PATH"].split(os.pathsep)[0] == "/opt/convbert/.venv/bin"
+    assert variables["RAY_AUTH_TOKEN_PATH"] == "%d/ray-token"
+    assert unit["LoadCredential"] == settings_of("convbert-nightly.service")["LoadCredential"]
+    assert f"ENV RAY_JOB_STOP_WAIT_TIME_S={variables['RAY_JOB_STOP_WAIT_TIME_S']}\n" in DOCKERFILE.read_text("utf-8")
+    assert "convbert-ray.service" in settings_of("convbert-nightly.service")["After"][0].split()
+    port = re.findall(r"--metrics-export-port=\d+", (ROOT / "cluster.yaml").read_text(encoding="utf-8"))
+    assert unit["ExecStart"] == [f"/opt/convbert/.venv/bin/ray start --head --block {port[0]}"]
+    (wait,) = unit["ExecStartPost"]
+    program(tmp_path / "sleep", f"touch {tmp_path}/slept")
+    ray = program(tmp_path / "ray", f'printf "%s\\n" "$@" > {tmp_path}/arguments\ntest -e {tmp_path}/slept')
+    command = shlex.split(wait.replace("/opt/convbert/.venv/bin/ray", str(ray)))
+    assert subprocess.run(command, env=environment(tmp_path), timeout=60).returncode == 0
+    asked = (tmp_path / "arguments").read_text(encoding="utf-8").split()
+    assert asked == ["job", "list", "--address", crontab()[0]["RAY_ADDRESS"]]
+
+
+def test_what_the_units_need_is_made_as_the_page_says(tmp_path: Path) -> None:
+    """Its commands in a folder, with stand-ins for what only a real machine lets one do."""
+    page = (ROOT / "docs/clusters.md").read_text(encoding="utf-8")
+    block = re.search(r"^```\n(cd /opt/convbert\n.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert block is not None
+    opt, etc = tmp_path / "opt", tmp_path / "etc"
+    for folder in (opt / "deploy", etc / "systemd/system", tmp_path / "bin", tmp_path / "venv/bin"):
+        folder.mkdir(parents=True)
+    (opt / "deploy/systemd").symlink_to(SYSTEMD)
+    (opt / "job.yaml").write_text("{input: [corpus], output: labelled, model: checkpoint}\n", encoding="utf-8")
+    program(tmp_path / "bin/sudo", 'exec "$@"')
+    program(tmp_path / "bin/python3", f'test "$*" = "-m venv .venv" && cp -r {tmp_path}/venv .venv')
+    program(tmp_path / "venv/bin/pip", "true")
+    program(tmp_path / "venv/bin/ray", 'test "$*" = "get-auth-token --generate" && printf token')
+    for name in ("useradd", "systemctl"):
+        program(tmp_path / f"bin/{name}", f'echo {name} "$@" >> {tmp_path}/done')
+    script = block[1].replace("/opt/convbert", str(opt)).replace("/etc/", f"{etc}/")
+    subprocess.run(["bash", "-eu", "-o", "pipefail", "-c", script], env=environment(tmp_path / "bin"), check=True)
+
+    done = (tmp_path / "done").read_text(encoding="utf-8").splitlines()
+    ray, night = settings_of("convbert-ray.service"), settings_of("convbert-nightly.service")
+    assert done == [
+        f"useradd --system --home-dir /var/lib/{ray['StateDirectory'][0]} {ray['User'][0]}",
+        "systemctl enable --now convbert-ray.service convbert-nightly.timer",
+    ]
+    token = Path(ray["LoadCredential"][0].split(":")[1].replace("/etc/", f"{etc}/"))
+    assert (token.read_text(encoding="utf-8"), token.stat().st_mode & 0o777) == ("token", 0o600)
+    variables = Path(night["EnvironmentFile"][0].replace("/etc/", f"{etc}/")).read_text(encoding="utf-8")
+    assert variables == f"RAY_ADDRESS={crontab()[0]['RAY_ADDRESS']}\n"
+    assert (etc / "convbert/job/job.yaml").stat().st_mode & 0o004
+    assert {path.name for path in (etc / "systemd/system").iterdir()} == {unit.name for unit in UNITS}

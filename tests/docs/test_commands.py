@@ -9,9 +9,11 @@ import json
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import fsspec
@@ -19,6 +21,7 @@ import numpy as np
 import pytest
 
 from jobs.command_line import parse
+from pipelines.outcome import Outcome, utc_now
 
 ROOT = Path(__file__).parents[2]
 READERS = ROOT / "docs/reading.md"  # whose Python tests/pipelines/test_readers.py runs with each reader
@@ -43,8 +46,10 @@ ELSEWHERE = {
     r"python -m (benchmarks|examples)\..*": "minutes to hours; tests/benchmarks and tests/examples run their parts",
     r"python jobs/serve_online\.py .*|serve run .*": "tests/pipelines/test_serve_commands.py",
     r"ray (up|down|exec|dashboard) cluster\.yaml.*": "needs AWS; tests/deploy run Ray's launcher on the same file",
-    r"ray get-auth-token .*|RAY_AUTH_MODE=token ray start --head": "tests/jobs/test_submit.py starts such a head",
-    r"aws .*|for role in head worker; do|done|jq .*": "needs AWS; tests/deploy check the policies",
+    r"ray get-auth-token .*|RAY_AUTH_MODE=token .* ray start --head .*": "tests/jobs/test_submit.py starts such a head",
+    r"sudo .*|cd /opt/convbert|\.venv/bin/ray get-auth-token .*": "tests/deploy/test_host.py runs them with stand-ins",
+    r"aws .*|for role in head worker; do|done": "needs AWS; tests/deploy check the policies",
+    r"jq .*": "test_the_alert_tells_a_good_night_from_every_other",
     r"docker .*": "tests/deploy check the Dockerfile with hadolint",
     r"kubectl .*": "tests/deploy check every manifest by its schema",
     r"(mkdir|echo|export) .*": "test_simple_lines_are_shell",
@@ -58,6 +63,10 @@ def commands(page: Path) -> list[str]:
     blocks = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     lines = [line for language, body in blocks if language in SHELL for line in _joined(body)]
     return [line for line in (re.sub(r"(^|\s)#\s.*", "", line).strip() for line in lines) if line]
+
+
+def yaml_blocks(page: Path) -> list[str]:
+    return re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
 def _joined(body: str) -> list[str]:
@@ -118,6 +127,14 @@ def test_flags_of_jobs_are_such(job: tuple[str, ...], home: Path) -> None:
         parse("", task="text-classification", arguments=arguments)
 
 
+@pytest.mark.parametrize("settings", yaml_blocks(ROOT / "docs/jobs.md"))
+def test_settings_in_a_file_are_such(settings: str, home: Path) -> None:
+    (home / "job.yaml").write_text(settings, encoding="utf-8")
+    spec = parse("", task="text-classification", arguments=["--config", "job.yaml"])
+    assert set(spec.head) <= set(CHECKPOINTS)
+    assert spec.prune
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("job", JOBS, ids=" ".join)
 def test_jobs_run_as_they_are_shown(
@@ -156,6 +173,19 @@ def test_make_has_every_target_that_a_page_names() -> None:
 def test_simple_lines_are_shell(home: Path) -> None:
     lines = [one for one in ALL if re.match(r"(mkdir|echo|export) ", one)]
     assert subprocess.run(["bash", "-eu"], input="\n".join(lines), text=True, cwd=home).returncode == 0
+
+
+@pytest.mark.skipif(not shutil.which("jq"), reason="no jq here")
+@pytest.mark.parametrize(
+    ("hours_ago", "exit_code", "is_good"),
+    [(0, 0, True), (11, 0, True), (23, 0, False), (47, 0, False), (1, 1, False), (1, 143, False), (1, None, False)],
+)
+def test_the_alert_tells_a_good_night_from_every_other(hours_ago: int, exit_code: int | None, is_good: bool) -> None:
+    (command,) = (one for one in ALL if one.startswith("jq "))
+    began = Outcome.begun(utc_now() - timedelta(hours=hours_ago), {})
+    outcome = began if exit_code is None else began.ended(utc_now(), "failed" if exit_code else "succeeded", exit_code)
+    run = subprocess.run(["sh", "-c", command], input=outcome.to_json(), capture_output=True, text=True)
+    assert (run.returncode, run.stdout.strip()) == ((0, "true") if is_good else (1, "false"))
 
 
 def test_every_pattern_is_of_some_command() -> None:

@@ -81,3 +81,14 @@ def test_the_api_page_lists_every_public_name_as_its_docstring_does() -> None:
     package = importlib.import_module("convbert")
     rows = [f"| `{name}` | {inspect.getdoc(getattr(package, name)).splitlines()[0]} |" for name in package.__all__]
     assert [row for row in rows if row not in page] == []
+
+
+def test_what_the_product_imports_is_declared() -> None:
+    """Each distribution by its name, not only as some other's dependency."""
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = [*project["dependencies"], *project["optional-dependencies"]["tf"]]
+    declared = {re.match(r"[\w-]+", line)[0].lower().replace("-", "_") for line in lines}
+    names = {name for package in LAYERS for _, name in imported(package)} - set(sys.stdlib_module_names) - set(LAYERS)
+    distributions = {"yaml": "pyyaml"}
+    assert {distributions.get(name, name) for name in names} - declared == set()

@@ -1,4 +1,4 @@
-"""Pages that link to files of the repository in, a site that holds those files too out: a hook of mkdocs."""
+"""A hook of mkdocs: a page that links to a file outside docs/, such as deploy/crontab, finds a copy on the site."""
 
 from __future__ import annotations
 

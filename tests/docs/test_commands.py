@@ -42,6 +42,7 @@ RECORDS = [
 
 ELSEWHERE = {
     r"make (demo|demo-tags|serve|test|lint|docs|soak|bench|setup)\b.*": "CI, a fresh clone or a night runs it",
+    r"\.venv/bin/python -m pytest .*": "CI runs all of them",
     r"pip install .*": "the packages are those of pyproject.toml, which CI installs",
     r"python -m (benchmarks|examples)\..*": "minutes to hours; tests/benchmarks and tests/examples run their parts",
     r"python jobs/serve_online\.py .*|serve run .*": "tests/pipelines/test_serve_commands.py",

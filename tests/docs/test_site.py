@@ -76,3 +76,9 @@ def test_every_message_that_troubleshooting_quotes_is_one_that_the_code_prints()
     fragments = [part for part in fragments if len(part) >= FRAGMENT]
     assert len(fragments) > 20
     assert [part for part in fragments if part not in code] == []
+
+
+def test_the_map_of_the_code_has_every_file() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").split("## Where things are")[1]
+    files = [path for room in ("convbert", "convbert/engine", "pipelines") for path in (ROOT / room).glob("*.py")]
+    assert [path.name for path in files if path.stem != "__init__" and path.name not in page] == []

@@ -78,8 +78,8 @@ def _files(fs: FileSystem, root: str, url: str) -> list[dict[str, Any]]:
 
     def ask() -> list[dict[str, Any]]:
         fs.invalidate_cache()
-        files = [info for info in fs.ls(root, detail=True) if info["type"] == "file"]
-        # a listing over HTTP is a page of links, which says nothing of what lies behind them
+        # a listing over HTTP is a page of links, some of which sort it; it says nothing of what lies behind the others
+        files = [info for info in fs.ls(root, detail=True) if info["type"] == "file" and _base(info)[:1] != "?"]
         return [fs.info(info["name"]) if info.get("size") is None else info for info in files]
 
     try:

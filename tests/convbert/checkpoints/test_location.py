@@ -96,6 +96,12 @@ def test_a_web_servers_folder_is_read_file_by_file(
         server.shutdown()
 
 
+def test_links_that_sort_a_web_servers_page_are_no_files(remote: str) -> None:
+    """Apache's listings begin with them."""
+    fsspec.filesystem("memory").pipe("/bucket/model/?C=N;O=D", b"")
+    assert sorted(path.name for path in local_folder(remote).iterdir()) == ["config.json", "model.safetensors"]
+
+
 def test_a_file_without_a_size_is_named(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = type(fsspec.filesystem("memory"))
     for name in ("ls", "info"):

@@ -7,6 +7,7 @@ ones that came after it.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ Result = TypeVar("Result")
 
 
 class QueueFullError(Exception):
-    """More tokens wait than are allowed to: the request was not taken."""
+    """More waits than is allowed to: the request was not taken."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,28 @@ class _Waiting(Generic[Item, Answer]):
     since_s: float = field(default_factory=time.perf_counter)
 
 
+@dataclass
+class Speed:
+    """Tokens a second of the latest batches, of which each counts half as much as the next.
+
+    What a batch that is not half full tells is only that the speed is no lower than its own.
+    """
+
+    n_tokens: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Infinite as long as nothing is known."""
+        return self.n_tokens / self.seconds if self.seconds else math.inf
+
+    def note(self, n_tokens: int, seconds: float, *, is_half_full: bool) -> None:
+        """Take a batch into account."""
+        if seconds and (is_half_full or n_tokens / seconds > self.tokens_per_s):
+            self.n_tokens = self.n_tokens / 2 + n_tokens
+            self.seconds = self.seconds / 2 + seconds
+
+
 class Batcher(Generic[Item, Answer]):
     """Runs requests in batches, one batch after the other, in a thread of its own beside the event loop.
 
@@ -60,6 +83,8 @@ class Batcher(Generic[Item, Answer]):
         max_batch_tokens: token budget of a batch.
         max_wait_s: seconds to wait for more requests.
         max_queued_tokens: tokens that may wait; a request is always taken while none waits.
+        max_queued_s: seconds of work that may wait, as fast as the latest batches were: what would be answered too
+            late is not taken, or a queue in which all wait too long would answer nobody.
         observe: told of every batch that ran.
         thread: the one that ``run`` is called in; None makes one.
     """
@@ -71,6 +96,7 @@ class Batcher(Generic[Item, Answer]):
         max_batch_tokens: int,
         max_wait_s: float,
         max_queued_tokens: int,
+        max_queued_s: float = math.inf,
         observe: Callable[[BatchStats], None] | None = None,
         thread: ThreadPoolExecutor | None = None,
     ) -> None:
@@ -78,6 +104,8 @@ class Batcher(Generic[Item, Answer]):
         self._max_batch_tokens = max_batch_tokens
         self._max_wait_s = max_wait_s
         self._max_queued_tokens = max_queued_tokens
+        self._max_queued_s = max_queued_s
+        self._speed = Speed()
         self._observe = observe
         self._queue: deque[_Waiting[Item, Answer]] = deque()
         self._queued_tokens = 0
@@ -98,21 +126,40 @@ class Batcher(Generic[Item, Answer]):
             QueueFullError: try again later.
             Exception: whatever ``run`` raised on its batch.
         """
-        if self._queue and self._queued_tokens + n_tokens > self._max_queued_tokens:
-            raise QueueFullError(f"{self._queued_tokens:,} tokens wait already (at most {self._max_queued_tokens:,})")
+        (answer,) = await self.submit_all([(item, n_tokens)])
+        return answer
+
+    async def submit_all(self, items: Sequence[tuple[Item, int]]) -> list[Answer]:
+        """The answers of items with so many tokens each, which are taken or refused together.
+
+        Where one of them fails, or the caller is cancelled, those whose batch has not started are left out.
+
+        Raises:
+            QueueFullError: try again later.
+            Exception: whatever ``run`` raised on a batch of theirs.
+        """
+        n_tokens = self._queued_tokens + sum(n for _, n in items)
+        seconds = n_tokens / self._speed.tokens_per_s
+        if self._queue and (n_tokens > self._max_queued_tokens or seconds > self._max_queued_s):
+            raise QueueFullError(
+                f"{self._queued_tokens:,} tokens wait already: with these, {seconds:.1f} s of work "
+                f"(at most {self._max_queued_tokens:,} tokens and {self._max_queued_s:g} s)"
+            )
         loop = asyncio.get_running_loop()
         if self._worker is None:
             self._worker = loop.create_task(self._work())
-        waiting: _Waiting[Item, Answer] = _Waiting(item, n_tokens, loop.create_future())
-        self._queue.append(waiting)
-        self._queued_tokens += n_tokens
+        its: list[_Waiting[Item, Answer]] = [_Waiting(item, n, loop.create_future()) for item, n in items]
+        self._queue.extend(its)
+        self._queued_tokens = n_tokens
         self._changed.set()
         try:
-            return await waiting.answer
+            return [await waiting.answer for waiting in its]
         finally:
-            if waiting.answer.cancelled() and waiting in self._queue:
-                self._queue.remove(waiting)
-                self._queued_tokens -= n_tokens
+            for waiting in its:
+                waiting.answer.cancel()  # which does nothing where it is done
+                if waiting.answer.cancelled() and waiting in self._queue:
+                    self._queue.remove(waiting)
+                    self._queued_tokens -= waiting.n_tokens
 
     async def call(self, work: Callable[[], Result]) -> Result:
         """The result of other work, done in the same thread between two batches."""
@@ -132,6 +179,7 @@ class Batcher(Generic[Item, Answer]):
             batch = await self._next_batch()
             if not batch:
                 continue
+            n_tokens = sum(waiting.n_tokens for waiting in batch)
             started_s = time.perf_counter()
             items = [waiting.item for waiting in batch]
             try:
@@ -144,9 +192,10 @@ class Batcher(Generic[Item, Answer]):
                 for waiting, answer in zip(batch, answers, strict=True):
                     if not waiting.answer.done():
                         waiting.answer.set_result(answer)
+                is_half_full = 2 * n_tokens >= self._max_batch_tokens
+                self._speed.note(n_tokens, time.perf_counter() - started_s, is_half_full=is_half_full)
             if self._observe is not None:
                 waits_s = [started_s - waiting.since_s for waiting in batch]
-                n_tokens = sum(waiting.n_tokens for waiting in batch)
                 stats = BatchStats(n_tokens, waits_s, time.perf_counter() - started_s)
                 asyncio.get_running_loop().call_soon(self._observe, stats)  # behind the answers, which go out first
 

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from pipelines.batching import Batcher, BatchStats, QueueFullError
+from pipelines.batching import Batcher, BatchStats, QueueFullError, Speed
 
 FOREVER_S = 3600.0
 
@@ -97,6 +99,96 @@ def test_a_client_that_asks_alone_never_waits() -> None:
         batches = batcher(gate, max_wait_s=FOREVER_S)
         assert [await batches.submit(item, n_tokens=1) for item in (1, 2, 3)] == [1, 4, 9]
         assert gate.batches == [[1], [2], [3]]
+        await batches.close()
+
+    run(test)
+
+
+def test_the_speed_is_that_of_the_latest_batches_that_were_half_full_at_least() -> None:
+    speed = Speed()
+    assert speed.tokens_per_s == math.inf
+    speed.note(10, 1.0, is_half_full=False)
+    assert speed.tokens_per_s == math.inf
+    speed.note(100, 1.0, is_half_full=True)
+    speed.note(1, 1.0, is_half_full=False)
+    assert speed.tokens_per_s == 100
+    speed.note(40, 0.1, is_half_full=False)  # no lower than this
+    assert speed.tokens_per_s == (50 + 40) / (0.5 + 0.1)
+    slow = Speed()
+    slow.note(100, 30.0, is_half_full=True)  # a machine that stood still
+    for _ in range(8):
+        slow.note(10, 0.1, is_half_full=False)
+    assert slow.tokens_per_s > 50
+
+
+def test_what_would_be_answered_too_late_is_not_taken() -> None:
+    async def test(gate: Gate) -> None:
+        def slowly(items: list[int]) -> list[int]:
+            time.sleep(0.02)
+            return gate(items)
+
+        batches = batcher(slowly, max_queued_s=0.01)
+        assert await batches.submit(1, n_tokens=5) == 1  # 250 tokens/s at most: the queue may hold two
+        gate.batches.clear()
+        first, second = await held_back(gate, batches, [(2, 10)])  # taken, for none waits
+        with pytest.raises(QueueFullError, match=r"10 tokens wait already: with these, .* s of work .* and 0.01 s"):
+            await batches.submit(3, n_tokens=1)
+        gate.open.set()
+        assert await asyncio.gather(first, second) == [0, 4]
+        await batches.close()
+
+    run(test)
+
+
+def test_items_of_one_caller_are_taken_together_or_not_at_all() -> None:
+    async def test(gate: Gate) -> None:
+        batches = batcher(gate, max_queued_tokens=20)
+        first, second = await held_back(gate, batches, [(1, 4)])
+        with pytest.raises(QueueFullError):
+            await batches.submit_all([(2, 8), (3, 9)])
+        assert batches.queued_tokens == 4
+        both = asyncio.create_task(batches.submit_all([(2, 8), (3, 8)]))
+        await settle(lambda: batches.queued_tokens == 20)
+        gate.open.set()
+        assert await asyncio.gather(first, second, both) == [0, 1, [4, 9]]
+        assert gate.batches == [[0], [1], [2], [3]]
+        await batches.close()
+
+    run(test)
+
+
+def test_items_of_a_caller_that_has_gone_are_left_out() -> None:
+    async def test(gate: Gate) -> None:
+        batches = batcher(gate)
+        gate.open.clear()
+        task = asyncio.create_task(batches.submit_all([(1, 10), (2, 10), (3, 10)]))
+        await settle(lambda: gate.batches == [[1]])
+        task.cancel()
+        await settle(task.done)
+        assert batches.queued_tokens == 0
+        gate.open.set()
+        assert await batches.submit(4, n_tokens=10) == 16
+        assert gate.batches == [[1], [4]]
+        await batches.close()
+
+    run(test)
+
+
+def test_items_behind_one_that_fails_are_left_out() -> None:
+    def fails_on_two(items: list[int]) -> list[int]:
+        seen.extend(items)
+        if 2 in items:
+            raise ValueError("two")
+        return items
+
+    seen: list[int] = []
+
+    async def test(_: Gate) -> None:
+        batches = batcher(fails_on_two)
+        with pytest.raises(ValueError, match="two"):
+            await batches.submit_all([(1, 10), (2, 10), (3, 10), (4, 10)])
+        assert await batches.submit(5, n_tokens=10) == 5
+        assert 4 not in seen
         await batches.close()
 
     run(test)

@@ -45,15 +45,15 @@ def test_gpu_workers_come_for_the_models_and_cpu_workers_for_the_rest(tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_job_that_does_not_say_what_it_needs_is_refused_at_once(tmp_path: Path) -> None:
     job = ["jobs/classify_corpus.py", "--input", CORPUS, "--output", str(tmp_path)]
     job += ["--model", "examples/spam/checkpoint"]
     with fake_cloud() as cloud:
-        run = cloud.run(*job, timeout_s=60)
+        run = cloud.run(*job, timeout_s=180)
         assert run.returncode == 2
         assert "error: --device auto: the cluster has no workers yet; say cuda or cpu" in run.stdout
-        run = cloud.run(*job, "--device", "cpu", timeout_s=60)
+        run = cloud.run(*job, "--device", "cpu", timeout_s=180)
         assert run.returncode == 2
         assert "error: the cluster has no CPUs yet to share out: give --actor-cpus, such as 8" in run.stdout
         assert not cloud.seen

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import threading
 import time
 from collections import Counter
@@ -30,6 +29,7 @@ from ray.cluster_utils import Cluster
 
 from pipelines import serving
 from pipelines.serve_spec import ServeSpec
+from tests.standing_cluster import free_ports
 
 CHECKPOINT = Path(__file__).parents[2] / "examples/spam/checkpoint"
 TEXTS = ["Lose 10 pounds in 30 days, guaranteed!", "The meeting is moved to Thursday.", "cheap meds", "see you at noon"]
@@ -46,11 +46,14 @@ class Phase:
         statuses: of HTTP, how often; 0 where the connection broke.
         n_wrong: answers with status 200 that were not the first answer to the same text.
         most_nodes: with a replica at the same time.
+        n_gone, n_new: processes of the troubled deployment that ended and that came.
     """
 
     statuses: dict[int, int] = field(default_factory=dict)
     n_wrong: int = 0
     most_nodes: int = 0
+    n_gone: int = 0
+    n_new: int = 0
 
 
 class Clients:
@@ -74,10 +77,10 @@ class Clients:
         for thread in self._threads:
             thread.join()
 
-    def phase(self, most_nodes: int) -> Phase:
+    def phase(self, **more: int) -> Phase:
         """What has been seen since the phase before."""
         with self._lock:
-            seen = Phase(dict(self._statuses), self._n_wrong, most_nodes)
+            seen = Phase(dict(self._statuses), self._n_wrong, len(nodes_with("Model")), **more)
             self._statuses.clear()
             self._n_wrong = 0
         return seen
@@ -106,10 +109,19 @@ def agree(rows: Any, expected: Any) -> bool:
     return scores.keys() == wanted.keys() and all(abs(scores[name] - wanted[name]) < 1e-4 for name in scores)
 
 
+def replicas(deployment: str) -> dict[str, str]:
+    """Node by id of each running replica's actor."""
+    found = actors().items()
+    return {
+        actor: one["Address"]["NodeID"]
+        for actor, one in found
+        if f"#{deployment}#" in one["Name"] and one["State"] == "ALIVE"
+    }
+
+
 def nodes_with(deployment: str) -> set[str]:
     """Nodes that a running replica is on."""
-    found = actors().values()
-    return {one["Address"]["NodeID"] for one in found if f"#{deployment}#" in one["Name"] and one["State"] == "ALIVE"}
+    return set(replicas(deployment).values())
 
 
 def kill(deployment: str) -> None:
@@ -118,7 +130,17 @@ def kill(deployment: str) -> None:
     ray.kill(ray.get_actor(next(name for name in names if f"#{deployment}#" in name), namespace="serve"))
 
 
-def wait_for(condition: Callable[[], bool]) -> bool:
+def replaced(deployment: str, trouble: Callable[[], object], *, n_left: int) -> dict[str, int]:
+    """How many replicas the trouble ended, and how many came in their place until so many were there again."""
+    before = replicas(deployment).keys()
+    trouble()
+    wait_for(lambda: before - replicas(deployment).keys() and len(replicas(deployment)) >= n_left)
+    time.sleep(5)  # of requests to those that are there now
+    after = replicas(deployment).keys()
+    return {"n_gone": len(before - after), "n_new": len(after - before)}
+
+
+def wait_for(condition: Callable[[], object]) -> bool:
     """Whether it came true in time."""
     until_s = time.monotonic() + PATIENCE_S
     while time.monotonic() < until_s:
@@ -148,9 +170,7 @@ def several_nodes() -> Iterator[Cluster]:
 
 def life() -> dict[str, Any]:
     """From nothing to many replicas and back."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     scaling = {
         "min_replicas": 0,
         "max_replicas": N_NODES,
@@ -167,18 +187,15 @@ def life() -> dict[str, Any]:
         expected = {text: ask(url, text)[1] for text in TEXTS}
         with Clients(url, expected) as clients:
             wait_for(lambda: len(nodes_with("Model")) == N_NODES)
-            seen["grown"] = asdict(clients.phase(len(nodes_with("Model"))))
-            kill("Model")
-            wait_for(lambda: len(nodes_with("Model")) == N_NODES)
-            seen["replica killed"] = asdict(clients.phase(len(nodes_with("Model"))))
+            seen["grown"] = asdict(clients.phase())
+            change = replaced("Model", lambda: kill("Model"), n_left=N_NODES)
+            seen["replica killed"] = asdict(clients.phase(**change))
             behind = nodes_with("Model") - nodes_with("Ingress")
             worker = next(node for node in cluster.worker_nodes if node.node_id in behind)
-            cluster.remove_node(worker, allow_graceful=False)
-            time.sleep(10)
-            seen["node lost"] = asdict(clients.phase(len(nodes_with("Model"))))
-            kill("Ingress")
-            time.sleep(10)
-            seen["ingress killed"] = asdict(clients.phase(len(nodes_with("Model"))))
+            change = replaced("Model", lambda: cluster.remove_node(worker, allow_graceful=False), n_left=N_NODES - 1)
+            seen["node lost"] = asdict(clients.phase(**change))
+            change = replaced("Ingress", lambda: kill("Ingress"), n_left=len(replicas("Ingress")))
+            seen["ingress killed"] = asdict(clients.phase(**change))
         seen["shrunk to nothing"] = wait_for(lambda: not nodes_with("Model"))
         status, answer = ask(url, TEXTS[0])
         seen["woken"] = status == 200 and agree(answer, expected[TEXTS[0]])

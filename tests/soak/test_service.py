@@ -35,6 +35,13 @@ def test_trouble_behind_the_ingress_reaches_no_client(life: dict[str, Any], trou
     assert life[trouble]["statuses"]["200"] > 10
 
 
+@pytest.mark.parametrize(("trouble", "n_new"), [("replica killed", 1), ("node lost", 0), ("ingress killed", 1)])
+def test_each_trouble_was_one_and_what_finds_room_again_comes_again(
+    life: dict[str, Any], trouble: str, n_new: int
+) -> None:
+    assert (life[trouble]["n_gone"], life[trouble]["n_new"]) == (1, n_new)
+
+
 @pytest.mark.parametrize("phase", ["grown", "replica killed", "node lost", "ingress killed"])
 def test_no_answer_is_wrong(life: dict[str, Any], phase: str) -> None:
     assert life[phase]["n_wrong"] == 0

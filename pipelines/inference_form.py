@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.online import MOST_WORDS, RefusedError
+
+EVERY_LABEL = 2**31  # more than any model has
+Label = Annotated[str, Field(max_length=200)]
 
 
 class _Parameters(BaseModel):
@@ -23,12 +26,12 @@ class _TextClassification(_Parameters):
     function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None
 
     def settings(self) -> dict[str, Any]:
-        return {"top_k": None, **_given(function_to_apply=self.function_to_apply)}  # all scores: shaped() cuts
+        return {"top_k": EVERY_LABEL, **_given(function_to_apply=self.function_to_apply)}  # shaped() cuts
 
 
 class _TokenClassification(_Parameters):
     aggregation_strategy: Literal["none", "simple", "first", "average", "max"] | None = None
-    ignore_labels: list[str] | None = None
+    ignore_labels: list[Label] | None = Field(None, max_length=1000)
     stride: int | None = Field(None, ge=0)
 
     def settings(self) -> dict[str, Any]:
@@ -141,16 +144,17 @@ def shaped(
 
     Args:
         rows: structs of the head, one for each of the records.
-        head: its account in ``/info``: ``labels``, ``mask_token``.
+        head: its account in ``/info``: ``aggregation``, ``mask_token``.
         is_list: the request gave a list.
     """
     if task == "text-classification":
-        return [_labels(row, head["labels"], parameters.get("top_k")) for row in rows]  # nested even for one text
+        return [row["top"][: parameters.get("top_k")] for row in rows]  # nested even for one text
     if task == "feature-extraction":
         return [row["embedding"] for row in rows]  # nested even for one text
     if task == "token-classification":
-        is_joined = parameters.get("aggregation_strategy") != "none"
-        found: list[Any] = [_entities(row, is_joined=is_joined) for row in rows]
+        aggregation = parameters.get("aggregation_strategy") or head["aggregation"]
+        name = "entity" if aggregation in ("none", "words", "tokens") else "entity_group"
+        found: list[Any] = [_entities(row, name) for row in rows]
     elif task == "question-answering":
         found = [_answers(row) for row in rows]
     elif task == "fill-mask":
@@ -160,13 +164,7 @@ def shaped(
     return found if is_list else found[0]
 
 
-def _labels(row: Mapping[str, Any], labels: Sequence[str], top_k: int | None) -> list[dict[str, Any]]:
-    ranked = sorted(zip(labels, row["scores"], strict=True), key=lambda pair: -pair[1])
-    return [{"label": label, "score": score} for label, score in ranked[:top_k]]
-
-
-def _entities(row: Mapping[str, Any], *, is_joined: bool) -> list[dict[str, Any]]:
-    name = "entity_group" if is_joined else "entity"
+def _entities(row: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     return [
         {name: one["label"], "score": one["score"], "word": one["text"], "start": one["start"], "end": one["end"]}
         for one in row["entities"]

@@ -23,12 +23,13 @@ from pipelines.online import Answer, RefusedError, Request, settings_of
 from pipelines.serve_spec import ServeSpec
 
 OPEN_PATHS = ("/", "/health", "/ready")  # without a token: the page asks for one itself
-MOST_DRAINED_BYTES = 64 * 2**20  # of a body that is too large, so that its client reads the answer
+MOST_DRAINED_BYTES = 64 * 2**20  # of a known client's body that is too large, so that it reads the answer
 KINDS = {
     400: "malformed",
     401: "unauthorized",
     404: "unknown_path",
     405: "unknown_path",
+    408: "slow_body",
     413: "too_large",
     422: "refused",
     503: "busy",
@@ -141,6 +142,8 @@ def create_app(
     async def label(body: LabelRequest) -> JSONResponse:
         readers = [name for name, head in heads.items() if list(head["columns"]) == ["text"]]
         wanted = body.heads or [name for name in readers if heads[name]["task"] != "fill-mask"]
+        if not wanted:
+            raise RefusedError(f"heads: none reads any text; ask one of {', '.join(f'/{name}' for name in heads)}")
         for name in wanted:
             if name not in readers:
                 raise RefusedError(f"heads: {name[:40]!r} is not one of {', '.join(readers)}, which read texts")
@@ -175,20 +178,29 @@ def create_app(
             return HTMLResponse(page.html, headers={"Content-Security-Policy": page.policy})
 
     _add_error_handlers(app, heads)
-    return Gate(app, max_body_bytes=spec.max_body_bytes, token_digests=token_digests, observe=observe)
+    return Gate(
+        app,
+        max_body_bytes=spec.max_body_bytes,
+        timeout_s=spec.timeout_s,
+        token_digests=token_digests,
+        observe=observe,
+    )
 
 
 def _check_size(records: Sequence[Mapping[str, Any]], spec: ServeSpec) -> None:
     """Refuse what is above a limit, which the message names."""
-    if len(records) > spec.max_texts:
-        raise HTTPException(413, f"{len(records):,} texts are above the limit of {spec.max_texts:,} (max_texts)")
+    n_choices = [len(choices) if isinstance(choices := record.get("choices"), list) else 1 for record in records]
+    n_texts = sum(max(n, 1) for n in n_choices)
+    if n_texts > spec.max_texts:
+        raise HTTPException(413, f"{n_texts:,} texts are above the limit of {spec.max_texts:,} (max_texts)")
     for place, record in enumerate(records):
         for name, value in record.items():
-            texts = value if isinstance(value, list) else [value]
+            texts = value if isinstance(value, list) else [value] * n_choices[place]  # each choice has the whole prompt
             length = sum(len(text) for text in texts if isinstance(text, str))
             if length > spec.max_characters:
                 raise RefusedError(
-                    f"{name} of record {place} has {length:,} characters, above the limit of "
+                    f"{name} of record {place} has {length:,} characters"
+                    f"{', all choices together' if n_choices[place] > 1 else ''}, above the limit of "
                     f"{spec.max_characters:,} (max_characters)"
                 )
 
@@ -225,18 +237,20 @@ def _add_error_handlers(app: FastAPI, heads: Mapping[str, Any]) -> None:
 
 
 class Gate:
-    """What every request passes first: a token, and a bound on its body."""
+    """What every request passes first: a token, and bounds on its body and on how long that may take."""
 
     def __init__(
         self,
         app: ASGIApp,
         *,
         max_body_bytes: int,
+        timeout_s: float,
         token_digests: Sequence[bytes],
         observe: Callable[[str, int, float], None],
     ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._timeout_s = timeout_s
         self._token_digests = tuple(token_digests)
         self._observe = observe
 
@@ -257,22 +271,12 @@ class Gate:
         try:
             await self._pass(scope, receive, sending)
         finally:
-            self._observe(scope["path"], status, time.perf_counter() - started_s)
+            self._observe(_path(scope), status, time.perf_counter() - started_s)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = dict(scope["headers"])
-        if self._token_digests and scope["path"] not in OPEN_PATHS and not self._is_known(headers):
-            await _drain(receive)
-            answer = JSONResponse(
-                {"error": "give a valid token: Authorization: Bearer …"}, 401, headers={"WWW-Authenticate": "Bearer"}
-            )
-            await answer(scope, receive, send)
-            return
-        body = await self._body(receive)
-        if body is None:
-            limit = f"{self._max_body_bytes:,} bytes (max_body_bytes)"
-            answer = JSONResponse({"error": f"the body is above the limit of {limit}"}, 413)
-            await answer(scope, receive, send)
+        body = await self._admitted(scope, receive)
+        if isinstance(body, JSONResponse):
+            await body(scope, receive, send)
             return
         is_given = False
 
@@ -284,6 +288,26 @@ class Gate:
             return {"type": "http.request", "body": body, "more_body": False}
 
         await self._app(scope, replay, send)
+
+    async def _admitted(self, scope: Scope, receive: Receive) -> bytes | JSONResponse:
+        """The request's body, or the answer of one that goes no further."""
+        has_token = not self._token_digests or self._is_known(dict(scope["headers"]))
+        is_stranger = not has_token and _path(scope) not in OPEN_PATHS
+        reading = _drain(receive, self._max_body_bytes) if is_stranger else self._body(receive)
+        is_slow = False
+        body = None
+        try:
+            body = await asyncio.wait_for(reading, self._timeout_s)
+        except asyncio.TimeoutError:  # not the built-in one before Python 3.11
+            is_slow = True
+        if is_stranger:
+            return _refusal(401, "give a valid token: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"})
+        if is_slow:
+            slow = f"the body did not come within {self._timeout_s:g} s (timeout_s)"
+            return _refusal(408, slow, {"Connection": "close"})
+        if body is None:
+            return _refusal(413, f"the body is above the limit of {self._max_body_bytes:,} bytes (max_body_bytes)")
+        return body
 
     def _is_known(self, headers: Mapping[bytes, bytes]) -> bool:
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
@@ -302,7 +326,7 @@ class Gate:
             size += len(parts[-1])
             if size > self._max_body_bytes:
                 if message.get("more_body"):
-                    await _drain(receive)
+                    await _drain(receive, MOST_DRAINED_BYTES)
                 return None
             if not message.get("more_body"):
                 return b"".join(parts)
@@ -315,10 +339,20 @@ _HEADERS = [
 ]
 
 
-async def _drain(receive: Receive) -> None:
+def _refusal(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": message}, status, headers=headers)
+
+
+def _path(scope: Scope) -> str:
+    """The path without the application's ``route_prefix``."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", "")) or "/"
+
+
+async def _drain(receive: Receive, max_bytes: int) -> None:
     """Read on without keeping anything, so that the client gets to reading the answer."""
     size = 0
-    while size < MOST_DRAINED_BYTES:
+    while size < max_bytes:
         message = await receive()
         size += len(message.get("body", b""))
         if message["type"] == "http.disconnect" or not message.get("more_body"):

@@ -16,9 +16,17 @@ from pipelines.web import BusyError, Page, create_app, digests
 HEADS = [
     {"name": "spam", "task": "text-classification", "labels": ["ham", "spam"], "columns": ["text"], "mask_token": None},
     {"name": "words", "task": "fill-mask", "labels": [], "columns": ["text"], "mask_token": "<mask>"},
+    {"name": "names", "task": "token-classification", "labels": [], "columns": ["text"], "aggregation": "none"},
+    {"name": "choices", "task": "multiple-choice", "labels": [], "columns": ["text", "choices"]},
 ]
 WORD = {"token": "mail", "score": 0.5, "id": 7}
-ROWS = {"spam": {"label": "spam", "score": 0.75, "scores": [0.25, 0.75]}, "words": {"masks": [[WORD], [WORD]]}}
+ENTITY = {"label": "I-PER", "score": 0.5, "start": 0, "end": 1, "text": "a"}
+ROWS = {
+    "spam": {"label": "new", "score": 0.75, "top": [{"label": "new", "score": 0.75}, {"label": "old", "score": 0.25}]},
+    "words": {"masks": [[WORD], [WORD]]},
+    "names": {"entities": [ENTITY]},
+    "choices": {"index": 0, "score": 1.0, "scores": [1.0]},
+}
 
 
 class Models:
@@ -45,7 +53,7 @@ class Models:
         if text == "unknown setting":
             return Answer(refusal="spam: no")
         return Answer(
-            tuple({"error": None, **{name: ROWS[name] for name, _ in request.heads}} for _ in request.records)
+            tuple({"error": None, **{name: ROWS[name] for name, _ in request.heads}} for _ in request.records), 7
         )
 
     async def ready(self) -> bool:
@@ -62,17 +70,54 @@ def seen() -> list[tuple[str, int]]:
     return []
 
 
-@pytest.fixture
-def web(models: Models, seen: list[tuple[str, int]]) -> TestClient:
-    spec = ServeSpec.of({"head": {"spam": "x", "words": "y"}, "timeout_s": 0.01})
-    app = create_app(
-        spec,
+def app_of(models: Models, seen: list[tuple[str, int]], *, tokens: str = "", heads: Any = HEADS, **limits: Any) -> Any:
+    return create_app(
+        ServeSpec.of({"head": {"spam": "x", "words": "y"}, "timeout_s": 0.01, **limits}),
         models,
-        {"heads": HEADS, "versions": {"convbert": "1"}},
+        {"heads": heads, "versions": {"convbert": "1"}},
+        token_digests=digests(tokens),
         page=Page("<p>hello", "default-src 'none'"),
         observe=lambda path, status, seconds: seen.append((path, status)),
     )
-    return TestClient(app, raise_server_exceptions=False)
+
+
+@pytest.fixture
+def web(models: Models, seen: list[tuple[str, int]]) -> TestClient:
+    return TestClient(app_of(models, seen), raise_server_exceptions=False)
+
+
+class Sender:
+    """A client as the Gate has it: these messages, and then silence.
+
+    Attributes:
+        n_read: messages that the service has taken.
+        status: of the answer, None as long as there is none.
+        headers: of the answer.
+    """
+
+    def __init__(self, *messages: dict[str, Any]) -> None:
+        self._messages = list(messages)
+        self.n_read = 0
+        self.status: int | None = None
+        self.headers: dict[bytes, bytes] = {}
+
+    async def ask(self, app: Any, path: str = "/spam", **scope: Any) -> None:
+        whole = {"type": "http", "path": path, "method": "POST", "headers": [], "query_string": b"", **scope}
+        await asyncio.wait_for(app(whole, self._receive, self._send), 30)
+
+    async def _receive(self) -> dict[str, Any]:
+        if self.n_read == len(self._messages):
+            await asyncio.sleep(3600)
+        self.n_read += 1
+        return self._messages[self.n_read - 1]
+
+    async def _send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self.status, self.headers = message["status"], dict(message["headers"])
+
+
+def chunk(body: bytes, *, more: bool = True) -> dict[str, Any]:
+    return {"type": "http.request", "body": body, "more_body": more}
 
 
 def test_words_stand_in_their_text(web: TestClient) -> None:
@@ -80,8 +125,9 @@ def test_words_stand_in_their_text(web: TestClient) -> None:
     assert [words[0]["sequence"] for words in found] == ["a mail b <mask>", "a <mask> b mail"]
 
 
-def test_labels_are_ranked_and_cut(web: TestClient) -> None:
-    ranked = [{"label": "spam", "score": 0.75}, {"label": "ham", "score": 0.25}]
+def test_labels_are_those_of_the_models_and_cut(web: TestClient) -> None:
+    """Not those of /info: while new weights are rolled out, the two may differ."""
+    ranked = [{"label": "new", "score": 0.75}, {"label": "old", "score": 0.25}]
     assert web.post("/spam", json={"inputs": "a"}).json() == [ranked]
     cut = web.post("/spam", json={"inputs": ["a", "b"], "parameters": {"top_k": 1}, "options": {"use_cache": False}})
     assert cut.json() == [ranked[:1], ranked[:1]]
@@ -106,22 +152,109 @@ def test_failures_have_their_status(
     assert seen == [("/spam", status)]
 
 
-def test_a_client_that_goes_while_it_sends_asks_nothing(web: TestClient, models: Models) -> None:
+def test_entities_have_the_key_of_the_head_s_own_way_unless_the_request_says_otherwise(web: TestClient) -> None:
+    (alone,) = web.post("/names", json={"inputs": "a"}).json()
+    assert alone == {"entity": "I-PER", "score": 0.5, "word": "a", "start": 0, "end": 1}
+    (joined,) = web.post("/names", json={"inputs": "a", "parameters": {"aggregation_strategy": "simple"}}).json()
+    assert joined["entity_group"] == "I-PER"
+
+
+def test_label_tells_the_tokens(web: TestClient) -> None:
+    found = web.post("/label", json={"texts": ["a", "b"], "heads": ["spam"]}).json()
+    assert found["tokens"] == 7
+    assert [row["spam"]["label"] for row in found["results"]] == ["new", "new"]
+
+
+def test_label_without_a_head_that_reads_texts_is_refused(models: Models) -> None:
+    web = TestClient(app_of(models, [], heads=HEADS[3:]), raise_server_exceptions=False)
+    response = web.post("/label", json={"texts": ["a"]})
+    assert (response.status_code, response.json()) == (
+        422,
+        {"error": "heads: none reads any text; ask one of /choices"},
+    )
+    assert models.asked == []
+
+
+@pytest.mark.parametrize(
+    ("records", "status", "message"),
+    [
+        ([{"text": "a", "choices": [""] * 5}], 413, "5 texts are above the limit of 4 (max_texts)"),
+        ([{"text": "a", "choices": ["", ""]}] * 2 + [{"text": "a", "choices": []}], 413, "5 texts are above the limit"),
+        (
+            [{"text": "a" * 10, "choices": ["b"] * 3}],
+            422,
+            "text of record 0 has 30 characters, all choices together, above the limit of 20 (max_characters)",
+        ),
+        ([{"text": "a" * 10, "choices": ["b"] * 2}], 200, ""),
+    ],
+)
+def test_choices_count_and_each_has_the_whole_prompt(
+    models: Models, records: list[dict[str, Any]], status: int, message: str
+) -> None:
+    web = TestClient(app_of(models, [], max_texts=4, max_characters=20), raise_server_exceptions=False)
+    response = web.post("/choices", json={"inputs": records})
+    assert (response.status_code, message in response.text) == (status, True)
+
+
+def test_a_client_that_goes_while_it_sends_asks_nothing(models: Models, seen: list[tuple[str, int]]) -> None:
     async def go() -> None:
-        scope = {"type": "http", "path": "/spam", "method": "POST", "headers": []}
-        messages = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
-
-        async def receive() -> Any:
-            return next(messages)
-
-        async def send(message: Any) -> None:
-            raise AssertionError(message)
-
+        sender = Sender(chunk(b"{"), {"type": "http.disconnect"})
         with pytest.raises(asyncio.CancelledError):
-            await web.app(scope, receive, send)
+            await sender.ask(app_of(models, seen, timeout_s=30))
+        assert sender.status is None
 
     asyncio.run(go())
     assert models.asked == []
+    assert seen == [("/spam", 499)]
+
+
+@pytest.mark.parametrize(("tokens", "status"), [("", 408), ("a", 401)])
+def test_a_body_that_does_not_come_in_time_is_given_up(
+    models: Models, seen: list[tuple[str, int]], tokens: str, status: int
+) -> None:
+    sender = Sender(chunk(b"{"))
+    asyncio.run(sender.ask(app_of(models, seen, tokens=tokens)))
+    assert sender.status == status
+    assert (sender.headers.get(b"connection") == b"close") == (status == 408)
+    assert seen == [("/spam", status)]
+
+
+@pytest.mark.parametrize(("tokens", "status", "n_read"), [("a", 401, 3), ("", 413, 6)])
+def test_of_a_stranger_s_body_no_more_is_read_than_of_a_good_one(
+    models: Models, monkeypatch: pytest.MonkeyPatch, tokens: str, status: int, n_read: int
+) -> None:
+    """Of a client's that is too large, more, so that it gets to reading why."""
+    monkeypatch.setattr("pipelines.web.MOST_DRAINED_BYTES", 30)
+    sender = Sender(*[chunk(b"x" * 10) for _ in range(20)])
+    asyncio.run(sender.ask(app_of(models, [], tokens=tokens, max_body_bytes=25, timeout_s=30)))
+    assert (sender.status, sender.n_read) == (status, n_read)
+
+
+@pytest.mark.parametrize("scheme", ["Basic", "", "bearer"])
+def test_a_token_counts_as_a_bearer_s_only(models: Models, scheme: str) -> None:
+    web = TestClient(app_of(models, [], tokens="a"))
+    response = web.get("/info", headers={"Authorization": f"{scheme} a".strip()})
+    assert response.status_code == (200 if scheme == "bearer" else 401)
+
+
+def test_under_a_prefix_paths_are_the_same(models: Models, seen: list[tuple[str, int]]) -> None:
+    """Serve leaves the application's route_prefix in the path."""
+    app = app_of(models, seen, tokens="a")
+    for path, status in (("/health", 200), ("/info", 401), ("", 307)):
+        sender = Sender(chunk(b"", more=False))
+        asyncio.run(sender.ask(app, f"/nlp{path}", root_path="/nlp", method="GET"))
+        assert sender.status == status, path
+    assert seen == [("/health", 200), ("/info", 401), ("/", 307)]
+
+
+def test_every_answer_says_what_browsers_may_not_do_with_it(web: TestClient) -> None:
+    for path in ("/health", "/nobody"):
+        headers = web.get(path).headers
+        assert {name: headers.get(name) for name in ("X-Content-Type-Options", "Referrer-Policy", "Cache-Control")} == {
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+            "Cache-Control": "no-store",
+        }
 
 
 def test_keys_that_are_no_text_are_refused(web: TestClient) -> None:

@@ -1,0 +1,76 @@
+"""Parameters of Hugging Face's inference form in, settings as jobs call them out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipelines.inference_form import EVERY_LABEL, records_of, settings_from
+from pipelines.online import RefusedError
+
+INPUTS: dict[str, Any] = {
+    "text-classification": "a",
+    "token-classification": "a",
+    "question-answering": {"question": "a", "context": "b"},
+    "fill-mask": "a",
+    "feature-extraction": "a",
+    "multiple-choice": {"text": "a", "choices": ["b"]},
+}
+
+
+def settings(task: str, **parameters: Any) -> dict[str, Any]:
+    return settings_from(task, parameters, records_of(task, INPUTS[task]))
+
+
+@pytest.mark.parametrize(
+    ("task", "parameters", "expected"),
+    [
+        ("text-classification", {"top_k": 1}, {"top_k": EVERY_LABEL}),  # the answer is cut, not the head
+        (
+            "text-classification",
+            {"function_to_apply": "none"},
+            {"top_k": EVERY_LABEL, "function_to_apply": "none"},
+        ),
+        ("token-classification", {}, {}),
+        ("token-classification", {"aggregation_strategy": "max"}, {"aggregation": "max"}),
+        ("token-classification", {"ignore_labels": ["O", "PER"]}, {"ignore_label": ["O", "PER"]}),
+        ("token-classification", {"ignore_labels": []}, {"ignore_label": []}),
+        ("token-classification", {"stride": 0}, {"stride": 0, "long_text": "window"}),
+        ("token-classification", {"stride": None}, {}),
+        ("question-answering", {"top_k": 3, "align_to_words": True}, {"top_k": 3}),
+        ("question-answering", {"max_answer_len": 7}, {"max_answer_tokens": 7}),
+        ("question-answering", {"max_seq_len": 64}, {"max_length": 64}),
+        ("question-answering", {"doc_stride": 0}, {"stride": 0}),
+        ("question-answering", {"handle_impossible_answer": False}, {"allow_no_answer": False}),
+        ("fill-mask", {"top_k": 100}, {"top_k": 100}),
+        ("feature-extraction", {"normalize": True}, {"normalize": True}),
+        ("feature-extraction", {"truncate": False}, {"long_text": "error"}),
+        ("feature-extraction", {"truncate": True, "truncation_direction": "right"}, {}),
+        ("multiple-choice", {}, {}),
+    ],
+)
+def test_parameters_become_settings(task: str, parameters: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert settings(task, **parameters) == expected
+
+
+def test_pairs_are_read_from_their_own_field() -> None:
+    records = records_of("text-classification", {"text": "a", "text_pair": "b"})
+    assert settings_from("text-classification", {}, records)["text_pair_column"] == "text_pair"
+
+
+@pytest.mark.parametrize(
+    ("task", "parameters", "message"),
+    [
+        ("token-classification", {"stride": -1}, "stride: Input should be greater than or equal to 0"),
+        ("token-classification", {"ignore_labels": ["O"] * 1001}, "ignore_labels: List should have at most 1000"),
+        ("token-classification", {"ignore_labels": ["O" * 201]}, "ignore_labels: String should have at most 200"),
+        ("question-answering", {"align_to_words": False}, "align_to_words: Input should be True"),
+        ("question-answering", {"max_answer_len": "7"}, "max_answer_len: Input should be a valid integer"),
+        ("fill-mask", {"top_k": 101}, "top_k: Input should be less than or equal to 100"),
+        ("multiple-choice", {"top_k": 1}, "'top_k' is not one for multiple-choice: there are none"),
+    ],
+)
+def test_others_are_refused(task: str, parameters: dict[str, Any], message: str) -> None:
+    with pytest.raises(RefusedError, match=f"parameters: {message}"):
+        settings(task, **parameters)

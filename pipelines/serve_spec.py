@@ -12,6 +12,11 @@ from pipelines.online import head_spec
 from pipelines.spec import JobSpec, one_line
 
 RESERVED = ("label", "health", "ready", "info", "docs", "openapi")  # paths of the service's own
+SETTINGS = (
+    *("long_text", "max_length", "stride", "window_pooling", "top_k", "threshold", "aggregation", "ignore_label"),
+    *("max_answer_tokens", "allow_no_answer", "pooling", "normalize", "embedding_type"),
+)
+"""JobSpec fields that ``settings`` may hold: what heads do, not what a job reads or writes."""
 
 
 class ServeSpec(BaseModel):
@@ -32,7 +37,7 @@ class ServeSpec(BaseModel):
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of a replica (default: at most 8)")
     host: str = Field("127.0.0.1", description="address to listen at; 0.0.0.0 for every network")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen at")
+    port: int = Field(8000, ge=1, le=65535, description="port to listen at")
     max_body_bytes: int = Field(2_000_000, ge=1, description="largest request")
     max_texts: int = Field(256, ge=1, description="most texts of a request")
     max_characters: int = Field(100_000, ge=1, description="longest text")
@@ -50,7 +55,9 @@ class ServeSpec(BaseModel):
     ingress_replicas: int | None = Field(
         None, ge=1, description="processes that take requests (default: 2 where there may be several replicas)"
     )
-    replica_cpus: float = Field(1, ge=0, description="CPUs that Ray reserves for a replica")
+    replica_cpus: float | None = Field(
+        None, ge=0, description="CPUs that Ray reserves for a replica (default: its threads, or 1; none beside a GPU)"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -75,14 +82,17 @@ class ServeSpec(BaseModel):
         for name in self.urls:
             if name in RESERVED:
                 raise ValueError(f"a head cannot be called {name!r}: the service has a path of that name")
+        if self.settings.get("pseudo_log_likelihood"):
+            raise ValueError("likelihoods of texts are for jobs: the service fills masks")
+        for name in self.settings:
+            if name not in SETTINGS:
+                raise ValueError(f"settings: {name!r} is not one of a head's: there are {', '.join(SETTINGS)}")
         try:
             JobSpec.of({"input": ["-"], "output": "-", "head": self.urls})
             for name, url in self.urls.items():
                 head_spec(url, self.settings_of_heads[name])
         except PipelineError as error:
             raise ValueError(str(error)) from error
-        if self.settings.get("pseudo_log_likelihood"):
-            raise ValueError("likelihoods of texts are for jobs: the service fills masks")
         if self.min_replicas > self.max_replicas:
             raise ValueError(f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas})")
         return self

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from pipelines.errors import SpecError
-from pipelines.serve_spec import ServeSpec
+from pipelines.serve_spec import SETTINGS, ServeSpec
+from pipelines.spec import JobSpec
 
 
 def test_dots_name_the_heads_as_serve_run_takes_them() -> None:
@@ -13,6 +14,10 @@ def test_dots_name_the_heads_as_serve_run_takes_them() -> None:
     assert spec.urls == {"spam": "a", "topic": "b", "vectors": "a"}
     assert spec.port == 9000
     assert spec.settings_of_heads["vectors"] == {"task": "feature-extraction"}
+
+
+def test_settings_are_fields_of_jobs() -> None:
+    assert set(SETTINGS) <= set(JobSpec.model_fields)
 
 
 @pytest.mark.parametrize(
@@ -24,6 +29,12 @@ def test_dots_name_the_heads_as_serve_run_takes_them() -> None:
         ({"head": {"a": "x"}, "embed": {"a": "x"}}, "two heads would be called 'a'"),
         ({"head": {"a": "x"}, "settings": {"top_k": 0}}, r"--top-k \(0\): Input should be greater"),
         ({"head": {"a": "x"}, "settings": {"pseudo_log_likelihood": True}}, "likelihoods of texts are for jobs"),
+        (
+            {"head": {"a": "x"}, "settings": {"text_column": "body"}},
+            "settings: 'text_column' is not one of a head's: there",
+        ),
+        ({"head": {"a": "x"}, "settings": {"model": "y"}}, "settings: 'model' is not one of a head's"),
+        ({"head": {"a": "x"}, "port": 0}, r"port \(0\): Input should be greater than or equal to 1"),
         ({"head": {"a": "x"}, "min_replicas": 3}, r"min_replicas \(3\) is above max_replicas \(1\)"),
         ({"head": {"a": "x"}, "prot": 1}, "unknown setting 'prot': the settings are head, embed"),
         ({"head": {"a": "x"}, "port": 70000}, r"port \(70000\): Input should be less than or equal to 65535"),

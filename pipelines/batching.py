@@ -119,17 +119,7 @@ class Batcher(Generic[Item, Answer]):
         """Tokens of the requests that wait for their batch."""
         return self._queued_tokens
 
-    async def submit(self, item: Item, *, n_tokens: int) -> Answer:
-        """The item's answer.
-
-        Raises:
-            QueueFullError: try again later.
-            Exception: whatever ``run`` raised on its batch.
-        """
-        (answer,) = await self.submit_all([(item, n_tokens)])
-        return answer
-
-    async def submit_all(self, items: Sequence[tuple[Item, int]]) -> list[Answer]:
+    async def submit(self, items: Sequence[tuple[Item, int]]) -> list[Answer]:
         """The answers of items with so many tokens each, which are taken or refused together.
 
         Where one of them fails, or the caller is cancelled, those whose batch has not started are left out.

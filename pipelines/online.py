@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from convbert import ConvBertConfig, ConvBertTokenizer
-from pipelines.culprits import good_rows
+from pipelines.culprits import good_rows, with_errors
 from pipelines.decode import decode
 from pipelines.encode import Encoding, encode
 from pipelines.errors import ModelError, SpecError
@@ -28,6 +28,8 @@ from pipelines.read import Columns, checked_lists, checked_texts, text_name
 from pipelines.spec import JobSpec
 
 MOST_WORDS = 100  # for a [MASK], that a request may ask for
+MOST_CACHED = 128  # settings of requests
+LEAST_NEW = 8  # a window of a pair adds this part of its length at least to the one before
 Settings = tuple[tuple[str, Any], ...]  # JobSpec fields and values, hashable
 Record = Mapping[str, Any]
 PROBLEMS = {"softmax": "single_label_classification", "sigmoid": "multi_label_classification", "none": "regression"}
@@ -124,7 +126,8 @@ class OnlinePredictor:
         self._tokenizers = {name: ConvBertTokenizer.from_pretrained(url) for name, url in self._urls.items()}
         self._plans = {plan.name: plan for one in passes for plan in one.heads}
         self._pass_of = {plan.name: one.encoding for one in passes for plan in one.heads}
-        self._variant = lru_cache(maxsize=512)(self._make_variant)
+        self._variant = lru_cache(maxsize=MOST_CACHED)(self._make_variant)
+        self._encodings = lru_cache(maxsize=MOST_CACHED)(self._make_encodings)
         loaded = [replace(one, heads=tuple(map(self._most_general, one.heads))) for one in passes]
         self._loaded = {plan.name: plan.head for one in loaded for plan in one.heads}
         self._predictors = {one.encoding.name: Predictor([one], **options) for one in loaded}
@@ -134,6 +137,15 @@ class OnlinePredictor:
         """Token budget of a micro-batch, as given or as found for the device."""
         return min(predictor.max_batch_tokens for predictor in self._predictors.values())
 
+    def estimated_tokens(self, request: Request) -> list[int]:
+        """About how many tokens each record becomes, in all encoder passes that the request needs.
+
+        Raises:
+            RefusedError: no head can answer it.
+        """
+        encodings = list(self._encodings(request.heads))
+        return [sum(estimated_tokens(record, encoding) for encoding in encodings) for record in request.records]
+
     def __call__(self, requests: Sequence[Request]) -> list[Answer]:
         """Each request's answer.
 
@@ -141,11 +153,11 @@ class OnlinePredictor:
             RunError: a model fails on every record.
             DeviceError: only a new process can go on.
         """
-        asked: dict[int, dict[Encoding, list[_Variant]]] = {}
+        asked: dict[int, Mapping[Encoding, list[_Variant]]] = {}
         answers: dict[int, Answer] = {}
         for number, request in enumerate(requests):
             try:
-                asked[number] = _by_encoding([self._variant(name, settings) for name, settings in request.heads])
+                asked[number] = self._encodings(request.heads)
             except RefusedError as error:
                 answers[number] = Answer(refusal=str(error))
         together: dict[Encoding, list[int]] = defaultdict(list)
@@ -183,7 +195,11 @@ class OnlinePredictor:
         needs_spans = any(variant.encoding.needs_spans for number in numbers for variant in asked[number][encoding])
         encoding_now = replace(encoding, needs_spans=needs_spans)
         records = [record for number in numbers for record in requests[number].records]
-        block = self._predictors[encoding.name](encode(as_block(records, encoding), [encoding_now]))
+        block = as_block(records, encoding)
+        if encoding.long_text == "window" and len(encoding.inputs.columns) == 2:
+            tokenizer = self._tokenizers[asked[numbers[0]][encoding][0].plan.name]
+            block = with_errors(block, _crowded(block, encoding, tokenizer))
+        block = self._predictors[encoding.name](encode(block, [encoding_now]))
         places = np.cumsum([0, *(len(requests[number].records) for number in numbers)])
         alike: dict[tuple[_Variant, ...], list[int]] = defaultdict(list)
         for place, number in enumerate(numbers):
@@ -208,12 +224,16 @@ class OnlinePredictor:
 
     def _most_general(self, plan: HeadPlan) -> HeadPlan:
         """The head whose part of the model gives what any setting needs."""
+        own: Mapping[str, Any] = self._settings.get(plan.name, {})
         general: dict[str, dict[str, Any]] = {
             "token-classification": {"aggregation": "average"},
-            "fill-mask": {"top_k": MOST_WORDS},
+            "fill-mask": {"top_k": max(MOST_WORDS, own.get("top_k") or 0)},
         }
-        settings: dict[str, Any] = {**self._settings.get(plan.name, {}), **general.get(plan.head.task, {})}
+        settings = {**own, **general.get(plan.head.task, {})}
         return replace(plan, head=self._head(plan.name, head_spec(plan.url, settings)))
+
+    def _make_encodings(self, heads: tuple[tuple[str, Settings], ...]) -> dict[Encoding, list[_Variant]]:
+        return _by_encoding([self._variant(name, settings) for name, settings in heads])
 
     def _make_variant(self, name: str, settings: Settings) -> _Variant:
         if name not in self._plans:
@@ -229,6 +249,9 @@ class OnlinePredictor:
             encoding = encoding_for(head, config, self._tokenizers[name], spec, source=name)
         except (SpecError, ModelError) as error:
             raise RefusedError(f"{name}: {str(error).replace('--', '')}") from error
+        half = encoding.max_length // 2  # windows that overlap more come in any number
+        if encoding.stride > half and {"stride", "max_length"} & dict(settings).keys():
+            raise RefusedError(f"{name}: stride ({encoding.stride}) is above {half}, half of max_length: lower it")
         own = self._pass_of[name]
         encoding = replace(
             encoding, name=own.name, tokenizer=own.tokenizer, needs_spans=head.needs_spans, needs_mask=head.needs_mask
@@ -250,6 +273,25 @@ def _by_encoding(variants: Sequence[_Variant]) -> dict[Encoding, list[_Variant]]
     }
 
 
+def estimated_tokens(record: Record, encoding: Encoding) -> int:
+    """About as many tokens as the record becomes: a word piece is some four characters."""
+    first, *others = (_n_pieces(record.get(name)) for name in encoding.inputs.columns)
+    second = others[0] if others else []
+    n_first = max(first, default=0)
+    n_tokens = 2 + n_first + (1 + max(second, default=0) if others else 0)
+    if encoding.long_text != "window":
+        n_tokens = min(n_tokens, encoding.max_length)
+    elif n_tokens > encoding.max_length:
+        n_new = encoding.max_length - encoding.stride - (n_first if others else 0)
+        n_tokens = n_tokens * encoding.max_length // max(n_new, encoding.max_length // LEAST_NEW, 1)
+    return n_tokens * (len(second) if encoding.inputs.kind == "choices" else 1)
+
+
+def _n_pieces(value: Any) -> list[int]:
+    """About how many word pieces a text has, or each of a list of texts."""
+    return [len(text) // 4 for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+
+
 def as_block(records: Sequence[Record], encoding: Encoding) -> pa.Table:
     """Records as the block that reading a shard gives, and an error for each that cannot be encoded."""
     names = encoding.inputs.columns
@@ -265,6 +307,19 @@ def as_block(records: Sequence[Record], encoding: Encoding) -> pa.Table:
         reasons.append(why)
     errors = ["; ".join(reason for reason in row if reason) or None for row in zip(*reasons, strict=True)]
     return pa.table({**arrays, "error": pa.array(errors, pa.string())})
+
+
+def _crowded(block: pa.Table, encoding: Encoding, tokenizer: ConvBertTokenizer) -> dict[int, str]:
+    """Rows whose first text would leave a long second one so little room that it became any number of windows."""
+    first, second = encoding.inputs.columns
+    rows = good_rows(block)
+    firsts, seconds = (block[text_name(name)].take(pa.array(rows)).to_pylist() for name in (first, second))
+    room = encoding.max_length - encoding.stride - encoding.max_length // LEAST_NEW - 1  # for its last special token
+    return {
+        int(row): f"{first} has {len(ids)} tokens, above the limit of {room} beside a long {second}: shorten it"
+        for row, ids, text in zip(rows, tokenizer.encode_batch(firsts).input_ids, seconds, strict=True)
+        if len(ids) > room and len(text) > encoding.max_length
+    }
 
 
 def _narrowed(block: pa.Table, plan: HeadPlan, loaded: Head) -> pa.Table:

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import logging
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import ray
 import torch
 from ray import serve
-from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.exceptions import RayActorError, RayError
+from ray.serve.context import _get_global_client  # no public way tells where Serve listens
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.metrics import Counter, Histogram
 from ray.serve.schema import LoggingConfig
@@ -24,21 +28,22 @@ from starlette.types import ASGIApp
 
 from convbert import ConvBertTokenizer
 from pipelines.batching import Batcher, BatchStats, QueueFullError
-from pipelines.errors import DeviceError
+from pipelines.errors import DeviceError, RunError, SpecError
 from pipelines.models import EncoderPass
-from pipelines.online import Answer, OnlinePredictor, Request, plan_service
+from pipelines.online import Answer, OnlinePredictor, RefusedError, Request, plan_service
 from pipelines.page import PAGE, content_security_policy
 from pipelines.resources import MAX_THREADS_PER_ACTOR, choose_device, choose_precision, connect
 from pipelines.serve_spec import ServeSpec
 from pipelines.web import KINDS, BusyError, Page, create_app, digests
 
 __all__ = ["Ingress", "Model", "build", "connect", "start", "stop"]
+logger = logging.getLogger("ray.serve")
 
 TOKENS = "CONVBERT_TOKENS"
 """Environment variable with the bearer tokens that may use the service, separated by commas."""
 
 QUIET = LoggingConfig(enable_access_log=False)  # a line for each request costs as much as a small one's answer
-MOST_TRIES = 3  # of a request whose replica dies: labelling it again changes nothing
+MOST_TRIES = 2  # of a request whose replica dies: it may be what has killed it
 BOUNDARIES_MS: list[float] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 30000]
 BOUNDARIES_TOKENS: list[float] = [16, 64, 256, 1024, 4096, 16384, 65536, 262144]
 LABELS = {"id": "1", "text": "the", "question": "the", "context": "the", "choices": ["the"]}
@@ -55,7 +60,7 @@ def build(args: Mapping[str, Any] | ServeSpec) -> serve.Application:
     device = choose_device(spec.device)
     precision = choose_precision(spec.precision, device, kept=None)
     model = _deployment(Model).options(
-        ray_actor_options={"num_cpus": spec.replica_cpus, "num_gpus": int(device == "cuda")},
+        ray_actor_options={"num_cpus": _replica_cpus(spec, device), "num_gpus": int(device == "cuda")},
         max_ongoing_requests=spec.max_ongoing_requests,
         max_queued_requests=spec.max_queued_requests,
         graceful_shutdown_timeout_s=spec.timeout_s,
@@ -101,10 +106,58 @@ def start(spec: ServeSpec, *, name: str = "convbert") -> str:
 
     Returns:
         Its address.
+
+    Raises:
+        SpecError: the port is another's, or Serve listens elsewhere.
+        RunError: Serve cannot run it.
     """
-    serve.start(http_options={"host": spec.host, "port": spec.port})
-    serve.run(build(spec), name=name, route_prefix="/")
+    application = build(spec)
+    running = _get_global_client(raise_if_no_controller_running=False)
+    try:
+        if running is None:
+            _check_port(spec.host, spec.port)
+            http_options = {"host": spec.host, "port": spec.port, "request_timeout_s": request_timeout_s(spec)}
+            serve.start(http_options=http_options)
+        elif (running.http_config.host, running.http_config.port) != (spec.host, spec.port):
+            raise SpecError(
+                f"Ray Serve listens at {running.http_config.host}:{running.http_config.port} on this cluster already: "
+                "give its host and port, or end it with: serve shutdown"
+            )
+        serve.run(application, name=name, route_prefix="/")
+    except (RuntimeError, TimeoutError, RayServeException, RayError) as error:
+        raise RunError(f"Ray Serve cannot run the service: {_reason(error)}") from error
     return f"http://{spec.host}:{spec.port}"
+
+
+def request_timeout_s(spec: ServeSpec) -> float:
+    """When Serve itself gives a request up, without a word of why: behind the body's time and the answer's."""
+    return 2 * spec.timeout_s + 10
+
+
+def _check_port(host: str, port: int) -> None:
+    """Serve's proxies share a port with whoever else listens there.
+
+    Raises:
+        SpecError: somebody does.
+    """
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        why = str(error.strerror or error).partition(" (")[0]
+        raise SpecError(f"cannot listen at {host}:{port} ({why}): give another --port or --host") from error
+
+
+def _reason(error: Exception) -> str:
+    """First and last line of a message that may have a trace between them."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " … ".join(dict.fromkeys([lines[0], lines[-1]]))
+
+
+def _replica_cpus(spec: ServeSpec, device: str) -> float:
+    """None beside a GPU, whose node may say that it has none; on a CPU the threads, where their number is given."""
+    if spec.replica_cpus is not None:
+        return spec.replica_cpus
+    return 0 if device == "cuda" else spec.threads or 1
 
 
 def stop(*, name: str = "convbert") -> None:
@@ -137,6 +190,7 @@ class Model:
             max_batch_tokens=self._predictor.max_batch_tokens,
             max_wait_s=spec.max_wait_ms / 1000,
             max_queued_tokens=spec.max_queued_tokens,
+            max_queued_s=spec.timeout_s / 2,  # the other half is for the batch that runs, and for the request's own
             observe=_BatchMetrics(),
             thread=thread,
         )
@@ -162,11 +216,21 @@ class Model:
         return predictor
 
     async def answer(self, request: Request) -> Answer | None:
-        """The request's answer, or None where the queue is full."""
+        """The request's answer, or None where the queue is full.
+
+        A request beyond a batch goes in slices, between which there is time for Serve's question after its health.
+        """
         try:
-            return await self._batcher.submit(request, n_tokens=estimated_tokens(request))
+            n_tokens = self._predictor.estimated_tokens(request)
+            slices = sliced(request, n_tokens, self._predictor.max_batch_tokens)
+            return joined(await self._batcher.submit(slices))
+        except RefusedError as error:
+            return Answer(refusal=str(error))
         except QueueFullError:
             return None
+        except DeviceError as error:
+            logger.error("%s: this replica ends, and Serve starts another", error)
+            os._exit(1)  # alive it would fail faster than others work, and draw all requests to itself
 
     async def ready(self) -> bool:
         """True: a replica takes no call before it is warm."""
@@ -271,10 +335,10 @@ class Replicas:
                 raise
             except (BackPressureError, DeploymentUnavailableError) as error:
                 raise BusyError("the service has too many requests (max_queued_requests): try again") from error
-            except (RayActorError, DeviceError):
+            except RayActorError:
                 continue
             if answer is None:
-                raise BusyError("too many tokens wait already (max_queued_tokens): try again")
+                raise BusyError("more waits already than is soon done (max_queued_tokens, timeout_s): try again")
             return answer
         raise BusyError("no replica of the models is in working order: try again")
 
@@ -288,12 +352,30 @@ class Replicas:
         return self._is_ready
 
 
-def estimated_tokens(request: Request) -> int:
-    """About as many tokens as the request has: a word piece is some four characters."""
-    return sum(
-        2 + len(text) // 4
-        for record in request.records
-        for value in record.values()
-        for text in (value if isinstance(value, list) else [value])
-        if isinstance(text, str)
+def sliced(request: Request, n_tokens: Sequence[int], max_tokens: int) -> list[tuple[Request, int]]:
+    """The request as several of at most so many tokens each, or of one record; a small one as it is.
+
+    Args:
+        n_tokens: of each record.
+    """
+    starts, total = [0], 0
+    for place, n in enumerate(n_tokens):
+        if total and total + n > max_tokens:
+            starts.append(place)
+            total = 0
+        total += n
+    if len(starts) == 1:
+        return [(request, total)]
+    slices = [slice(*ends) for ends in zip(starts, [*starts[1:], None], strict=True)]
+    return [(replace(request, records=request.records[part]), sum(n_tokens[part])) for part in slices]
+
+
+def joined(answers: Sequence[Answer]) -> Answer:
+    """The answer of a request from those of its slices."""
+    if len(answers) == 1:
+        return answers[0]
+    return Answer(
+        tuple(row for answer in answers for row in answer.rows),
+        sum(answer.n_tokens for answer in answers),
+        next((answer.refusal for answer in answers if answer.refusal is not None), None),
     )

@@ -46,12 +46,17 @@ def batcher(gate: Callable[[list[int]], list[int]], **changes: Any) -> Batcher[i
     return Batcher(gate, **{**values, **changes})
 
 
+async def ask(batches: Batcher[int, int], item: int, *, n_tokens: int) -> int:
+    (answer,) = await batches.submit([(item, n_tokens)])
+    return answer
+
+
 async def held_back(gate: Gate, batches: Batcher[int, int], requests: list[tuple[int, int]]) -> list[asyncio.Task[int]]:
     """Tasks of requests (item, tokens) that have all queued up behind a first one, whose batch waits at the gate."""
     gate.open.clear()
-    tasks = [asyncio.create_task(batches.submit(0, n_tokens=1))]
+    tasks = [asyncio.create_task(ask(batches, 0, n_tokens=1))]
     await settle(lambda: len(gate.batches) == 1)
-    tasks += [asyncio.create_task(batches.submit(item, n_tokens=n)) for item, n in requests]
+    tasks += [asyncio.create_task(ask(batches, item, n_tokens=n)) for item, n in requests]
     await settle(lambda: batches.queued_tokens == sum(n for _, n in requests))
     return tasks
 
@@ -72,12 +77,12 @@ def test_a_batch_is_the_front_of_the_queue_within_the_budget() -> None:
 def test_where_others_are_about_a_request_waits_until_the_batch_is_full() -> None:
     async def test(gate: Gate) -> None:
         batches = batcher(gate, max_wait_s=FOREVER_S)
-        answers = await asyncio.gather(*(batches.submit(item, n_tokens=5) for item in (1, 2)))
-        third = asyncio.create_task(batches.submit(3, n_tokens=5))
+        answers = await asyncio.gather(*(ask(batches, item, n_tokens=5) for item in (1, 2)))
+        third = asyncio.create_task(ask(batches, 3, n_tokens=5))
         await settle(lambda: batches.queued_tokens == 5)
         await asyncio.sleep(0.05)
         assert not third.done()
-        assert [*answers, await batches.submit(4, n_tokens=5), await third] == [1, 4, 16, 9]
+        assert [*answers, await ask(batches, 4, n_tokens=5), await third] == [1, 4, 16, 9]
         assert gate.batches == [[1, 2], [3, 4]]
         await batches.close()
 
@@ -87,8 +92,8 @@ def test_where_others_are_about_a_request_waits_until_the_batch_is_full() -> Non
 def test_where_others_were_about_a_request_goes_after_its_wait() -> None:
     async def test(gate: Gate) -> None:
         batches = batcher(gate, max_wait_s=0.001)
-        await asyncio.gather(*(batches.submit(item, n_tokens=5) for item in (1, 2)))
-        assert await batches.submit(3, n_tokens=1) == 9
+        await asyncio.gather(*(ask(batches, item, n_tokens=5) for item in (1, 2)))
+        assert await ask(batches, 3, n_tokens=1) == 9
         await batches.close()
 
     run(test)
@@ -97,7 +102,7 @@ def test_where_others_were_about_a_request_goes_after_its_wait() -> None:
 def test_a_client_that_asks_alone_never_waits() -> None:
     async def test(gate: Gate) -> None:
         batches = batcher(gate, max_wait_s=FOREVER_S)
-        assert [await batches.submit(item, n_tokens=1) for item in (1, 2, 3)] == [1, 4, 9]
+        assert [await ask(batches, item, n_tokens=1) for item in (1, 2, 3)] == [1, 4, 9]
         assert gate.batches == [[1], [2], [3]]
         await batches.close()
 
@@ -128,11 +133,11 @@ def test_what_would_be_answered_too_late_is_not_taken() -> None:
             return gate(items)
 
         batches = batcher(slowly, max_queued_s=0.01)
-        assert await batches.submit(1, n_tokens=5) == 1  # 250 tokens/s at most: the queue may hold two
+        assert await ask(batches, 1, n_tokens=5) == 1  # 250 tokens/s at most: the queue may hold two
         gate.batches.clear()
         first, second = await held_back(gate, batches, [(2, 10)])  # taken, for none waits
         with pytest.raises(QueueFullError, match=r"10 tokens wait already: with these, .* s of work .* and 0.01 s"):
-            await batches.submit(3, n_tokens=1)
+            await ask(batches, 3, n_tokens=1)
         gate.open.set()
         assert await asyncio.gather(first, second) == [0, 4]
         await batches.close()
@@ -145,9 +150,9 @@ def test_items_of_one_caller_are_taken_together_or_not_at_all() -> None:
         batches = batcher(gate, max_queued_tokens=20)
         first, second = await held_back(gate, batches, [(1, 4)])
         with pytest.raises(QueueFullError):
-            await batches.submit_all([(2, 8), (3, 9)])
+            await batches.submit([(2, 8), (3, 9)])
         assert batches.queued_tokens == 4
-        both = asyncio.create_task(batches.submit_all([(2, 8), (3, 8)]))
+        both = asyncio.create_task(batches.submit([(2, 8), (3, 8)]))
         await settle(lambda: batches.queued_tokens == 20)
         gate.open.set()
         assert await asyncio.gather(first, second, both) == [0, 1, [4, 9]]
@@ -161,13 +166,13 @@ def test_items_of_a_caller_that_has_gone_are_left_out() -> None:
     async def test(gate: Gate) -> None:
         batches = batcher(gate)
         gate.open.clear()
-        task = asyncio.create_task(batches.submit_all([(1, 10), (2, 10), (3, 10)]))
+        task = asyncio.create_task(batches.submit([(1, 10), (2, 10), (3, 10)]))
         await settle(lambda: gate.batches == [[1]])
         task.cancel()
         await settle(task.done)
         assert batches.queued_tokens == 0
         gate.open.set()
-        assert await batches.submit(4, n_tokens=10) == 16
+        assert await ask(batches, 4, n_tokens=10) == 16
         assert gate.batches == [[1], [4]]
         await batches.close()
 
@@ -186,8 +191,8 @@ def test_items_behind_one_that_fails_are_left_out() -> None:
     async def test(_: Gate) -> None:
         batches = batcher(fails_on_two)
         with pytest.raises(ValueError, match="two"):
-            await batches.submit_all([(1, 10), (2, 10), (3, 10), (4, 10)])
-        assert await batches.submit(5, n_tokens=10) == 5
+            await batches.submit([(1, 10), (2, 10), (3, 10), (4, 10)])
+        assert await ask(batches, 5, n_tokens=10) == 5
         assert 4 not in seen
         await batches.close()
 
@@ -199,11 +204,11 @@ def test_a_cancelled_request_is_left_out_and_makes_room() -> None:
         batches = batcher(gate, max_queued_tokens=8)
         first, second, third = await held_back(gate, batches, [(1, 4), (2, 4)])
         with pytest.raises(QueueFullError, match="8 tokens wait already"):
-            await batches.submit(9, n_tokens=1)
+            await ask(batches, 9, n_tokens=1)
         second.cancel()
         await settle(second.done)
         assert batches.queued_tokens == 4
-        fourth = asyncio.create_task(batches.submit(3, n_tokens=4))
+        fourth = asyncio.create_task(ask(batches, 3, n_tokens=4))
         await settle(lambda: batches.queued_tokens == 8)
         gate.open.set()
         assert await asyncio.gather(first, third, fourth) == [0, 4, 9]
@@ -228,7 +233,7 @@ def test_a_request_cancelled_while_its_batch_runs_disturbs_nobody() -> None:
 def test_an_empty_queue_takes_any_request() -> None:
     async def test(gate: Gate) -> None:
         batches = batcher(gate, max_queued_tokens=1)
-        assert await batches.submit(2, n_tokens=500) == 4
+        assert await ask(batches, 2, n_tokens=500) == 4
         await batches.close()
 
     run(test)
@@ -242,7 +247,7 @@ def test_an_error_is_its_batch_s_alone() -> None:
 
     async def test(_: Gate) -> None:
         batches = batcher(fails_on_two, max_batch_tokens=1)
-        answers = await asyncio.gather(*(batches.submit(i, n_tokens=1) for i in range(4)), return_exceptions=True)
+        answers = await asyncio.gather(*(ask(batches, i, n_tokens=1) for i in range(4)), return_exceptions=True)
         assert [answers[i] for i in (0, 1, 3)] == [0, 1, 3]
         assert isinstance(answers[2], ValueError)
         await batches.close()
@@ -254,7 +259,7 @@ def test_a_run_that_loses_an_answer_is_an_error() -> None:
     async def test(_: Gate) -> None:
         batches = batcher(lambda items: items[1:])
         with pytest.raises(RuntimeError, match="0 answers to 1 requests"):
-            await batches.submit(1, n_tokens=1)
+            await ask(batches, 1, n_tokens=1)
         await batches.close()
 
     run(test)
@@ -263,8 +268,8 @@ def test_a_run_that_loses_an_answer_is_an_error() -> None:
 def test_closing_cancels_who_waits() -> None:
     async def test(gate: Gate) -> None:
         batches = batcher(gate, max_wait_s=FOREVER_S)
-        await asyncio.gather(*(batches.submit(item, n_tokens=5) for item in (1, 2)))
-        task = asyncio.create_task(batches.submit(3, n_tokens=1))
+        await asyncio.gather(*(ask(batches, item, n_tokens=5) for item in (1, 2)))
+        task = asyncio.create_task(ask(batches, 3, n_tokens=1))
         await settle(lambda: batches.queued_tokens == 1)
         await batches.close()
         with pytest.raises(asyncio.CancelledError):
@@ -277,7 +282,7 @@ def test_closing_cancels_who_waits() -> None:
 def test_other_work_is_done_in_the_same_thread() -> None:
     async def test(gate: Gate) -> None:
         batches = batcher(gate)
-        await batches.submit(1, n_tokens=1)
+        await ask(batches, 1, n_tokens=1)
         assert {await batches.call(threading.get_ident)} == gate.threads
         await batches.close()
 
@@ -305,7 +310,7 @@ def test_thousands_of_requests_with_cancellations_never_mix() -> None:
         batches = batcher(gate, max_batch_tokens=40, max_queued_tokens=10**6)
         tasks = []
         for item in range(3000):
-            tasks.append(asyncio.create_task(batches.submit(item, n_tokens=rng.randint(1, 30))))
+            tasks.append(asyncio.create_task(ask(batches, item, n_tokens=rng.randint(1, 30))))
             if rng.random() < 0.1:
                 await asyncio.sleep(0)
             if rng.random() < 0.1:

@@ -200,6 +200,9 @@ def test_a_record_that_fails_for_one_head_fails_for_all_and_for_nobody_else(onli
         ({"spam": {"top_k": 0}}, "spam: top-k (0): Input should be greater than or equal to 1"),
         ({"answers": {"max_length": 1000}}, "answers: max-length (1000) is above the model's 128 tokens: lower it"),
         ({"answers": {"stride": 126}}, "answers: stride (126) leaves no room"),
+        ({"answers": {"stride": 65}}, "answers: stride (65) is above 64, half of max_length: lower it"),
+        ({"answers": {"max_length": 40, "stride": 21}}, "answers: stride (21) is above 20, half of max_length"),
+        ({"names": {"long_text": "window", "stride": 65}}, "names: stride (65) is above 64, half of max_length"),
     ],
 )
 def test_a_request_that_cannot_be_is_refused_without_harm(
@@ -209,6 +212,57 @@ def test_a_request_that_cannot_be_is_refused_without_harm(
     assert refused.refusal is not None
     assert refused.refusal.startswith(message)
     assert good.rows[0]["spam"]["label"]
+
+
+def test_a_service_s_own_stride_is_its_own_affair(checkpoints: dict[str, Path]) -> None:
+    heads, settings = {"answers": str(checkpoints["answers"])}, {"answers": {"stride": 70}}
+    service = OnlinePredictor(plan_service(heads, settings), settings=settings, max_batch_tokens=BUDGET)
+    own, asked = service([ask([{"question": "the", "context": "mail"}], answers=one) for one in ({}, {"stride": 70})])
+    assert own.rows[0]["answers"]["answer"]
+    assert asked.refusal == "answers: stride (70) is above 64, half of max_length: lower it"
+
+
+def test_a_question_that_leaves_a_long_context_no_room_is_refused(online: OnlinePredictor) -> None:
+    """Or each window would add a token or two. 128 tokens less a stride of 64, an eighth and a special token: 47."""
+    short, long = "mail " * 20, "mail " * 200
+    for n_words, context, is_refused in ((45, long, False), (46, long, True), (46, short, False)):
+        records = [{"question": "the " * n_words, "context": context}, {"question": "the", "context": short}]
+        crowded, other = online([ask(records, answers={})])[0].rows
+        why = f"question has {n_words + 2} tokens, above the limit of 47 beside a long context: shorten it"
+        assert (crowded.get("error") == why) == is_refused
+        assert other["error"] is None
+
+
+def test_a_service_whose_head_fills_masks_with_many_words_gives_them(checkpoints: dict[str, Path]) -> None:
+    heads, settings = {"words": str(checkpoints["words"])}, {"words": {"top_k": 120}}
+    service = OnlinePredictor(plan_service(heads, settings), settings=settings, max_batch_tokens=BUDGET)
+    (many, few) = service([ask([{"text": "[MASK]"}], words=one) for one in ({}, {"top_k": 3})])
+    assert len(many.rows[0]["words"]["masks"][0]) == 120
+    assert many.rows[0]["words"]["masks"][0][:3] == few.rows[0]["words"]["masks"][0]
+
+
+@pytest.mark.parametrize(
+    ("record", "heads", "n_tokens"),
+    [
+        ({"text": "a" * 40}, {"spam": {}}, 2 + 10),
+        ({"text": "a" * 100_000}, {"spam": {}}, 128),  # the rest is cut off
+        ({"text": "a" * 100_000}, {"vectors": {"long_text": "error"}}, 128),
+        ({"text": "a" * 4000}, {"names": {"long_text": "window", "stride": 64}}, 1002 * 128 // 64),
+        ({"text": "a" * 40}, {"spam": {}, "names": {}}, 12),  # one pass
+        ({"text": "a" * 40}, {"spam": {}, "vectors": {"long_text": "error"}}, 2 * 12),  # two
+        ({"text": "a" * 8, "text_pair": "a" * 4}, {"spam": {"text_pair_column": "text_pair"}}, 3 + 2 + 1),
+        ({"text": "a" * 40, "choices": ["", "a" * 8]}, {"choices": {}}, 2 * (3 + 10 + 2)),
+        ({"text": "a" * 4000, "choices": [""] * 100}, {"choices": {}}, 100 * 128),
+        ({"question": "a" * 40, "context": "a" * 40}, {"answers": {}}, 3 + 10 + 10),
+        ({"question": "a" * 40, "context": "a" * 4000}, {"answers": {}}, 1013 * 128 // (64 - 10)),
+        ({"question": "a" * 4000, "context": "a" * 4000}, {"answers": {}}, 2003 * 128 // 16),
+        ({"text": 5}, {"spam": {}}, 2),
+    ],
+)
+def test_tokens_are_estimated_with_what_is_cut_off_and_what_is_read_again(
+    online: OnlinePredictor, record: dict[str, Any], heads: dict[str, Any], n_tokens: int
+) -> None:
+    assert online.estimated_tokens(ask([record, record], **heads)) == [n_tokens, n_tokens]
 
 
 def test_records_without_text_are_rows_with_an_error(online: OnlinePredictor) -> None:

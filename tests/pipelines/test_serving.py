@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -19,17 +21,24 @@ import pytest
 import ray
 import requests
 from ray import serve
+from ray.exceptions import ActorDiedError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from pipelines import serving
+from pipelines.batching import Batcher
+from pipelines.errors import DeviceError, RunError, SpecError
+from pipelines.online import Answer, OnlinePredictor, Request, plan_service
 from pipelines.serve_spec import ServeSpec
+from pipelines.web import BusyError
 from tests.browser import chromium, needs_chromium
 from tests.conftest import save_checkpoint, with_labels
 from tests.metrics import scraped
 from tests.oracle import answer, classify, embed, fill, tag
 from tests.pipelines.labelling import job, label
+from tests.standing_cluster import free_ports
 
 TOKEN, OTHER_TOKEN = "first-token", "second-token"
 MAX_BODY_BYTES, MAX_TEXTS, MAX_CHARACTERS = 50_000, 16, 2_000
@@ -52,9 +61,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def spec(checkpoints: dict[str, Path]) -> ServeSpec:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     return ServeSpec.of(
         {
             "head": {name: str(folder) for name, folder in checkpoints.items()},
@@ -98,6 +105,305 @@ def reachable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def client(url: str, head: str) -> huggingface_hub.InferenceClient:
     return huggingface_hub.InferenceClient(model=f"{url}/{head}", token=OTHER_TOKEN)
+
+
+# --- without Ray --------------------------------------------------------------------------------------
+
+ASKED = Request(({"text": "a"},), (("spam", ()),))
+
+
+class Handle:
+    """The model deployment, whose calls end in turn as they are told to: an answer, None, or an error."""
+
+    def __init__(self, *ends: Any) -> None:
+        self.answer = self.ready = self
+        self.ends = list(ends)
+        self.responses: list[Response] = []
+
+    def remote(self, *_: Any) -> Response:
+        self.responses.append(Response(self.ends[len(self.responses)]))
+        return self.responses[-1]
+
+
+class Response:
+    def __init__(self, end: Any) -> None:
+        self.end = end
+        self.is_cancelled = False
+
+    def __await__(self) -> Any:
+        return self._result().__await__()
+
+    async def _result(self) -> Any:
+        if self.end == "never":
+            await asyncio.sleep(3600)
+        if isinstance(self.end, Exception):
+            raise self.end
+        return self.end
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+def replicas(*ends: Any) -> tuple[serving.Replicas, Handle]:
+    handle: Any = Handle(*ends)
+    return serving.Replicas(handle), handle
+
+
+DIED = ActorDiedError()
+UNAVAILABLE = DeploymentUnavailableError(serve._private.common.DeploymentID("Model"))
+
+
+@pytest.mark.parametrize(
+    ("ends", "message"),
+    [
+        ([None], "more waits already"),
+        ([BackPressureError(num_queued_requests=1, max_queued_requests=1)], "too many requests"),
+        ([UNAVAILABLE], "too many requests"),
+        ([DIED, DIED, Answer()], "no replica of the models is in working order"),
+    ],
+)
+def test_a_request_that_nobody_takes_is_one_too_many(ends: list[Any], message: str) -> None:
+    backend, _ = replicas(*ends)
+    with pytest.raises(BusyError, match=message):
+        asyncio.run(backend.answer(ASKED))
+
+
+def test_a_request_whose_replica_dies_is_another_one_s() -> None:
+    backend, handle = replicas(DIED, Answer(n_tokens=3))
+    assert asyncio.run(backend.answer(ASKED)) == Answer(n_tokens=3)
+    assert len(handle.responses) == 2
+
+
+def test_a_request_whose_client_has_gone_is_cancelled_at_its_replica() -> None:
+    backend, handle = replicas("never")
+
+    async def go() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(backend.answer(ASKED), 0.01)
+
+    asyncio.run(go())
+    assert handle.responses[0].is_cancelled
+
+
+def test_the_service_is_ready_once_a_replica_has_been() -> None:
+    backend, handle = replicas(DIED, True)
+    assert [asyncio.run(backend.ready()) for _ in range(3)] == [False, True, True]
+    assert len(handle.responses) == 2  # and nobody is asked again
+
+
+@pytest.mark.parametrize(
+    ("n_tokens", "parts"),
+    [([4, 4], [2]), ([4, 6], [2]), ([4, 7], [1, 1]), ([4, 4, 4, 4, 4], [2, 2, 1]), ([50, 1, 9, 1], [1, 2, 1])],
+)
+def test_a_request_beyond_a_batch_goes_in_slices(n_tokens: list[int], parts: list[int]) -> None:
+    request = Request(tuple({"text": str(place)} for place in range(len(n_tokens))), ASKED.heads)
+    slices = serving.sliced(request, n_tokens, 10)
+    assert [len(one.records) for one, _ in slices] == parts
+    assert [record for one, _ in slices for record in one.records] == list(request.records)
+    assert sum(n for _, n in slices) == sum(n_tokens)
+    assert (slices[0][0] is request) == (len(slices) == 1)
+
+
+def test_answers_of_slices_are_one() -> None:
+    one, other = Answer(({"a": 1},), 3), Answer(({"a": 2},), 4)
+    assert serving.joined([one]) is one
+    assert serving.joined([one, other]) == Answer(({"a": 1}, {"a": 2}), 7)
+    assert serving.joined([one, Answer(refusal="x"), Answer(refusal="y")]).refusal == "x"
+
+
+def model_of(predictor: Any, run: Any = None, **limits: Any) -> serving.Model:
+    """A replica without Serve; to be made in a running loop."""
+    model = serving.Model.__new__(serving.Model)
+    model._predictor = predictor
+    values = {"max_wait_s": 0.0, "max_queued_tokens": 10**6, **limits}
+    model._batcher = Batcher(run or predictor, max_batch_tokens=predictor.max_batch_tokens, **values)
+    return model
+
+
+def test_a_request_in_slices_is_answered_as_in_one_piece(checkpoints: dict[str, Path]) -> None:
+    heads = {"spam": str(checkpoints["spam"])}
+    predictor = OnlinePredictor(plan_service(heads, {}), max_batch_tokens=20)
+    request = Request(tuple({"text": text} for text in [*TEXTS, 5] * 4), ASKED.heads)
+    batches: list[list[Request]] = []
+
+    def run(requests: list[Request]) -> list[Answer]:
+        batches.append(requests)
+        return predictor(requests)
+
+    async def go() -> tuple[Answer | None, Answer | None]:
+        model = model_of(predictor, run)
+        return await model.answer(request), await model.answer(Request(ASKED.records, (("nobody", ()),)))
+
+    answer, refused = asyncio.run(go())
+    (whole,) = predictor([request])
+    assert len(batches) > 3
+    assert answer is not None
+    assert answer.n_tokens == whole.n_tokens
+    assert [row.get("error") for row in answer.rows] == [row.get("error") for row in whole.rows]
+    scores = [[row["spam"]["scores"] for row in one.rows if not row.get("error")] for one in (answer, whole)]
+    np.testing.assert_allclose(*scores, atol=1e-5)
+    assert refused is not None
+    assert str(refused.refusal).startswith("no head is called 'nobody'")
+
+
+class Stub:
+    """A predictor for a replica's own affairs."""
+
+    max_batch_tokens = 10
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.n_checks = 0
+
+    def estimated_tokens(self, request: Request) -> list[int]:
+        return [10] * len(request.records)
+
+    def __call__(self, requests: list[Request]) -> list[Answer]:
+        if self.error is not None:
+            raise self.error
+        return [Answer() for _ in requests]
+
+    def check(self) -> None:
+        self.n_checks += 1
+        if self.error is not None:
+            raise self.error
+
+
+def test_a_full_queue_is_told_by_no_answer() -> None:
+    async def go() -> list[Answer | None]:
+        model = model_of(Stub(), max_queued_tokens=5)
+        return await asyncio.gather(*(model.answer(ASKED) for _ in range(3)))
+
+    assert asyncio.run(go()) == [Answer(), None, None]
+
+
+def test_a_replica_whose_device_is_lost_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    class EndedError(Exception):
+        pass
+
+    def end(status: int) -> None:
+        raise EndedError(status)
+
+    async def go() -> None:
+        await model_of(Stub(DeviceError("CUDA error"))).answer(ASKED)
+
+    monkeypatch.setattr("pipelines.serving.os._exit", end)
+    with pytest.raises(EndedError, match="1"):
+        asyncio.run(go())
+
+
+def test_a_health_check_runs_the_models() -> None:
+    async def go(stub: Stub) -> None:
+        await model_of(stub).check_health()
+
+    asyncio.run(go(good := Stub()))
+    assert good.n_checks == 1
+    with pytest.raises(RuntimeError, match="lost"):
+        asyncio.run(go(Stub(RuntimeError("lost"))))
+
+
+def test_requests_are_noted_by_path_and_kind() -> None:
+    noted: list[tuple[str, Any]] = []
+
+    def metric(name: str) -> Any:
+        note = lambda *_, tags: noted.append((name, tags))  # noqa: E731
+        return SimpleNamespace(inc=note, observe=note)
+
+    ingress: Any = SimpleNamespace(
+        _paths={"/spam"}, _requests=metric("requests"), _latency_ms=metric("latency"), _errors=metric("errors")
+    )
+    for path, status in (("/spam", 200), ("/made/up", 404), ("/spam", 499), ("/spam", 500), ("/spam", 408)):
+        serving.Ingress._observe(ingress, path, status, 0.5)
+    assert [tags for name, tags in noted if name == "errors"] == [
+        {"path": "other", "kind": "unknown_path"},
+        {"path": "/spam", "kind": "gone"},
+        {"path": "/spam", "kind": "internal"},
+        {"path": "/spam", "kind": "slow_body"},
+    ]
+    assert [tags for name, tags in noted if name == "requests"][:2] == [
+        {"path": "/spam", "status": "200"},
+        {"path": "other", "status": "404"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "cpus"),
+    [
+        ({}, "cpu", 1),
+        ({"threads": 4}, "cpu", 4),
+        ({"threads": 4}, "cuda", 0),
+        ({"threads": 4, "replica_cpus": 0.5}, "cpu", 0.5),
+        ({"replica_cpus": 2}, "cuda", 2),
+    ],
+)
+def test_a_replica_reserves_its_threads_or_no_cpu_beside_a_gpu(
+    checkpoints: dict[str, Path], settings: dict[str, Any], device: str, cpus: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "choose_device", lambda _: device)
+    spec = ServeSpec.of({"head": {"spam": str(checkpoints["spam"])}, **settings})
+    ingress = serving.build(spec)
+    (model,) = (arg for arg in ingress._bound_deployment.init_args if isinstance(arg, serve.Application))
+    options = model._bound_deployment.ray_actor_options
+    assert (options["num_cpus"], options["num_gpus"]) == (cpus, int(device == "cuda"))
+
+
+class Started:
+    """What ``start`` asks of Serve."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, listens: tuple[str, int] | None, fails: str = "") -> None:
+        self.http_options: dict[str, Any] | None = None
+        self.fails = fails
+        client = listens and SimpleNamespace(http_config=SimpleNamespace(host=listens[0], port=listens[1]))
+        monkeypatch.setattr(serving, "_get_global_client", lambda **_: client)
+        monkeypatch.setattr(serving, "build", lambda spec: None)
+        monkeypatch.setattr(serve, "start", lambda http_options: setattr(self, "http_options", http_options))
+        monkeypatch.setattr(serve, "run", self.run)
+
+    def run(self, *_: Any, **__: Any) -> None:
+        if self.fails:
+            raise RuntimeError(self.fails)
+
+
+def spec_at(port: int) -> ServeSpec:
+    return ServeSpec.of({"head": {"spam": "x"}, "port": port})
+
+
+def test_serve_gives_up_later_than_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its 408 has no word of why: a body and then an answer may each take timeout_s."""
+    started = Started(monkeypatch, listens=None)
+    (port,) = free_ports(1)
+    assert serving.start(spec_at(port)) == f"http://127.0.0.1:{port}"
+    assert started.http_options == {"host": "127.0.0.1", "port": port, "request_timeout_s": 70}
+
+
+def test_a_port_that_is_taken_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve itself would share it with another Serve, and clients would ask now one, now the other."""
+    started = Started(monkeypatch, listens=None)
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(SpecError, match=rf"cannot listen at 127.0.0.1:{port} \(Address already in use\): give"):
+            serving.start(spec_at(port))
+    assert started.http_options is None
+
+
+def test_a_serve_that_listens_elsewhere_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    Started(monkeypatch, listens=("127.0.0.1", 9000))
+    with pytest.raises(SpecError, match="Ray Serve listens at 127.0.0.1:9000 on this cluster already: give its host"):
+        serving.start(spec_at(8000))
+    assert serving.start(spec_at(9000)) == "http://127.0.0.1:9000"
+
+
+def test_what_serve_cannot_run_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    Started(
+        monkeypatch, listens=("127.0.0.1", 9000), fails="Deploying failed:\n  Traceback\n  ModelError: no weights\n"
+    )
+    with pytest.raises(
+        RunError, match="^Ray Serve cannot run the service: Deploying failed: … ModelError: no weights$"
+    ):
+        serving.start(spec_at(9000))
 
 
 # --- Hugging Face's client ----------------------------------------------------------------------------
@@ -219,7 +525,7 @@ REFUSED: dict[str, tuple[str, Any, int, str]] = {
         "answers",
         {"inputs": {"question": "a", "context": SECRET}, "parameters": {"doc_stride": 500}},
         422,
-        "s",
+        "stride (500) leaves no room",
     ),
     "question": ("answers", {"inputs": {"question": " ", "context": SECRET}}, 422, "question is empty"),
     "head": ("nobody", {"inputs": SECRET}, 404, "the heads are /spam, /names"),

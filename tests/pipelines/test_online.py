@@ -233,11 +233,14 @@ def test_a_question_that_leaves_a_long_context_no_room_is_refused(online: Online
         assert other["error"] is None
 
 
-def test_a_service_whose_head_fills_masks_with_many_words_gives_them(checkpoints: dict[str, Path]) -> None:
-    heads, settings = {"words": str(checkpoints["words"])}, {"words": {"top_k": 120}}
+def test_a_service_whose_head_fills_masks_with_many_words_gives_them(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.online.MOST_WORDS", 10)
+    heads, settings = {"words": str(checkpoints["words"])}, {"words": {"top_k": 20}}
     service = OnlinePredictor(plan_service(heads, settings), settings=settings, max_batch_tokens=BUDGET)
     (many, few) = service([ask([{"text": "[MASK]"}], words=one) for one in ({}, {"top_k": 3})])
-    assert len(many.rows[0]["words"]["masks"][0]) == 120
+    assert len(many.rows[0]["words"]["masks"][0]) == 20
     assert many.rows[0]["words"]["masks"][0][:3] == few.rows[0]["words"]["masks"][0]
 
 

@@ -87,10 +87,7 @@ def _attempt(spec: JobSpec) -> End:
     for line in summary.lines():
         print(line)
     if summary.has_failed_too_often and not spec.dry_run:
-        message = (
-            f"{summary.failed:,} of {summary.rows:,} records failed, more than --max-failed-fraction "
-            f"{summary.max_failed_fraction}: look at the column 'error', mend the input or raise the limit"
-        )
+        message = f"{summary.too_many_failed}: look at the column 'error', mend the input or raise the limit"
         return End("failed", FAILED, message, "TooManyFailed", summary)
     return End("succeeded", OK, summary=summary)
 

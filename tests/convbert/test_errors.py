@@ -8,12 +8,11 @@ import pytest
 
 from convbert import errors
 from convbert.errors import LONGEST_MESSAGE, ConvBertError
-from pipelines.errors import SourceError
 
 RAISED = [errors.ConfigError, errors.CheckpointError, errors.WeightsError, errors.TokenizerError, errors.InputError]
 
 
-@pytest.mark.parametrize("kind", [*RAISED, ConvBertError, SourceError])
+@pytest.mark.parametrize("kind", [*RAISED, ConvBertError])
 def test_a_message_is_one_printable_line(kind: type[Exception]) -> None:
     error = kind("a\nb\0c\x1b[31md\ud800e \u2028é")
     assert str(error) == r"a\nb\x00c\x1b[31md\ud800e \u2028é"

@@ -128,7 +128,7 @@ def test_delta(outputs: Path, output: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Spark's own
 def test_spark(outputs: Path) -> None:
-    pyspark_sql = pytest.importorskip("pyspark.sql", reason="Spark is no test dependency (400 MB): pip install pyspark")
+    pyspark_sql = pytest.importorskip("pyspark.sql", reason="Spark is no test dependency (456 MB): pip install pyspark")
     if shutil.which("java") is None:
         pytest.skip("Spark needs a Java runtime: apt-get install openjdk-17-jre-headless")
     spark = pyspark_sql.SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()

@@ -98,7 +98,9 @@ class JobSpec(BaseModel):
     pooling: Literal["mean", "cls", "max"] = Field("mean", description="how tokens become an embedding")
     normalize: bool = Field(False, description="embeddings of length 1")
     embedding_type: Literal["float32", "float16"] = Field("float32", description="type of the embeddings' numbers")
-    max_failed_fraction: float = Field(0.05, ge=0, le=1, description="share of failed records, of all or of the newest night's, that fails the job")
+    max_failed_fraction: float = Field(
+        0.05, ge=0, le=1, description="share of failed records, of all or of tonight's, that fails the job"
+    )
     dry_run: bool = Field(False, description="print what would be done, and stop")
     prune: bool = Field(False, description="drop the records of shards that are no longer among the inputs")
     overwrite: bool = Field(False, description="label everything anew, whatever the output holds")

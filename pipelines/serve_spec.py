@@ -33,7 +33,7 @@ class ServeSpec(BaseModel):
     settings: dict[str, Any] = Field({}, description="what heads do unless a request asks otherwise, as jobs call it")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes GPUs where the cluster has them")
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
-        "auto", description="auto: fp32 on a CPU, bf16 on a GPU; int8 is for CPUs"
+        "auto", description="auto: fp32 on a CPU, bf16 on a GPU (fp16 on one without bf16); int8 is for CPUs"
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of a replica (default: at most 8)")
     host: str = Field("127.0.0.1", description="address to listen at; 0.0.0.0 for every network")

@@ -17,6 +17,7 @@ import ray
 import torch
 from ray.exceptions import RayError
 
+from convbert.engine.precision import computes_bf16
 from convbert.stores import reason, redacted
 from pipelines.errors import RunError, SpecError
 from pipelines.spec import JobSpec, node_labels
@@ -153,7 +154,7 @@ def choose_precision(precision: str, device: str, *, kept: str | None) -> str:
         SpecError: int8 on a GPU.
     """
     if precision == "auto":
-        is_old = device == "cuda" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False)
+        is_old = device == "cuda" and torch.cuda.is_available() and not computes_bf16(torch.device(device))
         precision = kept or ("fp32" if device == "cpu" else "fp16" if is_old else "bf16")
     if precision == "int8" and device == "cuda":
         raise SpecError("--precision int8 is for CPUs: on a GPU use bf16 or fp16, or choose --device cpu")

@@ -160,7 +160,7 @@ def test_auto_is_fp16_on_a_gpu_without_bf16(
     has_gpu: bool, has_bf16: bool, meant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: has_bf16 or including_emulation)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (8, 0) if has_bf16 else (7, 5))
     assert choose_precision("auto", "cuda", kept=None) == meant
     assert choose_precision("auto", "cpu", kept=None) == "fp32"
     assert choose_precision("auto", "cuda", kept="bf16") == "bf16"

@@ -1,7 +1,8 @@
 """Requests that arrive one by one in, batches under a token budget out, and each request's own answer back.
 
 First come, first served: a batch is always the front of the queue, so that a long request never waits for shorter
-ones that came after it.
+ones that came after it. What one caller gives in several pieces stands in the queue as if each piece had come when
+those before it were done, so that others have their turns between them and none of them waits for what comes later.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import deque
+from bisect import insort
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
+from operator import attrgetter
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -23,6 +26,10 @@ Result = TypeVar("Result")
 
 class QueueFullError(Exception):
     """More waits than is allowed to: the request was not taken."""
+
+
+class TooLongError(Exception):
+    """The request alone takes longer than it may, and will another time: the message says so to its client."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,8 @@ class _Waiting(Generic[Item, Answer]):
     item: Item
     n_tokens: int
     answer: asyncio.Future[Answer]
-    since_s: float = field(default_factory=time.perf_counter)
+    since_s: float
+    turn_s: float  # its place in the queue
 
 
 @dataclass
@@ -82,9 +90,12 @@ class Batcher(Generic[Item, Answer]):
         run: items -> their answers in the same order; called in the thread.
         max_batch_tokens: token budget of a batch.
         max_wait_s: seconds to wait for more requests.
-        max_queued_tokens: tokens that may wait; a request is always taken while none waits.
-        max_queued_s: seconds of work that may wait, as fast as the latest batches were: what would be answered too
-            late is not taken, or a queue in which all wait too long would answer nobody.
+        max_queued_tokens: tokens that may wait; while none waits, a request is taken.
+        max_queued_s: seconds of work that may wait before a request's last turn is over, as fast as the latest
+            batches were: what would be answered too late is not taken, or a queue in which all wait too long would
+            answer nobody. While none waits, a request is taken.
+        max_run_s: seconds of work that a request may be; more is never taken.
+        speed: what is known of it, noted on from here.
         observe: told of every batch that ran.
         thread: the one that ``run`` is called in; None makes one.
     """
@@ -97,6 +108,8 @@ class Batcher(Generic[Item, Answer]):
         max_wait_s: float,
         max_queued_tokens: int,
         max_queued_s: float = math.inf,
+        max_run_s: float = math.inf,
+        speed: Speed | None = None,
         observe: Callable[[BatchStats], None] | None = None,
         thread: ThreadPoolExecutor | None = None,
     ) -> None:
@@ -105,9 +118,10 @@ class Batcher(Generic[Item, Answer]):
         self._max_wait_s = max_wait_s
         self._max_queued_tokens = max_queued_tokens
         self._max_queued_s = max_queued_s
-        self._speed = Speed()
+        self._max_run_s = max_run_s
+        self._speed = speed or Speed()
         self._observe = observe
-        self._queue: deque[_Waiting[Item, Answer]] = deque()
+        self._queue: list[_Waiting[Item, Answer]] = []  # by their turns
         self._queued_tokens = 0
         self._is_crowded = False  # whether the last batch had several requests
         self._changed = asyncio.Event()
@@ -119,27 +133,46 @@ class Batcher(Generic[Item, Answer]):
         """Tokens of the requests that wait for their batch."""
         return self._queued_tokens
 
+    @property
+    def fullness(self) -> float:
+        """The part of what may wait that does, by tokens or by seconds, whichever is fuller."""
+        seconds = self._queued_tokens / self._speed.tokens_per_s
+        return max(self._queued_tokens / self._max_queued_tokens, seconds / self._max_queued_s)
+
     async def submit(self, items: Sequence[tuple[Item, int]]) -> list[Answer]:
         """The answers of items with so many tokens each, which are taken or refused together.
 
         Where one of them fails, or the caller is cancelled, those whose batch has not started are left out.
 
         Raises:
+            TooLongError: it will never be taken.
             QueueFullError: try again later.
             Exception: whatever ``run`` raised on a batch of theirs.
         """
-        n_tokens = self._queued_tokens + sum(n for _, n in items)
-        seconds = n_tokens / self._speed.tokens_per_s
-        if self._queue and (n_tokens > self._max_queued_tokens or seconds > self._max_queued_s):
+        now_s, tokens_per_s = time.perf_counter(), self._speed.tokens_per_s
+        before = [0, *accumulate(n for _, n in items)]
+        own = before.pop()
+        if own > self._max_run_s * tokens_per_s:
+            raise TooLongError(
+                f"about {own:,} tokens take {own / tokens_per_s:.0f} s here, above the limit of {self._max_run_s:g} s"
+            )
+        turns_s = [now_s + n / tokens_per_s for n in before]
+        ahead = own + sum(waiting.n_tokens for waiting in self._queue if waiting.turn_s <= turns_s[-1])
+        n_tokens = self._queued_tokens + own
+        if self._queue and (n_tokens > self._max_queued_tokens or ahead > self._max_queued_s * tokens_per_s):
             raise QueueFullError(
-                f"{self._queued_tokens:,} tokens wait already: with these, {seconds:.1f} s of work "
+                f"{self._queued_tokens:,} tokens wait already: with these, {ahead / tokens_per_s:.1f} s of work "
                 f"(at most {self._max_queued_tokens:,} tokens and {self._max_queued_s:g} s)"
             )
         loop = asyncio.get_running_loop()
         if self._worker is None:
             self._worker = loop.create_task(self._work())
-        its: list[_Waiting[Item, Answer]] = [_Waiting(item, n, loop.create_future()) for item, n in items]
-        self._queue.extend(its)
+        its: list[_Waiting[Item, Answer]] = [
+            _Waiting(item, n, loop.create_future(), now_s, turn_s)
+            for (item, n), turn_s in zip(items, turns_s, strict=True)
+        ]
+        for waiting in its:
+            insort(self._queue, waiting, key=attrgetter("turn_s"))
         self._queued_tokens = n_tokens
         self._changed.set()
         try:
@@ -200,7 +233,7 @@ class Batcher(Generic[Item, Answer]):
         batch: list[_Waiting[Item, Answer]] = []
         room = self._max_batch_tokens
         while self._queue and (not batch or self._queue[0].n_tokens <= room):
-            waiting = self._queue.popleft()
+            waiting = self._queue.pop(0)
             self._queued_tokens -= waiting.n_tokens
             if not waiting.answer.done():
                 room -= waiting.n_tokens

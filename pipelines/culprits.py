@@ -36,7 +36,11 @@ def with_errors(block: pa.Table, reasons: Mapping[int, str]) -> pa.Table:
 
 
 def without_culprits(
-    block: pa.Table, work: Callable[[pa.Table], pa.Table], *, control: Callable[[], object], what: str
+    block: pa.Table,
+    work: Callable[[pa.Table], pa.Table],
+    *,
+    control: Callable[[], object] | None = None,
+    what: str,
 ) -> pa.Table:
     """What the work makes of a block, with an error at each record on which it fails alone.
 
@@ -45,7 +49,7 @@ def without_culprits(
     Args:
         block: of at least one row.
         work: passes rows with an error on.
-        control: raises where the work cannot be done at all.
+        control: raises where the work cannot be done at all; None does it on the block as if every record had failed.
         what: fails, for people.
 
     Raises:
@@ -58,6 +62,7 @@ def without_culprits(
     except Exception as error:
         raise_if_fatal(error)
     # From here the error, and the memory that its frames hold, is gone.
+    control = control or partial(work, with_errors(block, dict.fromkeys(range(len(block)), "")))
     reasons = failing_alone(good_rows(block), lambda rows: work(block.take(pa.array(rows))), control=control, what=what)
     try:
         return work(with_errors(block, {row: f"{what} failed on this record: {why}" for row, why in reasons.items()}))

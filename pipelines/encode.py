@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from itertools import chain
 from typing import Any, Literal
 
@@ -225,7 +225,7 @@ def _sums(values: NDArray[Any], offsets: NDArray[np.int64]) -> NDArray[np.int64]
     return np.diff(np.concatenate([[0], np.cumsum(values)])[offsets])
 
 
-@lru_cache(maxsize=8)
+@cache
 def _tokenizer(folder_or_url: str, fingerprint: str) -> ConvBertTokenizer:
     """Loaded once a worker process.
 

@@ -38,6 +38,7 @@ class HeadPlan:
         head: the task, and how its logits become a column.
         fingerprint: SHA-256 over all its weights, and the settings that shapes do not tell.
         settings: the job's settings that change the column.
+        config: the checkpoint's.
     """
 
     name: str
@@ -45,6 +46,7 @@ class HeadPlan:
     head: Head
     fingerprint: str
     settings: Mapping[str, Any]
+    config: ConvBertConfig
 
     def describe(self) -> dict[str, Any]:
         """The manifest's account of the head."""
@@ -138,7 +140,7 @@ def _inspect(name: str, url: str, spec: JobSpec) -> tuple[HeadPlan, str, Encodin
     except ModelError as error:
         raise ModelError(f"--head {name}: {error}") from error
     settings = {field: getattr(spec, field) for field in head.settings}
-    plan = HeadPlan(name, url, head, weights_fingerprint(model), settings)
+    plan = HeadPlan(name, url, head, weights_fingerprint(model), settings, config)
     return plan, weights_fingerprint(model.base_model), encoding
 
 

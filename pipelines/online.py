@@ -10,14 +10,15 @@ import copy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from convbert import ConvBertConfig, ConvBertTokenizer
-from pipelines.culprits import good_rows, with_errors
+from pipelines.batching import Speed
+from pipelines.culprits import good_rows, with_errors, without_culprits
 from pipelines.decode import decode
 from pipelines.encode import Encoding, encode
 from pipelines.errors import ModelError, SpecError
@@ -38,6 +39,10 @@ PROBLEMS = {"softmax": "single_label_classification", "sigmoid": "multi_label_cl
 
 class RefusedError(Exception):
     """A request that no head can answer, and why: the message holds nothing of its texts."""
+
+
+class UnknownHeadError(RefusedError):
+    """No head has this name here."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ class OnlinePredictor:
     ) -> None:
         self._settings = settings or {}
         self._urls = {plan.name: plan.url for one in passes for plan in one.heads}
-        self._configs = {name: ConvBertConfig.from_pretrained(url) for name, url in self._urls.items()}
+        self._configs = {plan.name: plan.config for one in passes for plan in one.heads}
         self._tokenizers = {name: ConvBertTokenizer.from_pretrained(url) for name, url in self._urls.items()}
         self._plans = {plan.name: plan for one in passes for plan in one.heads}
         self._pass_of = {plan.name: one.encoding for one in passes for plan in one.heads}
@@ -173,6 +178,15 @@ class OnlinePredictor:
             answers[number] = Answer(done, n_tokens[number])
         return [answers[number] for number in range(len(requests))]
 
+    def speed(self) -> Speed:
+        """As fast as full micro-batches are."""
+        speed = Speed()
+        for predictor in self._predictors.values():
+            n_tokens, seconds = predictor.time_batch()
+            speed.n_tokens += n_tokens
+            speed.seconds += seconds
+        return speed
+
     def check(self) -> None:
         """Run every encoder on the shortest input.
 
@@ -196,10 +210,9 @@ class OnlinePredictor:
         encoding_now = replace(encoding, needs_spans=needs_spans)
         records = [record for number in numbers for record in requests[number].records]
         block = as_block(records, encoding)
-        if encoding.long_text == "window" and len(encoding.inputs.columns) == 2:
-            tokenizer = self._tokenizers[asked[numbers[0]][encoding][0].plan.name]
-            block = with_errors(block, _crowded(block, encoding, tokenizer))
-        block = self._predictors[encoding.name](encode(block, [encoding_now]))
+        tokenizer = self._tokenizers[asked[numbers[0]][encoding][0].plan.name]
+        block = without_culprits(block, partial(_encoded, encoding=encoding_now, tokenizer=tokenizer), what="encoding")
+        block = self._predictors[encoding.name](block)
         places = np.cumsum([0, *(len(requests[number].records) for number in numbers)])
         alike: dict[tuple[_Variant, ...], list[int]] = defaultdict(list)
         for place, number in enumerate(numbers):
@@ -237,7 +250,7 @@ class OnlinePredictor:
 
     def _make_variant(self, name: str, settings: Settings) -> _Variant:
         if name not in self._plans:
-            raise RefusedError(f"no head is called {name!r}: there are {', '.join(self._plans)}")
+            raise UnknownHeadError(f"no head is called {name!r}: there are {', '.join(self._plans)}")
         values = {**self._settings.get(name, {}), **dict(settings)}
         function = values.pop("function_to_apply", None)
         config = copy.copy(self._configs[name])
@@ -274,7 +287,7 @@ def _by_encoding(variants: Sequence[_Variant]) -> dict[Encoding, list[_Variant]]
 
 
 def estimated_tokens(record: Record, encoding: Encoding) -> int:
-    """About as many tokens as the record becomes: a word piece is some four characters."""
+    """About as many tokens as the record becomes: a word piece is some four letters, or one character of Chinese."""
     first, *others = (_n_pieces(record.get(name)) for name in encoding.inputs.columns)
     second = others[0] if others else []
     n_first = max(first, default=0)
@@ -288,8 +301,9 @@ def estimated_tokens(record: Record, encoding: Encoding) -> int:
 
 
 def _n_pieces(value: Any) -> list[int]:
-    """About how many word pieces a text has, or each of a list of texts."""
-    return [len(text) // 4 for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+    """About how many word pieces a text has, or each of a list of texts: more where a character has several bytes."""
+    texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+    return [(2 * len(text.encode(errors="surrogatepass")) - len(text)) // 4 for text in texts]
 
 
 def as_block(records: Sequence[Record], encoding: Encoding) -> pa.Table:
@@ -309,16 +323,27 @@ def as_block(records: Sequence[Record], encoding: Encoding) -> pa.Table:
     return pa.table({**arrays, "error": pa.array(errors, pa.string())})
 
 
+def _encoded(block: pa.Table, encoding: Encoding, tokenizer: ConvBertTokenizer) -> pa.Table:
+    """The block as tokenising makes it in a job, and an error where a job would make any number of windows."""
+    if encoding.long_text == "window" and len(encoding.inputs.columns) == 2:
+        block = with_errors(block, _crowded(block, encoding, tokenizer))
+    return encode(block, [encoding])
+
+
 def _crowded(block: pa.Table, encoding: Encoding, tokenizer: ConvBertTokenizer) -> dict[int, str]:
     """Rows whose first text would leave a long second one so little room that it became any number of windows."""
     first, second = encoding.inputs.columns
     rows = good_rows(block)
     firsts, seconds = (block[text_name(name)].take(pa.array(rows)).to_pylist() for name in (first, second))
     room = encoding.max_length - encoding.stride - encoding.max_length // LEAST_NEW - 1  # for its last special token
+    lengths = [len(ids) for ids in tokenizer.encode_batch(firsts).input_ids]
+    long = [place for place, length in enumerate(lengths) if length > room]
+    pairs = tokenizer.encode_batch([firsts[place] for place in long], [seconds[place] for place in long]).input_ids
     return {
-        int(row): f"{first} has {len(ids)} tokens, above the limit of {room} beside a long {second}: shorten it"
-        for row, ids, text in zip(rows, tokenizer.encode_batch(firsts).input_ids, seconds, strict=True)
-        if len(ids) > room and len(text) > encoding.max_length
+        int(rows[place]): f"{first} has {lengths[place]} tokens, above the limit of {room} beside a long {second}: "
+        "shorten it"
+        for place, ids in zip(long, pairs, strict=True)
+        if len(ids) > encoding.max_length
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +21,7 @@ from pipelines.storage import redacted
 
 N_TOKENS = "__tokens"
 N_COPIED = "__copied"
+_USUAL_LENGTH = 128  # tokens
 RESULT = "__result_"  # and the head's name: list of fixed-size lists of float32
 
 
@@ -80,6 +82,11 @@ class Predictor:
         """Token budget of a micro-batch, as given or as found for the device."""
         return min(loaded.engine.max_batch_tokens for loaded in self._passes)
 
+    def time_batch(self) -> tuple[int, float]:
+        """Tokens of a full micro-batch of every encoder, and the seconds that they take."""
+        started = time.perf_counter()
+        return sum(loaded.run_full_batch() for loaded in self._passes), time.perf_counter() - started
+
     def check(self) -> None:
         """Run every encoder and head on the shortest input there is.
 
@@ -120,6 +127,17 @@ class _LoadedPass:
         n_tokens = np.diff(sequences.tokens)
         block = _with_more(block, N_TOKENS, rows, n_tokens)
         return _with_more(block, N_COPIED, rows, n_tokens * kinds.is_copy)
+
+    def run_full_batch(self) -> int:
+        """Run a micro-batch of sequences of usual length.
+
+        Returns:
+            How many tokens it has.
+        """
+        length = min(_USUAL_LENGTH, self.encoding.max_length)
+        n_tokens = length * max(1, self.engine.max_batch_tokens // length)
+        self.engine(Packed(np.zeros(n_tokens, np.int32), np.arange(0, n_tokens + 1, length)))
+        return n_tokens
 
     def check(self) -> None:
         """Run one token."""

@@ -27,12 +27,13 @@ from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
 from convbert import ConvBertTokenizer
-from pipelines.batching import Batcher, BatchStats, QueueFullError
+from pipelines.batching import Batcher, BatchStats, QueueFullError, Speed, TooLongError
 from pipelines.errors import DeviceError, RunError, SpecError
 from pipelines.models import EncoderPass
-from pipelines.online import Answer, OnlinePredictor, RefusedError, Request, plan_service
+from pipelines.online import Answer, OnlinePredictor, RefusedError, Request, UnknownHeadError, plan_service
 from pipelines.page import PAGE, content_security_policy
 from pipelines.resources import MAX_THREADS_PER_ACTOR, choose_device, choose_precision, connect
+from pipelines.scaling import desired_replicas
 from pipelines.serve_spec import ServeSpec
 from pipelines.web import KINDS, BusyError, Page, create_app, digests
 
@@ -43,7 +44,10 @@ TOKENS = "CONVBERT_TOKENS"
 """Environment variable with the bearer tokens that may use the service, separated by commas."""
 
 QUIET = LoggingConfig(enable_access_log=False)  # a line for each request costs as much as a small one's answer
-MOST_TRIES = 2  # of a request whose replica dies: it may be what has killed it
+MOST_TRIES = 2  # of a request whose replica dies, which may be what has killed it, or has no room
+REFUSAL_S = (
+    0.2  # that a full replica takes for a no: one that is quicker than its neighbours' answers draws all requests
+)
 BOUNDARIES_MS: list[float] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 30000]
 BOUNDARIES_TOKENS: list[float] = [16, 64, 256, 1024, 4096, 16384, 65536, 262144]
 LABELS = {"id": "1", "text": "the", "question": "the", "context": "the", "choices": ["the"]}
@@ -53,7 +57,7 @@ def build(args: Mapping[str, Any] | ServeSpec) -> serve.Application:
     """The application; the checkpoints are read here once, and a replica that finds others refuses to start.
 
     Raises:
-        SpecError, ModelError: settings or checkpoints that cannot work.
+        SpecError, ModelError: settings, tokens or checkpoints that cannot work.
     """
     spec = args if isinstance(args, ServeSpec) else ServeSpec.of(args)
     passes = plan_service(spec.urls, spec.settings_of_heads)
@@ -78,6 +82,8 @@ def build(args: Mapping[str, Any] | ServeSpec) -> serve.Application:
     )
     info = describe(spec, passes, device=device, precision=precision)
     tokens = digests(os.environ.get(TOKENS, ""))
+    if TOKENS in os.environ and not tokens:
+        raise SpecError(f"{TOKENS} is set, but holds no token, so that anybody might ask: give one, or unset it")
     return ingress.bind(spec, info, tokens, model.bind(spec, passes, device, precision))
 
 
@@ -175,6 +181,7 @@ def _scaling(spec: ServeSpec) -> dict[str, Any]:
             "target_ongoing_requests": spec.target_ongoing_requests,
             "upscale_delay_s": spec.upscale_delay_s,
             "downscale_delay_s": spec.downscale_delay_s,
+            "policy": {"policy_function": desired_replicas},
         }
     }
 
@@ -184,20 +191,24 @@ class Model:
 
     def __init__(self, spec: ServeSpec, passes: Sequence[EncoderPass], device: str, precision: str) -> None:
         thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        self._predictor = thread.submit(self._load, spec, passes, device, precision).result()
+        self._predictor, speed = thread.submit(self._load, spec, passes, device, precision).result()
         self._batcher: Batcher[Request, Answer] = Batcher(
             self._predictor,
             max_batch_tokens=self._predictor.max_batch_tokens,
             max_wait_s=spec.max_wait_ms / 1000,
             max_queued_tokens=spec.max_queued_tokens,
-            max_queued_s=spec.timeout_s / 2,  # the other half is for the batch that runs, and for the request's own
+            max_queued_s=spec.timeout_s / 2,  # the other half is for the batch that runs, and for those before it
+            max_run_s=spec.timeout_s,
+            speed=speed,
             observe=_BatchMetrics(),
             thread=thread,
         )
 
     @staticmethod
-    def _load(spec: ServeSpec, passes: Sequence[EncoderPass], device: str, precision: str) -> OnlinePredictor:
-        """The predictor, warm: a request to each head, so that the first client waits no longer than others.
+    def _load(
+        spec: ServeSpec, passes: Sequence[EncoderPass], device: str, precision: str
+    ) -> tuple[OnlinePredictor, Speed]:
+        """The predictor, warm: a request to each head, so that the first client waits no longer than others; its speed.
 
         It is loaded in the thread that runs it. A second thread that computes would bring a second pool of OpenMP's
         threads, and with more of them than cores each sleeps at every barrier rather than look out for the other.
@@ -213,10 +224,10 @@ class Model:
         for plan in (plan for one in passes for plan in one.heads):
             mask = getattr(plan.head, "mask_token", "[MASK]")
             predictor([Request(({**LABELS, "text": f"the {mask}"},), ((plan.name, ()),))])
-        return predictor
+        return predictor, predictor.speed()
 
     async def answer(self, request: Request) -> Answer | None:
-        """The request's answer, or None where the queue is full.
+        """The request's answer, or None where the queue is full, or another replica may know the head.
 
         A request beyond a batch goes in slices, between which there is time for Serve's question after its health.
         """
@@ -224,10 +235,13 @@ class Model:
             n_tokens = self._predictor.estimated_tokens(request)
             slices = sliced(request, n_tokens, self._predictor.max_batch_tokens)
             return joined(await self._batcher.submit(slices))
+        except (QueueFullError, UnknownHeadError):
+            await asyncio.sleep(REFUSAL_S)
+            return None
+        except TooLongError as error:
+            return Answer(refusal=f"{error} (timeout_s): send fewer or shorter texts at a time")
         except RefusedError as error:
             return Answer(refusal=str(error))
-        except QueueFullError:
-            return None
         except DeviceError as error:
             logger.error("%s: this replica ends, and Serve starts another", error)
             os._exit(1)  # alive it would fail faster than others work, and draw all requests to itself
@@ -235,6 +249,10 @@ class Model:
     async def ready(self) -> bool:
         """True: a replica takes no call before it is warm."""
         return True
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What ``desired_replicas`` is told; Serve looks for this name."""
+        return {"fullness": self._batcher.fullness}
 
     async def check_health(self) -> None:
         """Run the shortest input between two batches; Serve replaces a replica that cannot."""
@@ -326,6 +344,7 @@ class Replicas:
         Raises:
             BusyError: no replica has room, or none lives long enough.
         """
+        why = ""
         for _ in range(MOST_TRIES):
             response = self._model.answer.remote(request)
             try:
@@ -336,11 +355,12 @@ class Replicas:
             except (BackPressureError, DeploymentUnavailableError) as error:
                 raise BusyError("the service has too many requests (max_queued_requests): try again") from error
             except RayActorError:
+                why = "no replica of the models is in working order: try again"
                 continue
-            if answer is None:
-                raise BusyError("more waits already than is soon done (max_queued_tokens, timeout_s): try again")
-            return answer
-        raise BusyError("no replica of the models is in working order: try again")
+            if answer is not None:
+                return answer
+            why = "more waits already than is soon done (max_queued_tokens, timeout_s): try again"
+        raise BusyError(why)
 
     async def ready(self) -> bool:
         """Whether a replica has ever been up; asked again, it wakes no service that has scaled to zero."""

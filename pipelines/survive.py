@@ -59,7 +59,7 @@ def surviving(stage: Stage, ledger: ActorHandle[Ledger], *, doing: str, timed_as
 
     @wraps(stage)
     def survivor(row: pa.Table, *arguments: Any, **options: Any) -> pa.Table:
-        work = partial(_without_culprits, work=lambda block: stage(block, *arguments, **options), doing=doing)
+        work = partial(without_culprits, work=lambda block: stage(block, *arguments, **options), what=doing)
         started = time.perf_counter()
         envelope = _survive(row, work, ledger, doing=doing)
         if timed_as:
@@ -87,11 +87,6 @@ def surviving_actor(stage: Callable[..., Stage], ledger: ActorHandle[Ledger], *,
 
     Survivor.__name__ = stage.__name__
     return Survivor
-
-
-def _without_culprits(block: pa.Table, work: Stage, doing: str) -> pa.Table:
-    nothing_to_do = with_errors(block, dict.fromkeys(range(len(block)), ""))
-    return without_culprits(block, work, control=partial(work, nothing_to_do), what=doing)
 
 
 def _survive(row: pa.Table, stage: Stage, ledger: ActorHandle[Ledger], *, doing: str) -> Envelope:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.batching import Batcher, BatchStats, QueueFullError, Speed
+from pipelines.batching import Batcher, BatchStats, QueueFullError, Speed, TooLongError
 
 FOREVER_S = 3600.0
 
@@ -140,6 +140,68 @@ def test_what_would_be_answered_too_late_is_not_taken() -> None:
             await ask(batches, 3, n_tokens=1)
         gate.open.set()
         assert await asyncio.gather(first, second) == [0, 4]
+        await batches.close()
+
+    run(test)
+
+
+def test_what_takes_too_long_by_itself_is_never_taken() -> None:
+    async def test(_: Gate) -> None:
+        batches = batcher(lambda items: items, max_run_s=5, speed=Speed(n_tokens=10, seconds=1))
+        assert await ask(batches, 1, n_tokens=50) == 1
+        with pytest.raises(TooLongError, match="about 600 tokens take .* s here, above the limit of 5 s"):
+            await batches.submit([(2, 300), (3, 300)])
+        assert batches.queued_tokens == 0
+        await batches.close()
+
+    run(test)
+
+
+def test_others_have_their_turns_between_the_items_of_one_caller() -> None:
+    async def test(gate: Gate) -> None:
+        batches = batcher(gate, max_queued_s=15, speed=Speed(n_tokens=1, seconds=1))
+        gate.open.clear()
+        many = asyncio.create_task(batches.submit([(item, 10) for item in (1, 2, 3)]))  # turns in 0, 10 and 20 seconds
+        await settle(lambda: gate.batches == [[1]])
+        other = asyncio.create_task(ask(batches, 4, n_tokens=10))
+        await settle(lambda: batches.queued_tokens == 30)
+        with pytest.raises(QueueFullError, match="30 tokens wait already: with these, 20.0 s of work"):
+            await ask(batches, 5, n_tokens=10)  # 10 seconds are before it, and 20 that are not
+        assert batches.fullness == 2
+        gate.open.set()
+        assert await asyncio.gather(other, many) == [16, [1, 4, 9]]
+        assert gate.batches == [[1], [4], [2], [3]]
+        assert batches.fullness == 0
+        await batches.close()
+
+    run(test)
+
+
+def test_what_comes_when_an_item_of_another_has_its_turn_waits_for_it() -> None:
+    async def test(gate: Gate) -> None:
+        batches = batcher(gate, speed=Speed(n_tokens=1000, seconds=1))
+        gate.open.clear()
+        many = asyncio.create_task(batches.submit([(item, 10) for item in (1, 2, 3)]))  # turns in 0, 10 and 20 ms
+        await settle(lambda: gate.batches == [[1]])
+        await asyncio.sleep(0.03)
+        other = asyncio.create_task(ask(batches, 4, n_tokens=10))
+        await settle(lambda: batches.queued_tokens == 30)
+        gate.open.set()
+        await asyncio.gather(other, many)
+        assert gate.batches == [[1], [2], [3], [4]]
+        await batches.close()
+
+    run(test)
+
+
+def test_a_queue_is_as_full_as_the_fuller_of_its_limits() -> None:
+    async def test(gate: Gate) -> None:
+        batches = batcher(gate, max_queued_tokens=40)
+        assert batches.fullness == 0
+        tasks = await held_back(gate, batches, [(1, 10)])
+        assert batches.fullness == 0.25
+        gate.open.set()
+        await asyncio.gather(*tasks)
         await batches.close()
 
     run(test)

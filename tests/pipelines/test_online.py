@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,44 @@ def test_a_question_that_leaves_a_long_context_no_room_is_refused(online: Online
         assert other["error"] is None
 
 
+def test_a_question_whose_context_fits_beside_it_is_answered_as_in_a_job(
+    online: OnlinePredictor, checkpoints: dict[str, Path]
+) -> None:
+    """However many characters it has."""
+    question, context = "the " * 50, "offering " * 20
+    (row,) = online([ask([{"question": question, "context": context}], answers={})])[0].rows
+    assert len(context) > 128
+    assert_close([row], expected_of(checkpoints, "answers", {"question": [question], "context": [context]}))
+
+
+def test_a_record_that_cannot_be_tokenised_is_nobody_else_s_affair(
+    online: OnlinePredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fragile(block: pa.Table, encodings: Any) -> pa.Table:
+        texts, errors = (block[name].to_pylist() for name in ("__text_text", "error"))
+        if any(error is None and "zebra" in text for text, error in zip(texts, errors, strict=True)):
+            raise ValueError("no such piece")
+        return encode(block, encodings)
+
+    monkeypatch.setattr("pipelines.online.encode", fragile)
+    requests = [ask([{"text": text}], spam={}) for text in ("mail", "a zebra", "the offer")]
+    first, bad, last = (answer.rows[0] for answer in online(requests))
+    assert bad == {"error": "encoding failed on this record: ValueError: no such piece"}
+    assert first["spam"]["label"]
+    assert last["spam"]["label"]
+
+
+def test_labels_are_those_that_the_service_was_planned_with(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """A replica that starts later reads the same weights, whatever has become of their config.json."""
+    folder = tmp_path / "spam"
+    shutil.copytree(checkpoints["spam"], folder)
+    passes = plan_service({"spam": str(folder)}, {})
+    before = OnlinePredictor(passes)([ask([{"text": "mail"}], spam={})])
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace("ham", "eggs"))
+    assert OnlinePredictor(passes)([ask([{"text": "mail"}], spam={})]) == before
+
+
 def test_a_service_whose_head_fills_masks_with_many_words_gives_them(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +298,9 @@ def test_a_service_whose_head_fills_masks_with_many_words_gives_them(
         ({"question": "a" * 40, "context": "a" * 40}, {"answers": {}}, 3 + 10 + 10),
         ({"question": "a" * 40, "context": "a" * 4000}, {"answers": {}}, 1013 * 128 // (64 - 10)),
         ({"question": "a" * 4000, "context": "a" * 4000}, {"answers": {}}, 2003 * 128 // 16),
+        ({"text": "日本" * 20}, {"spam": {}}, 2 + 50),
+        ({"text": "é" * 40}, {"spam": {}}, 2 + 30),
+        ({"text": "\ud800"}, {"spam": {}}, 2 + 1),
         ({"text": 5}, {"spam": {}}, 2),
     ],
 )

@@ -22,15 +22,17 @@ import ray
 import requests
 from ray import serve
 from ray.exceptions import ActorDiedError
+from ray.serve.config import AutoscalingPolicy
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from pipelines import serving
-from pipelines.batching import Batcher
+from pipelines.batching import Batcher, Speed
 from pipelines.errors import DeviceError, RunError, SpecError
 from pipelines.online import Answer, OnlinePredictor, Request, plan_service
+from pipelines.scaling import desired_replicas
 from pipelines.serve_spec import ServeSpec
 from pipelines.web import BusyError
 from tests.browser import chromium, needs_chromium
@@ -156,7 +158,8 @@ UNAVAILABLE = DeploymentUnavailableError(serve._private.common.DeploymentID("Mod
 @pytest.mark.parametrize(
     ("ends", "message"),
     [
-        ([None], "more waits already"),
+        ([None, None], "more waits already"),
+        ([None, DIED], "no replica of the models is in working order"),
         ([BackPressureError(num_queued_requests=1, max_queued_requests=1)], "too many requests"),
         ([UNAVAILABLE], "too many requests"),
         ([DIED, DIED, Answer()], "no replica of the models is in working order"),
@@ -168,8 +171,9 @@ def test_a_request_that_nobody_takes_is_one_too_many(ends: list[Any], message: s
         asyncio.run(backend.answer(ASKED))
 
 
-def test_a_request_whose_replica_dies_is_another_one_s() -> None:
-    backend, handle = replicas(DIED, Answer(n_tokens=3))
+@pytest.mark.parametrize("end", [DIED, None])
+def test_a_request_whose_replica_dies_or_is_full_is_another_one_s(end: Any) -> None:
+    backend, handle = replicas(end, Answer(n_tokens=3))
     assert asyncio.run(backend.answer(ASKED)) == Answer(n_tokens=3)
     assert len(handle.responses) == 2
 
@@ -232,7 +236,7 @@ def test_a_request_in_slices_is_answered_as_in_one_piece(checkpoints: dict[str, 
 
     async def go() -> tuple[Answer | None, Answer | None]:
         model = model_of(predictor, run)
-        return await model.answer(request), await model.answer(Request(ASKED.records, (("nobody", ()),)))
+        return await model.answer(request), await model.answer(Request(ASKED.records, (("spam", (("top_k", 0),)),)))
 
     answer, refused = asyncio.run(go())
     (whole,) = predictor([request])
@@ -243,7 +247,17 @@ def test_a_request_in_slices_is_answered_as_in_one_piece(checkpoints: dict[str, 
     scores = [[row["spam"]["scores"] for row in one.rows if not row.get("error")] for one in (answer, whole)]
     np.testing.assert_allclose(*scores, atol=1e-5)
     assert refused is not None
-    assert str(refused.refusal).startswith("no head is called 'nobody'")
+    assert str(refused.refusal).startswith("spam: top-k (0)")
+
+
+def test_a_head_that_a_replica_does_not_have_yet_is_for_another(checkpoints: dict[str, Path]) -> None:
+    """Where a new version has more heads, its web side is there before its models."""
+
+    async def go() -> Answer | None:
+        predictor = OnlinePredictor(plan_service({"spam": str(checkpoints["spam"])}, {}), max_batch_tokens=20)
+        return await model_of(predictor).answer(Request(ASKED.records, (("nobody", ()),)))
+
+    assert asyncio.run(go()) is None
 
 
 class Stub:
@@ -269,12 +283,58 @@ class Stub:
             raise self.error
 
 
-def test_a_full_queue_is_told_by_no_answer() -> None:
+def test_a_full_queue_is_told_by_no_answer_and_not_at_once() -> None:
     async def go() -> list[Answer | None]:
         model = model_of(Stub(), max_queued_tokens=5)
-        return await asyncio.gather(*(model.answer(ASKED) for _ in range(3)))
+        started = time.perf_counter()
+        answers = await asyncio.gather(*(model.answer(ASKED) for _ in range(3)))
+        assert time.perf_counter() - started >= serving.REFUSAL_S
+        return answers
 
     assert asyncio.run(go()) == [Answer(), None, None]
+
+
+def test_a_request_that_no_replica_can_do_in_time_is_refused_for_good() -> None:
+    async def go() -> Answer | None:
+        model = model_of(Stub(), max_run_s=30, speed=Speed(n_tokens=1, seconds=4))
+        return await model.answer(ASKED)
+
+    refused = asyncio.run(go())
+    assert refused is not None
+    why = "about 10 tokens take 40 s here, above the limit of 30 s (timeout_s): send fewer or shorter texts at a time"
+    assert refused.refusal == why
+
+
+@pytest.mark.parametrize("tokens", ["", " , ", "\n"])
+def test_tokens_that_are_none_open_no_service(
+    monkeypatch: pytest.MonkeyPatch, checkpoints: dict[str, Path], tokens: str
+) -> None:
+    monkeypatch.setenv(serving.TOKENS, tokens)
+    with pytest.raises(SpecError, match="CONVBERT_TOKENS is set, but holds no token"):
+        serving.build({"head": {"spam": str(checkpoints["spam"])}})
+
+
+def test_replicas_are_added_for_requests_under_way_or_for_full_queues() -> None:
+    def wanted(n_requests: float, fullness: list[float], n_replicas: int = 1) -> float:
+        context = SimpleNamespace(
+            current_num_replicas=n_replicas,
+            target_num_replicas=1,
+            total_num_requests=n_requests,
+            config=SimpleNamespace(get_target_ongoing_requests=lambda: 32.0),
+            aggregated_metrics={"fullness": dict(enumerate(fullness))} if fullness else {},
+        )
+        return policy(context)[0]
+
+    made = AutoscalingPolicy(policy_function=desired_replicas)
+    policy = made.get_policy()
+    assert "pipelines" not in [getattr(value, "__name__", "") for value in policy.__globals__.values()]
+    assert wanted(0, [0.0]) == 0
+    assert wanted(64, [0.1]) == 2
+    assert wanted(22, [1.0]) == 2  # long ones: what fills a queue need not be many
+    assert wanted(22, [0.5, 0.5], n_replicas=2) == 2
+    assert wanted(16, []) == 0.5  # before a replica has told anything
+    assert wanted(0, [], n_replicas=0) == 1
+    assert serving._scaling(ServeSpec.of({"head": {"spam": "-"}, "max_replicas": 2}))["autoscaling_config"]["policy"]
 
 
 def test_a_replica_whose_device_is_lost_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 
 from benchmarks.engine import NOT_MEASURED, make_engine
 from benchmarks.inputs import CHECKPOINT, ROOT, make_model, save, texts
-from benchmarks.machine import has_bf16
+from benchmarks.machine import describe, has_bf16
 from benchmarks.peers import N_THREADS
 from benchmarks.rows import Row
 from convbert import ConvBertForSequenceClassification, ConvBertForTokenClassification, ConvBertTokenizer
 from convbert.engine import EachToken, FirstToken, Head, Packed
+from convbert.engine.packing import gather
 
 GOALS = {"bf16": 0.999, "int8": 0.995}
 N_RANDOM_TEXTS, RANDOM_LENGTH, N_RANDOM_LABELS = 256, 32, 5
@@ -57,18 +58,19 @@ class Difference(NamedTuple):
     mean: float
 
 
-def measure(precisions: Sequence[str] | None = None) -> list[Row]:
+def measure(precisions: Sequence[str] | None = None, *, max_tokens: int | None = None) -> list[Row]:
     """A row for each model and precision.
 
     Args:
-        precisions: None for those that this processor has: one that it emulates takes hours for a corpus.
+        precisions: None for those that this processor has: one that it emulates gives the same labels, hours later.
+        max_tokens: of each model's records, spread over all of them; None takes them all.
     """
     if precisions is None:
         precisions = [precision for precision in GOALS if precision != "bf16" or has_bf16()]
     torch.set_num_threads(N_THREADS)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    rows = [row for subject in subjects() for row in _rows(subject, precisions)]
+    rows = [row for subject in subjects() for row in _rows(sampled(subject, max_tokens), precisions)]
     absent = [precision for precision in GOALS if precision not in precisions]
     return rows + [Row(f"same label in {name}", "ours in fp32", GOALS[name], math.nan, NOT_MEASURED) for name in absent]
 
@@ -84,6 +86,19 @@ def _rows(subject: Subject, precisions: Sequence[str]) -> Iterator[Row]:
             found.agreement,
             f"{len(reference):,} labels; probabilities differ by {found.mean:.1e} (mean), {found.largest:.1e} (most)",
         )
+
+
+def sampled(subject: Subject, max_tokens: int | None) -> Subject:
+    """The subject with every so manieth of its records."""
+    n_tokens = len(subject.records.input_ids)
+    step = -(-n_tokens // (max_tokens or n_tokens))
+    if step == 1:
+        return subject
+    records = np.arange(0, len(subject.records.lengths), step)
+    if isinstance(subject.labels, slice):  # a row for each record
+        return subject._replace(records=subject.records.take(records))
+    tokens, _ = gather(np.asarray(subject.records.offsets)[records], subject.records.lengths[records])
+    return subject._replace(records=subject.records.take(records), labels=subject.labels[tokens])
 
 
 def logits(subject: Subject, precision: str) -> NDArray[np.float32]:
@@ -150,7 +165,10 @@ def main() -> None:
     """Print what was measured."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--precisions", nargs="+", choices=GOALS, help="default: those that this processor has")
-    for row in measure(parser.parse_args().precisions):
+    parser.add_argument("--tokens", type=int, help="of each model's records (default: all)")
+    options = parser.parse_args()
+    print(f"# benchmarks/quality.py, {describe()}", flush=True)
+    for row in measure(options.precisions, max_tokens=options.tokens):
         print(f"{row.work} | {row.measured:.5f} | {row.note}", flush=True)
 
 

@@ -86,8 +86,9 @@ class Clients:
         return seen
 
     def _ask(self, number: int) -> None:
+        texts = list(self._expected)
         while not self._is_done.is_set():
-            text = TEXTS[number % len(TEXTS)]
+            text = texts[number % len(texts)]
             status, body = ask(self._url, text)
             with self._lock:
                 self._statuses[status] += 1
@@ -199,7 +200,22 @@ def life() -> dict[str, Any]:
         seen["shrunk to nothing"] = wait_for(lambda: not nodes_with("Model"))
         status, answer = ask(url, TEXTS[0])
         seen["woken"] = status == 200 and agree(answer, expected[TEXTS[0]])
+        seen["long texts"] = asdict(long_texts(spec, url))
     return seen
+
+
+def long_texts(spec: ServeSpec, url: str) -> Phase:
+    """Texts of which some four are all that may wait, at a service that counts to a thousand for another replica."""
+    text = " ".join(TEXTS * 100)
+    expected = {text: ask(url, text)[1]}
+    started_s = time.monotonic()
+    ask(url, text)
+    few = {"timeout_s": 8 * (time.monotonic() - started_s), "min_replicas": 1, "target_ongoing_requests": 1000}
+    serving.start(ServeSpec.of({**spec.model_dump(), **few}))
+    wait_for(lambda: len(nodes_with("Model")) == 1)
+    with Clients(url, expected) as clients:
+        wait_for(lambda: len(nodes_with("Model")) > 1)
+        return clients.phase()
 
 
 if __name__ == "__main__":

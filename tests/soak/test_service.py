@@ -53,6 +53,14 @@ def test_an_ingress_is_replaced(life: dict[str, Any]) -> None:
     assert life["ingress killed"]["statuses"]["200"] > lost
 
 
+def test_long_texts_bring_another_replica_however_few_they_are(life: dict[str, Any]) -> None:
+    seen = life["long texts"]
+    assert seen["most_nodes"] > 1
+    assert set(seen["statuses"]) <= {"200", "503", "504"}
+    assert seen["statuses"]["200"] > 5
+    assert seen["n_wrong"] == 0
+
+
 def test_an_idle_service_holds_nothing_and_wakes(life: dict[str, Any]) -> None:
     assert life["shrunk to nothing"]
     assert life["woken"]

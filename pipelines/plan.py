@@ -374,9 +374,9 @@ def _by_name(shards: list[Shard]) -> dict[str, Shard]:
 
 
 def _check_apart(shards: Iterable[Shard], output: Location) -> None:
-    folder = output.url.rstrip("/") + "/"
-    for shard in shards:
-        if shard.url.startswith(folder):
+    for _, neighbours in groupby(shards, key=lambda shard: shard.url.rpartition("/")[0]):
+        shard = next(neighbours)
+        if shard.location.lies_in(output):
             raise SourceError(
                 f"{redacted(shard.url)} lies inside the output folder, so that the job would read what it writes: "
                 "choose another --output"

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import io
 import os
+import posixpath
 import re
 import tempfile
+import threading
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
@@ -24,11 +28,13 @@ from convbert.stores import redacted as redacted
 from pipelines.errors import OutputError, SpecError, StoreError
 
 _THREADS = 32
+_TURN = threading.RLock()
 _FIRST_BLOCK_BYTES, _LARGEST_BLOCK_BYTES = 1 << 20, 16 << 20
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 Info = dict[str, Any]  # what a store says of a file or folder: at least name, type and size
+_WHO_ASKS = ("user", "username", "password")  # options of a file system that make it no other one
 LOST_LINK = "lost link"  # type of one on local disk that leads nowhere, or back to a folder in which it lies
 
 
@@ -52,9 +58,23 @@ class Location(NamedTuple):
         """The place as users write it: a plain absolute path on local disk, else protocol://path."""
         return self.path if self.is_local else str(self.fs.unstrip_protocol(self.path))
 
+    def lies_in(self, folder: Location) -> bool:
+        """Whether it is a file in a folder or below it, whoever asks the store and whatever links lead to its own."""
+        its_store, its_folder = Location(self.fs, posixpath.dirname(self.path))._identity
+        store, path = folder._identity
+        return its_store == store and f"{its_folder}/".startswith(path.rstrip("/") + "/")
+
+    @property
+    def _identity(self) -> tuple[Any, str]:
+        """The same for all names of a folder: its store, and its path behind links on local disk."""
+        if self.is_local:
+            return LocalFileSystem, os.path.realpath(self.path)
+        options = {name: value for name, value in self.fs.storage_options.items() if name not in _WHO_ASKS}
+        return (type(self.fs), options), posixpath.normpath("/" + self.path.lstrip("/"))
+
 
 def locate(url: str) -> Location:
-    """The file system and path of a local path or fsspec URL.
+    """The file system and path of a local path or fsspec URL; on local disk a path has one spelling.
 
     Raises:
         SpecError: a protocol that is unknown or whose package is not installed, or a URL without what it needs.
@@ -63,7 +83,15 @@ def locate(url: str) -> Location:
         fs, path = open_store(os.path.expanduser(url))
     except (ImportError, ValueError, TypeError) as error:
         raise SpecError(f"{redacted(url)} cannot be opened: {reason(error)}") from error
-    return Location(fs, path)
+    return Location(fs, _plain(path) if isinstance(fs, LocalFileSystem) else path)
+
+
+def _plain(path: str) -> str:
+    """A local path without '//', '.' and '..', but where a '..' follows a link and so means a folder elsewhere."""
+    plain = posixpath.normpath(re.sub("^//+", "/", path))  # which else would keep two slashes in front
+    if ".." in path.split("/") and os.path.realpath(plain) != os.path.realpath(path):
+        return path
+    return plain
 
 
 def url_like(given: str, place: Location) -> str:
@@ -97,7 +125,7 @@ def put(target: Location, data: bytes) -> None:
     """Make a file with this content in one stroke: readers see all of it or none.
 
     Local disk: a temporary neighbour, fsync, rename. Object stores: one put, no rename; where its answer is lost,
-    it is put again, with the same bytes.
+    it is put again, with the same bytes. Other stores, such as SFTP, write in place: a temporary neighbour, rename.
 
     Raises:
         OutputError: it cannot be written.
@@ -105,8 +133,11 @@ def put(target: Location, data: bytes) -> None:
     try:
         if target.is_local:
             _put_locally(Path(target.path), data)
-        else:
+        elif _is_object_store(target.fs):
             retried(lambda: target.fs.pipe_file(target.path, data))
+        else:
+            with _in_turn(target.fs):
+                retried(lambda: _put_beside(target, data))
     except OSError as error:
         raise OutputError(
             f"{redacted(target.url)} cannot be written ({reason(error)}): check the address, rights and space"
@@ -139,6 +170,47 @@ def _umask() -> int:
     return mask
 
 
+def _put_beside(target: Location, data: bytes) -> None:
+    """Write to a temporary neighbour, in a folder that is made if need be, and rename."""
+    fs, path = target
+    folder = fs._parent(path)
+    partial = f"{folder.rstrip('/')}/.partial-{uuid.uuid4().hex}"
+    fs.invalidate_cache()
+    _make_folder(fs, folder)
+    try:
+        fs.pipe_file(partial, data)
+        _replace(fs, partial, path)
+    except BaseException:
+        with suppress(Exception):
+            fs.rm_file(partial)
+        raise
+
+
+def _replace(fs: FileSystem, partial: str, path: str) -> None:
+    """Rename over what may be there; some stores, such as SMB, rename over nothing: there it goes a moment before."""
+    try:
+        fs.mv(partial, path)
+    except Exception:
+        if not (fs.exists(partial) and fs.exists(path)):
+            raise
+    if fs.exists(partial):  # WebHDFS has refused in silence
+        fs.rm_file(path)
+        fs.mv(partial, path)
+
+
+def _make_folder(fs: FileSystem, folder: str) -> None:
+    """Make a folder and those above it, which others may make at the same time."""
+    if folder in ("", "/") or fs.isdir(folder):
+        return
+    _make_folder(fs, fs._parent(folder))
+    try:
+        fs.mkdir(folder, create_parents=False)
+    except Exception:
+        fs.invalidate_cache()
+        if not fs.isdir(folder):
+            raise
+
+
 def exists(place: Location) -> bool:
     """Whether there is a file, asked of the store itself.
 
@@ -146,7 +218,8 @@ def exists(place: Location) -> bool:
         OutputError: the store does not say.
     """
     try:
-        file_info(place.fs, place.path)
+        with _in_turn(place.fs):
+            file_info(place.fs, place.path)
     except FileNotFoundError:
         return False
     except OSError as error:
@@ -161,7 +234,8 @@ def remove(place: Location) -> None:
         OutputError: it cannot be removed.
     """
     try:
-        retried(lambda: place.fs.rm_file(place.path))
+        with _in_turn(place.fs):
+            retried(lambda: place.fs.rm_file(place.path))
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -174,7 +248,8 @@ def read_bytes(place: Location) -> bytes:
     Raises:
         OSError: it is not there, or cannot be read.
     """
-    return read_range(place.fs, place.path, 0, int(file_info(place.fs, place.path)["size"]))
+    with _in_turn(place.fs):
+        return read_range(place.fs, place.path, 0, int(file_info(place.fs, place.path)["size"]))
 
 
 def open_input(place: Location) -> BinaryIO:
@@ -188,7 +263,8 @@ def open_input(place: Location) -> BinaryIO:
     if place.is_local:
         return cast(BinaryIO, place.fs.open(place.path, "rb"))
     try:
-        size = int(file_info(place.fs, place.path)["size"])
+        with _in_turn(place.fs):
+            size = int(file_info(place.fs, place.path)["size"])
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -254,7 +330,8 @@ class RemoteFile(io.RawIOBase):
         self._ahead = min(2 * self._ahead, _LARGEST_BLOCK_BYTES) if follows else _FIRST_BLOCK_BYTES
         stop = min(self._size, self._position + max(self._ahead, min(wanted, _LARGEST_BLOCK_BYTES)))
         try:
-            block = read_range(self._place.fs, self._place.path, self._position, stop)
+            with _in_turn(self._place.fs):
+                block = read_range(self._place.fs, self._place.path, self._position, stop)
         except OSError as error:
             raise StoreError(
                 f"{redacted(self._place.url)} cannot be read at byte {self._position} ({reason(error)}): "
@@ -302,7 +379,7 @@ def files_below(folder: Location) -> list[Info]:
         OSError: a folder that cannot be listed; fsspec's own walk leaves it out in silence.
     """
     fs = folder.fs
-    if _lists_flat(fs):
+    if _is_object_store(fs):
         fs.invalidate_cache()
         found: dict[str, Info] = retried(lambda: fs.find(folder.path, detail=True))
         return list(found.values())
@@ -316,7 +393,8 @@ def files_below(folder: Location) -> list[Info]:
 
 
 def files_matching(pattern: Location) -> list[Info]:
-    """All files and lost links that a glob names: ``*``, ``?`` and ``[…]`` within a name, ``**`` over folders.
+    """All files that a glob names: ``*``, ``?`` and ``[…]`` within a name, ``**`` over folders; and the lost links that
+    it names, or that may hide more of them.
 
     Raises:
         OSError: a folder that cannot be listed; fsspec's own glob leaves it out in silence.
@@ -327,13 +405,20 @@ def files_matching(pattern: Location) -> list[Info]:
     root, levels = "/".join(names[:n_plain]) or fs.root_marker, names[n_plain:]
     if "**" in path:
         matches = re.compile(glob_translate(path)).match
-        return [info for info in files_below(Location(fs, root)) if matches(info["name"])]
+        return [info for info in files_below(Location(fs, root)) if matches(info["name"]) or _hides_files(info)]
     found: list[Info] = [{"name": root, "type": "directory"}]
+    hiding: list[Info] = []
     for level in levels:
+        hiding += [info for info in found if _hides_files(info)]
         matches = re.compile(glob_translate(level)).match
         entries = _entries_of(fs, [info["name"] for info in found if info["type"] == "directory"])
         found = [info for info in entries if matches(info["name"].rsplit("/", 1)[-1])]
-    return [info for info in found if info["type"] in ("file", LOST_LINK)]
+    return [*hiding, *(info for info in found if info["type"] in ("file", LOST_LINK))]
+
+
+def _hides_files(info: Info) -> bool:
+    """A lost link that may have led to a folder; one that is hidden, such as an editor's lock, is not meant."""
+    return info["type"] == LOST_LINK and not info["name"].rsplit("/", 1)[-1].startswith(".")
 
 
 def _entries_of(fs: FileSystem, folders: list[str]) -> Iterator[Info]:
@@ -354,7 +439,8 @@ def _entries(folder: Location) -> list[Info]:
         ]
 
     try:
-        return retried(ask)
+        with _in_turn(folder.fs):
+            return retried(ask)
     except FileNotFoundError:
         return []
 
@@ -376,8 +462,14 @@ def _leads_back(link: str) -> bool:
     return any(parent.resolve().is_relative_to(target) for parent in Path(link).parents)
 
 
-def _lists_flat(fs: FileSystem) -> bool:
-    """Whether it finds all below a folder in one listing of its own, as object stores do."""
+def _is_object_store(fs: FileSystem) -> bool:
+    """Whether it finds all below a folder in one listing of its own: it has no folders, and takes a file in one put."""
     if isinstance(fs, AsyncFileSystem):
         return type(fs)._find is not AsyncFileSystem._find
     return type(fs).find is not AbstractFileSystem.find
+
+
+def _in_turn(fs: FileSystem) -> AbstractContextManager[Any]:
+    """Threads ask one after the other where they share one connection, as over SFTP, and would mix up answers."""
+    is_shared = not (isinstance(fs, (LocalFileSystem, AsyncFileSystem)) or _is_object_store(fs))
+    return _TURN if is_shared else nullcontext()

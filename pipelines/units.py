@@ -13,12 +13,23 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, count, groupby
 
 from convbert.checkpoints.location import change_mark
-from convbert.stores import FileSystem, file_info, reason
+from convbert.stores import FileSystem, file_info, reason, retried
 from pipelines.errors import SourceError
-from pipelines.storage import LOST_LINK, Info, Location, files_below, files_matching, locate, redacted, url_like
+from pipelines.storage import (
+    LOST_LINK,
+    Info,
+    Location,
+    files_below,
+    files_matching,
+    locate,
+    many_at_a_time,
+    redacted,
+    url_like,
+)
 
 PARQUET_SUFFIX = ".parquet"
 SUFFIXES = (PARQUET_SUFFIX, *(name + packed for name in (".jsonl", ".json") for packed in ("", ".gz", ".zst")))
@@ -51,6 +62,11 @@ class Shard:
         """Where it lies."""
         return locate(self.url)
 
+    @cached_property
+    def name(self) -> str:
+        """Its URL without secrets: one that is changed makes no other shard."""
+        return redacted(self.url)
+
     @property
     def is_parquet(self) -> bool:
         """Parquet, or else JSON lines."""
@@ -65,7 +81,7 @@ class Shard:
 
     def fingerprint(self, recipe: str) -> str:
         """Names this version of the shard, labelled by this recipe."""
-        identity = json.dumps([self.url, self.size, self.mark, recipe])
+        identity = json.dumps([self.name, self.size, self.mark, recipe])
         return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
@@ -124,12 +140,13 @@ Task = tuple[Unit, ...] | Stream
 
 
 def list_shards(inputs: Iterable[str]) -> list[Shard]:
-    """All shards behind files, folders and globs, each once, in the order of their URLs.
+    """All shards behind files, folders and globs, each once, in the order of their URLs without secrets.
 
     Folders are searched with everything below them; names that begin with '_' or '.' are passed over.
 
     Raises:
-        SourceError: an input with no shard behind it, or with a link that cannot be followed.
+        SourceError: an input with no shard behind it, with a link that cannot be followed, or with a shard whose name
+            is not UTF-8 or whose size its store does not tell.
         SpecError: a store whose files no URL names.
     """
     shards: dict[str, Shard] = {}
@@ -138,7 +155,7 @@ def list_shards(inputs: Iterable[str]) -> list[Shard]:
         if not found:
             raise SourceError(f"no input at {redacted(url)}: give files, a folder or a glob of {', '.join(SUFFIXES)}")
         shards.update({shard.url: shard for shard in found})
-    return [shards[url] for url in sorted(shards)]
+    return sorted(shards.values(), key=lambda shard: (shard.name, shard.url))
 
 
 def _shards_of(url: str) -> list[Shard]:
@@ -146,12 +163,14 @@ def _shards_of(url: str) -> list[Shard]:
     try:
         if any(character in path for character in "*?["):
             infos = files_matching(place)
-        elif (found := file_info(fs, path))["type"] == "directory":
+        elif (found := file_info(fs, path))["type"] == "directory" or _is_page(place):
             infos = _without_reports([info for info in files_below(place) if _is_visible(info["name"], below=path)])
         elif path.endswith(SUFFIXES):
             infos = [{**found, "name": path}]
         else:
             raise SourceError(f"{redacted(url)} is no kind of file that can be read: give {', '.join(SUFFIXES)}")
+        infos = [info for info in infos if info["type"] == LOST_LINK or info["name"].endswith(SUFFIXES)]
+        infos = _with_sizes(fs, infos)
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -164,7 +183,24 @@ def _shards_of(url: str) -> list[Shard]:
                 f"{info['name']} is a link to {info['destination']}, which is not there or holds the link itself: "
                 "mend or remove it"
             )
-    return [_shard(url, fs, info) for info in infos if info["type"] == "file" and info["name"].endswith(SUFFIXES)]
+    return [_shard(url, fs, info) for info in infos if info["type"] == "file"]
+
+
+def _is_page(place: Location) -> bool:
+    """A web server's folder, which only its links tell from a file."""
+    return not place.path.endswith(SUFFIXES) and retried(lambda: place.fs.isdir(place.path))
+
+
+def _with_sizes(fs: FileSystem, infos: list[Info]) -> list[Info]:
+    """What the store says of each file, asked one by one where a listing has no sizes, as on the web."""
+
+    def asked(info: Info) -> Info:
+        try:
+            return {**file_info(fs, info["name"]), "name": info["name"]}
+        except FileNotFoundError as error:
+            raise OSError(f"{info['name']} is listed, but not there") from error
+
+    return many_at_a_time(asked, infos) if any(info.get("size") is None for info in infos) else infos
 
 
 def _without_reports(infos: list[Info]) -> list[Info]:
@@ -178,13 +214,28 @@ def shard_at(url: str) -> Shard:
 
     Raises:
         OSError: it is not there, or its store does not say.
+        SourceError: its store does not tell its size.
     """
     fs, path = locate(url)
     return _shard(url, fs, {**file_info(fs, path), "name": path})
 
 
 def _shard(given: str, fs: FileSystem, info: Info) -> Shard:
-    return Shard(url_like(given, Location(fs, info["name"])), int(info["size"]), change_mark(info))
+    name = info["name"]
+    if not _is_utf8(name):
+        raise SourceError(f"{name} has a name that is not UTF-8: rename it")
+    if info.get("size") is None:
+        raise SourceError(f"the server of {redacted(name)} does not tell its size: copy it to this machine or a store")
+    return Shard(url_like(given, Location(fs, name)), int(info["size"]), change_mark(info))
+
+
+def _is_utf8(name: str) -> bool:
+    """Python reads other bytes in the names of local files as characters that no text has."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_visible(name: str, *, below: str) -> bool:
@@ -237,8 +288,8 @@ def is_small(shard: Shard, unit_rows: int) -> bool:
 def groups_of(shards: Iterable[Shard], unit_rows: int) -> list[tuple[Shard, ...]]:
     """Small shards, in the order of their URLs, in groups that make a unit each.
 
-    Where a group ends depends on the shard that ends it: a hash of its URL decides, the likelier the larger
-    the shard. A shard that is added later changes the group that it falls into and, as a rule, no other.
+    Where a group ends depends on the shard that ends it: a hash of its name decides, the likelier the larger the
+    shard. A shard that is added later changes the group that it falls into and, as a rule, no other.
     """
     groups: list[tuple[Shard, ...]] = []
     group: list[Shard] = []
@@ -247,7 +298,7 @@ def groups_of(shards: Iterable[Shard], unit_rows: int) -> list[tuple[Shard, ...]
     for shard in shards:
         group.append(shard)
         n_bytes += plain_bytes(shard)
-        ends = _share(shard.url) < max(plain_bytes(shard) / target, 1 / _GROUP_SHARDS)
+        ends = _share(shard.name) < max(plain_bytes(shard) / target, 1 / _GROUP_SHARDS)
         if ends or n_bytes >= 4 * target or len(group) >= 4 * _GROUP_SHARDS:
             groups.append(tuple(group))
             group, n_bytes = [], 0
@@ -259,9 +310,9 @@ def plain_bytes(shard: Shard) -> int:
     return shard.size if shard.url.endswith((".jsonl", ".json")) else 4 * shard.size  # packed, as a rule
 
 
-def _share(url: str) -> float:
-    """A number in [0, 1) that the URL decides."""
-    return int.from_bytes(hashlib.sha256(url.encode()).digest()[:7], "big") / 2**56
+def _share(name: str) -> float:
+    """A number in [0, 1) that the name decides."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big") / 2**56
 
 
 def row_ranges(group_rows: Iterable[int], unit_rows: int) -> list[Range]:

@@ -154,6 +154,24 @@ def test_shards_that_differ_only_in_a_secret_are_refused(
     assert "one" not in str(raised.value)
 
 
+def test_an_output_in_the_input_is_known_by_any_name(
+    corpus: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "w").mkdir()
+    shutil.copytree(corpus, tmp_path / "far")
+    shutil.copytree(corpus, corpus / "labelled")
+    (corpus / "linked").symlink_to(tmp_path / "far")
+    monkeypatch.chdir(tmp_path / "w")
+    for folder, output in (
+        ("labelled", corpus / "labelled"),
+        ("labelled", f"{tmp_path}/w/..//in/labelled"),
+        ("linked", tmp_path / "far"),
+        ("linked", corpus / "linked"),
+    ):
+        with pytest.raises(SourceError, match=rf"in/{folder}/.\.parquet lies inside the output folder"):
+            make_plan(job("../in", output, checkpoint))
+
+
 def test_what_only_begins_like_the_output_folder_is_no_output(corpus: Path, checkpoint: Path) -> None:
     shutil.copytree(corpus, corpus / "labelled-2025")
     for output in ("labelled", "labelled/"):

@@ -2,14 +2,19 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any, ClassVar
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +28,9 @@ from pipelines.storage import (
     exists,
     files_below,
     files_matching,
+    folders_in,
     locate,
+    many_at_a_time,
     names_in,
     open_input,
     put,
@@ -47,10 +54,114 @@ def test_a_relative_path_is_made_absolute_and_a_url_kept(tmp_path: Path, monkeyp
     assert absolute("memory://user:secret@x/y") == "memory://user:secret@x/y"
 
 
+@pytest.mark.parametrize(
+    "url", ["../w/in/*.json", "./in/*.json", "{0}//w//in/./*.json", "/{0}/w/in/*.json", "file://{0}/v/../w/in/*.json"]
+)
+def test_a_local_path_has_one_spelling(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "w").mkdir()
+    monkeypatch.chdir(tmp_path / "w")
+    assert locate(url.format(tmp_path)).path == f"{tmp_path}/w/in/*.json"
+
+
+def test_folders_above_are_those_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a link leads to has another folder above it than the link; a link itself is not resolved."""
+    (tmp_path / "far/deep").mkdir(parents=True)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/link").symlink_to(tmp_path / "far/deep")
+    (tmp_path / "far/a.jsonl").write_bytes(b"{}")
+    assert read_bytes(locate(f"{tmp_path}/in/link/../a.jsonl")) == b"{}"
+    assert locate(f"{tmp_path}/in/./link/b").path == f"{tmp_path}/in/link/b"
+    monkeypatch.setenv("HOME", str(tmp_path / "far"))
+    assert locate("~/../in/b").path == f"{tmp_path}/in/b"
+
+
 @pytest.mark.parametrize("url", ["nowhere://x", "oss://bucket/x"], ids=["unknown", "not installed"])
 def test_a_protocol_that_cannot_be_opened_is_named(url: str) -> None:
     with pytest.raises(SpecError, match=f"{url} cannot be opened"):
         locate(url)
+
+
+class FolderStore(AbstractFileSystem):
+    """Writes in place into folders that must be there, over one connection, as SFTP, SMB and FTP do."""
+
+    protocol = "folders"
+    cachable = False
+    renames_over: ClassVar[str] = "it"
+    asked: ClassVar[threading.Lock] = threading.Lock()
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        assert self.asked.acquire(blocking=False), "two at a time"
+        try:
+            return LocalFileSystem().info(path)
+        finally:
+            self.asked.release()
+
+    def ls(self, path: str, detail: bool = True, **_: Any) -> Any:
+        return LocalFileSystem().ls(path, detail=detail)
+
+    def mkdir(self, path: str, create_parents: bool = True, **_: Any) -> None:
+        os.mkdir(path)
+
+    def mv(self, path1: str, path2: str, **_: Any) -> None:
+        if self.renames_over == "it" or not os.path.exists(path2):
+            os.rename(path1, path2)
+        elif self.renames_over == "nothing":
+            raise OSError(17, "File exists")
+
+    def _rm(self, path: str) -> None:
+        os.remove(path)
+
+    def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:
+        return open(path, mode)
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Location:
+    monkeypatch.setattr(FolderStore, "renames_over", "it")
+    fsspec.register_implementation("folders", FolderStore, clobber=True)
+    return locate(f"folders://{tmp_path}/out/new")
+
+
+@pytest.mark.parametrize("over", ["it", "nothing", "nothing, in silence"])
+def test_put_makes_folders_and_replaces_files_where_a_store_writes_in_place(
+    over: str, folders: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FolderStore, "renames_over", over)
+    for data in (b"first", b"second"):
+        put(folders.child("a.bin"), data)
+        assert read_bytes(folders.child("a.bin")) == data
+    many_at_a_time(lambda name: put(folders.child(f"{name}/x"), b"x"), "abcdefgh")
+    assert sorted(folders_in(folders)) == list("abcdefgh")
+    assert [*names_in(folders), *names_in(folders.child("a"))] == ["a.bin", "x"]
+
+
+def test_what_dies_while_it_writes_in_place_spoils_nothing(folders: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(folders.child("a.json"), b"old")
+    written = []
+
+    def killed(self: FolderStore, path: str, data: bytes) -> None:
+        written.append(path)
+        Path(path).write_bytes(data[:1])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderStore, "pipe_file", killed)
+        with pytest.raises(KeyboardInterrupt):
+            put(folders.child("a.json"), b"new")
+    assert read_bytes(folders.child("a.json")) == b"old"
+    assert set(names_in(folders)) == {"a.json"}
+    Path(written[0]).write_bytes(b"n")  # where nothing could be tidied up
+    assert [shard.url for shard in list_shards([folders.url])] == [folders.child("a.json").url]
+
+
+def test_a_refused_rename_is_told_and_leaves_nothing(folders: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(self: FolderStore, path1: str, path2: str) -> None:
+        raise PermissionError("Forbidden")
+
+    monkeypatch.setattr(FolderStore, "mv", refused)
+    with pytest.raises(OutputError, match=r"a\.json cannot be written \(Forbidden\)"):
+        put(folders.child("a.json"), b"new")
+    assert names_in(folders) == {}
 
 
 @pytest.mark.parametrize("base", ["local", "memory://put-test"])

@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import os
 import re
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -54,6 +60,25 @@ def test_folders_files_and_globs_give_each_shard_once(tmp_path: Path) -> None:
     assert names == ["b.parquet", "e.jsonl.zst", "sub/a.jsonl.gz", "sub/c.json"]
 
 
+def test_a_file_that_is_named_in_several_ways_is_one_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "w").mkdir()
+    (tmp_path / "in/a.jsonl").write_bytes(b"{}")
+    monkeypatch.chdir(tmp_path / "w")
+    found = list_shards(["../in", f"{tmp_path}//in", f"{tmp_path}/w/../in/**", "../in/*.jsonl", "../in/./a.jsonl"])
+    assert [shard.url for shard in found] == [f"{tmp_path}/in/a.jsonl"]
+
+
+@pytest.mark.parametrize("pattern", ["", "/*/*", "/**", "/*/caf?.jsonl"])
+def test_a_name_that_is_no_text_is_refused(pattern: str, tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path / "in/x")
+    os.makedirs(folder)
+    for name in (b"caf\xe9.txt", b"caf\xe9.jsonl"):
+        Path(os.fsdecode(folder + b"/" + name)).write_bytes(b"{}")
+    with pytest.raises(SourceError, match=r"in/x/caf\\udce9\.jsonl has a name that is not UTF-8: rename it"):
+        list_shards([f"{tmp_path}/in{pattern}"])
+
+
 def test_the_report_of_a_job_is_no_shard_for_the_next(tmp_path: Path) -> None:
     for name in ("out/part-a-0-0.parquet", "out/report.html", "out/report.json", "in/report.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -93,6 +118,27 @@ def test_a_link_that_cannot_be_followed_is_named(target: str, pattern: str, tmp_
     (tmp_path / "in/x/a.jsonl").symlink_to(target)
     with pytest.raises(SourceError, match=rf"in/x/a.jsonl is a link to {re.escape(target)}, which .*: mend or remove"):
         list_shards([f"{tmp_path}/in{pattern}"])
+
+
+@pytest.mark.parametrize("pattern", ["*/x.jsonl", "*/sub/*.jsonl", "**/x.jsonl", "[bn]*/**"])
+@pytest.mark.parametrize("link", ["night", "b/sub"])
+def test_a_lost_link_that_hides_files_of_a_glob_is_named(link: str, pattern: str, tmp_path: Path) -> None:
+    (tmp_path / "in/b").mkdir(parents=True)
+    (tmp_path / "in/b/x.jsonl").write_bytes(b"{}")
+    (tmp_path / "in" / link).symlink_to("/nowhere/else")
+    if (link, pattern) == ("b/sub", "*/x.jsonl"):  # which names nothing beyond it
+        assert len(list_shards([f"{tmp_path}/in/{pattern}"])) == 1
+        return
+    with pytest.raises(SourceError, match=rf"in/{link} is a link to /nowhere/else, which .*: mend or remove"):
+        list_shards([f"{tmp_path}/in/{pattern}"])
+
+
+@pytest.mark.parametrize("pattern", ["*/x.jsonl", "**/x.jsonl"])
+def test_hidden_links_hide_nothing_from_a_glob(pattern: str, tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/x.jsonl").write_bytes(b"{}")
+    (tmp_path / ".#x.jsonl").symlink_to("user@host.1234")
+    assert [shard.url for shard in list_shards([f"{tmp_path}/{pattern}"])] == [str(tmp_path / "b/x.jsonl")]
 
 
 def test_links_that_lead_back_in_a_roundabout_way_have_an_end(tmp_path: Path) -> None:
@@ -188,6 +234,72 @@ def test_a_store_whose_files_no_url_names_is_refused() -> None:
         list_shards(["hosted:///in"])
 
 
+@pytest.mark.usefixtures("far_stores")
+@pytest.mark.parametrize(
+    ("given", "output", "lies"),
+    [
+        ("hosted://host/own", "hosted://host/own/x", True),
+        ("hosted://me:pw@host/own", "hosted://you@host/own/./x/", True),
+        ("hosted://host/own", "hosted://host/", True),
+        ("hosted://host/own", "hosted://other/own/x", False),
+        ("hosted://host/own", "hosted://host/own/x/a", False),
+        ("hosted://host/own", "memory://own/x", False),
+        ("accounts://own@me.example.com/", "accounts://own@me.example.com/x", True),
+        ("accounts://me.example.com/own", "accounts://own@me.example.com/x", True),
+        ("accounts://own@me.example.com/", "accounts://own@you.example.com/x", False),
+    ],
+)
+def test_a_shard_in_an_output_is_known_by_its_store_and_path(given: str, output: str, lies: bool) -> None:
+    fsspec.filesystem(given.partition(":")[0], host="any").pipe_file("/own/x/a.jsonl", b"{}")
+    (found,) = list_shards([given])
+    assert found.location.lies_in(locate(output)) is lies
+
+
+class _Page(SimpleHTTPRequestHandler):
+    """A folder as web servers show it; of some files it tells no size."""
+
+    def send_header(self, keyword: str, value: str) -> None:
+        if not (keyword == "Content-Length" and self.path.endswith("unknown.jsonl")):
+            super().send_header(keyword, value)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    """Address of a server of files in a folder and one below it."""
+    for name in ("in/a.jsonl", "in/x/b.parquet", "in/notes.txt", "odd/unknown.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"{}\n")
+        os.utime(tmp_path / name, (0, 0))
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "gone/c.jsonl").symlink_to("nowhere")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Page, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [("", ["a.jsonl", "x/b.parquet"]), ("/", ["a.jsonl", "x/b.parquet"]), ("/*.jsonl", ["a.jsonl"])],
+)
+def test_the_folder_of_a_web_server_has_the_files_that_it_links_to(pattern: str, names: list[str], web: str) -> None:
+    found = list_shards([f"{web}/in{pattern}"])
+    assert found == [Shard(f"{web}/in/{name}", 3, "Thu, 01 Jan 1970 00:00:00 GMT") for name in names]
+    assert [shard_at(shard.url) for shard in found] == found
+
+
+def test_what_a_web_server_does_not_tell_is_said(web: str) -> None:
+    with pytest.raises(SourceError, match=f"the server of {web}/odd/unknown.jsonl does not tell its size"):
+        list_shards([f"{web}/odd"])
+    with pytest.raises(SourceError, match=r"gone cannot be listed \(.*/gone/c.jsonl is listed, but not there\)"):
+        list_shards([f"{web}/gone"])
+    with pytest.raises(SourceError, match="notes.txt is no kind of file that can be read"):
+        list_shards([f"{web}/in/notes.txt"])
+
+
 @pytest.mark.parametrize("name", ["none", "*.parquet", "notes.txt", "empty"])
 def test_an_input_without_shards_is_named(name: str, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
@@ -219,6 +331,29 @@ def test_the_fingerprint_tells_versions_places_and_recipes_apart() -> None:
     ]
     assert len({base, *others}) == 5
     assert shard().fingerprint("r") == base
+
+
+def test_a_secret_is_no_part_of_a_shard() -> None:
+    old, new = (shard(f"sftp://me:{password}@host/in/a.jsonl") for password in ("old", "new"))
+    assert old.fingerprint("r") == new.fingerprint("r") != shard("sftp://host/in/a.jsonl").fingerprint("r")
+    public = hashlib.sha256(json.dumps(["/data/a.jsonl", 10, "1", "r"]).encode()).hexdigest()
+    assert shard().fingerprint("r") == public[:16]
+
+
+def test_a_secret_changes_no_group() -> None:
+    def names(password: str) -> list[list[str]]:
+        shards = [shard(f"sftp://me:{password}@host/{i:05d}.jsonl", size=1000) for i in range(3000)]
+        return [[one.url.rpartition("/")[2] for one in group] for group in groups_of(shards, 5000)]
+
+    assert names("old") == names("new")
+
+
+@pytest.mark.usefixtures("far_stores")
+@pytest.mark.parametrize("user", ["a", "zzz"])
+def test_a_secret_changes_no_order(user: str) -> None:
+    fsspec.filesystem("hosted", host="any").pipe({"/one/a.jsonl": b"{}", "/two/b.jsonl": b"{}"})
+    found = list_shards(["hosted://host/two", f"hosted://{user}:pw@host/one"])
+    assert [shard.url.rpartition("/")[2] for shard in found] == ["a.jsonl", "b.jsonl"]
 
 
 def test_units_are_named_by_shard_and_number() -> None:

@@ -52,6 +52,42 @@ def test_market_and_labels_agree(config: dict[str, Any]) -> None:
             assert node["labels"]["ray.io/accelerator-type"]
 
 
+@pytest.mark.parametrize("name", ["head", "gpu-spot", "gpu-on-demand", "cpu"])
+def test_gpus_are_seen_in_the_containers_of_gpu_workers(
+    config: dict[str, Any], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Ray's launcher runs on a machine of each type; only those with a GPU have nvidia-smi."""
+    from ray.autoscaler._private import command_runner
+    from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+
+    has_gpu = bool(config["available_node_types"][name]["resources"].get("GPU"))
+    told: list[str] = []
+
+    def machine(runner: object, command: str, **options: object) -> bytes:
+        told.append(command)
+        if command == "nvidia-smi" and not has_gpu:
+            raise RuntimeError("no GPU")
+        answers = {
+            "info -f": "nvidia-container-runtime",
+            ".Config.Env": '["HOME=/home/ray"]',
+            "meminfo": "MemAvailable: 9",
+        }
+        return next((answer for part, answer in answers.items() if part in command), "").encode()
+
+    monkeypatch.setattr(command_runner.SSHCommandRunner, "run", machine)
+    names = ("log_prefix", "node_id", "provider", "process_runner", "use_internal_ip")
+    runner = command_runner.DockerCommandRunner(
+        AutoscalingConfig(config, skip_content_hash=True).get_docker_config(name),
+        auth_config=config["auth"],
+        cluster_name=config["cluster_name"],
+        **dict.fromkeys(names),
+    )
+    runner.run_init(as_head=name == "head", file_mounts={}, sync_run_yet=True)
+    (start,) = (command for command in told if command.startswith("docker run "))
+    assert "--env RAY_AUTH_MODE=token" in start
+    assert ("--env NVIDIA_VISIBLE_DEVICES=all" in start) == ("--runtime=nvidia" in start) == has_gpu
+
+
 def test_versions_are_pinned_to_what_is_tested(config: dict[str, Any]) -> None:
     ours = importlib.metadata.version("convbert-pipelines")
     assert config["docker"]["image"].endswith(f":{ours}-ray{importlib.metadata.version('ray')}")
@@ -70,6 +106,15 @@ def test_zones_and_the_heads_rights_belong_to_it(config: dict[str, Any]) -> None
     policy = json.loads((ROOT / "deploy/aws/head-policy.json").read_text(encoding="utf-8"))
     (ending,) = (one for one in policy["Statement"] if "ec2:TerminateInstances" in one["Action"])
     assert ending["Condition"] == {"StringEquals": {"aws:ResourceTag/ray-cluster-name": config["cluster_name"]}}
+
+
+def test_the_page_makes_the_role_that_spot_machines_want(config: dict[str, Any]) -> None:
+    markets = [node["node_config"].get("InstanceMarketOptions") for node in config["available_node_types"].values()]
+    assert {"MarketType": "spot"} in markets
+    page = (ROOT / "docs/clusters.md").read_text(encoding="utf-8")
+    assert "aws iam create-service-linked-role --aws-service-name spot.amazonaws.com" in page
+    head = json.loads((ROOT / "deploy/aws/head-policy.json").read_text(encoding="utf-8"))
+    assert "iam:CreateServiceLinkedRole" not in [action for one in head["Statement"] for action in one["Action"]]
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ def test_the_image_is_pinned_complete_and_not_roots() -> None:
     ray = re.search(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
     assert ray is not None
     assert re.findall(r"^FROM (.+)$", text, re.MULTILINE) == [f"rayproject/ray:{ray[1]}-py311-cpu"]
-    assert re.findall(r"^USER (.+)$", text, re.MULTILINE)[-1] == "1000:100"
+    assert re.findall(r"^USER (.+)$", text, re.MULTILINE) == ["0", "1000:100"]
     copied = [name for line in re.findall(r"^COPY --chown=\S+ (.+) \S+$", text, re.MULTILINE) for name in line.split()]
     ignored = (ROOT / "deploy/Dockerfile.dockerignore").read_text(encoding="utf-8").split()
     assert sorted(f"!{name}" for name in copied) == sorted(line for line in ignored if line.startswith("!"))
@@ -43,6 +43,18 @@ def test_the_image_is_pinned_complete_and_not_roots() -> None:
 
 
 @pytest.mark.parametrize(
+def test_the_image_can_compile_and_start_workers_on_aws() -> None:
+    text = DOCKERFILE.read_text(encoding="utf-8")
+    as_root = re.search(r"^USER 0$(.+?)^USER ", text, re.MULTILINE | re.DOTALL)
+    assert as_root is not None
+    assert re.search(r"apt-get install [^&]*\bg\+\+(?= )", as_root[1])  # which brings gcc: convbert/engine/compiler.py
+    assert re.findall(r"pip install .* -r requirements\.txt (.+)$", text, re.MULTILINE) == ["boto3"]
+    pinned = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines() if "==" in line
+    )
+    assert pinned["boto3"] == pinned["botocore"]
+
+
     ("extras", "stores"), [(None, {"s3fs>=2024.6"}), ("s3,gcs", {"s3fs>=2024.6", "gcsfs>=2024.6"})]
 )
 def test_the_layer_of_dependencies_installs_what_the_project_names(extras: str | None, stores: set[str]) -> None:

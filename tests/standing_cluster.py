@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,15 +59,15 @@ class Cluster:
         )
 
     def submit(
-        self, night: str, *flags: object, token: str | None = None, wait: bool = True
+        self, night: str, *flags: object, token: str | None = None, before: Sequence[str] = ()
     ) -> subprocess.CompletedProcess[str]:
-        """The job under the night's id, with the store's credentials in its runtime environment."""
+        """The job under the night's id, behind ``before``, with the store's credentials in its runtime environment."""
         names = ("AWS_ACCESS_KEY_ID", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL")
         store = {name: os.environ[name] for name in names} | {"AWS_SECRET_ACCESS_KEY": SECRET}
         runtime = json.dumps({"env_vars": store})
         options = ["--submission-id", night, "--working-dir", ".", "--runtime-env-json", runtime]
-        command = ["python", "jobs/classify_corpus.py", *flags]
-        return self.ray("submit", *options, *([] if wait else ["--no-wait"]), "--", *command, token=token)
+        command = [*before, "python", "jobs/classify_corpus.py", *flags]
+        return self.ray("submit", *options, "--", *command, token=token)
 
 
 def bare_environment(**more: str) -> dict[str, str]:

@@ -21,7 +21,8 @@ SYSTEMD = ROOT / "deploy/systemd"
 UNITS = sorted(SYSTEMD.iterdir())
 NIGHT = "2026-11-26"  # of the stand-in for `date`
 SUBMIT = ["job", "submit", "--submission-id", f"corpus-{NIGHT}", "--working-dir", "/etc/convbert/job"]
-JOB = ["--", "python", "-m", "jobs.classify_corpus", "--config", "job.yaml"]
+DEADLINE = ["timeout", "--foreground", "--kill-after=1m", "10h"]
+JOB = ["--", *DEADLINE, "python", "-m", "jobs.classify_corpus", "--config", "job.yaml"]
 
 
 def test_hadolint_finds_nothing() -> None:
@@ -42,7 +43,6 @@ def test_the_image_is_pinned_complete_and_not_roots() -> None:
     assert [name for name in copied if not (ROOT / name).exists()] == []
 
 
-@pytest.mark.parametrize(
 def test_the_image_can_compile_and_start_workers_on_aws() -> None:
     text = DOCKERFILE.read_text(encoding="utf-8")
     as_root = re.search(r"^USER 0$(.+?)^USER ", text, re.MULTILINE | re.DOTALL)
@@ -55,6 +55,7 @@ def test_the_image_can_compile_and_start_workers_on_aws() -> None:
     assert pinned["boto3"] == pinned["botocore"]
 
 
+@pytest.mark.parametrize(
     ("extras", "stores"), [(None, {"s3fs>=2024.6"}), ("s3,gcs", {"s3fs>=2024.6", "gcsfs>=2024.6"})]
 )
 def test_the_layer_of_dependencies_installs_what_the_project_names(extras: str | None, stores: set[str]) -> None:
@@ -156,6 +157,19 @@ def test_systemd_submits_the_same(tmp_path: Path, status: int) -> None:
     (command,) = settings_of("convbert-nightly.service")["ExecStart"]
     assert "%" not in command.replace("%%", "")  # which systemd would take for its own
     assert started(command.replace("%%", "%"), tmp_path, status=status) == (status, [*SUBMIT, *JOB])
+
+
+def test_the_nights_deadline_ends_the_job_and_shows_in_the_status(tmp_path: Path) -> None:
+    """What Ray starts as the job, with a driver that does as ours at SIGTERM."""
+    driver = program(tmp_path / "driver", f"trap 'echo $$ > {tmp_path}/ended; exit 143' TERM\nsleep 60 & wait")
+    run = subprocess.run([*DEADLINE[:-1], "1", driver], timeout=60)
+    assert run.returncode == 124  # which Ray takes for a failure
+    assert (tmp_path / "ended").exists()
+
+
+def test_a_night_ends_before_systemd_waits_no_longer_and_before_the_next() -> None:
+    (waits,) = settings_of("convbert-nightly.service")["TimeoutStartSec"]
+    assert int(DEADLINE[-1].removesuffix("h")) < int(waits.removesuffix("h")) < 24
 
 
 def test_systemds_ray_finds_our_python_and_is_up_when_it_takes_jobs(tmp_path: Path) -> None:

@@ -153,6 +153,15 @@ def test_a_cron_job_submits_once_a_night_to_the_standing_cluster() -> None:
     assert environment["RAY_ADDRESS"]["value"] == f"http://{cluster}-head-svc:8265"
     assert environment["RAY_AUTH_MODE"]["value"] == "token"
     assert environment["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"] == {"name": cluster, "key": "auth_token"}
+    *_, submit = container["command"]
+    submission, job = submit.split(" -- ")
+    assert submission == 'exec ray job submit --submission-id "corpus-$(date +%F)"'
+    deadline = re.fullmatch(
+        r"timeout --foreground --kill-after=1m (\d+)h python -m jobs\.classify_corpus --config /etc/convbert/job\.yaml",
+        job,
+    )
+    assert deadline is not None  # of the job itself: the pod's, below, ends the waiting alone
+    assert int(deadline[1]) * 3600 < spec["jobTemplate"]["spec"]["activeDeadlineSeconds"] < 24 * 3600
 
 
 def test_serve_and_the_service_understand_the_settings() -> None:

@@ -124,6 +124,21 @@ def test_sigterm_stops_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_second_sigterm_does_not_disturb_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+
+    def stopped(spec: JobSpec) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            done.append("tidied up")
+
+    monkeypatch.setattr("pipelines.run.run", stopped)
+    assert start(tmp_path) == 143
+    assert done == ["tidied up"]
+
+
 def test_a_fault_of_ours_shows_its_trace_and_leaves_its_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.run.run", lambda spec: 1 / 0)
     with pytest.raises(ZeroDivisionError):

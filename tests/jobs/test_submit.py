@@ -6,9 +6,12 @@ The cluster is a process group of its own, on free ports and in a folder of its 
 from __future__ import annotations
 
 import json
+import os
 import secrets
+import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from pipelines.verify import verify
 from tests.fault_proxy import FaultProxy
 from tests.standing_cluster import SECRET, Cluster, standing_cluster
 
+DEADLINE = ["timeout", "--foreground", "--kill-after=1m", "10h"]  # as deploy/ has it
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
@@ -53,6 +57,10 @@ def result(bucket: str) -> dict[str, Any]:
     fs = fsspec.filesystem("s3")
     fs.invalidate_cache()
     return json.loads(fs.cat_file(f"{bucket}/out/_result.json"))
+
+
+def parts(bucket: str) -> int:
+    return sum(name.startswith("part-") for name in names_in(locate(f"{bucket}/out")))
 
 
 def test_nights_on_a_cluster_with_a_token(cluster: Cluster, bucket: str) -> None:
@@ -101,18 +109,43 @@ def test_nights_on_a_cluster_with_a_token(cluster: Cluster, bucket: str) -> None
 
 def test_a_night_that_runs_is_locked_and_can_be_stopped(cluster: Cluster, bucket: str) -> None:
     flags = ["--input", f"{bucket}/in", "--output", f"{bucket}/out", "--model", f"{bucket}/model", "--unit-rows", 2]
-    assert cluster.submit("night-4", *flags, wait=False).returncode == 0
-    again = cluster.submit("night-4", *flags)
-    assert again.returncode == 1
-    assert "night-4 already exists" in again.stdout + again.stderr
-    wait_for(lambda: any(name.startswith("part-") for name in names_in(locate(f"{bucket}/out"))), timeout_s=250)
-    assert result(bucket)["status"] == "running"
-    stopped = cluster.ray("stop", "night-4")
-    assert stopped.returncode == 0
-    assert "Job 'night-4' was stopped" in stopped.stdout + stopped.stderr
-    wait_for(lambda: result(bucket)["status"] != "running", timeout_s=60)
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(cluster.submit, "night-4", *flags, before=DEADLINE)
+        wait_for(lambda: parts(bucket) > 0, timeout_s=250)
+        again = cluster.submit("night-4", *flags)
+        assert again.returncode == 1
+        assert "night-4 already exists" in again.stdout + again.stderr
+        assert result(bucket)["status"] == "running"
+        stopped = cluster.ray("stop", "night-4")
+        assert stopped.returncode == 0
+        assert "Job 'night-4' was stopped" in stopped.stdout + stopped.stderr
+        wait_for(lambda: result(bucket)["status"] != "running", timeout_s=60)
+        assert waits.result().returncode == 0  # Ray counts as failed only what ended by itself
     ended = result(bucket)
     assert (ended["status"], ended["exit_code"], ended["submission_id"]) == ("interrupted", 143, "night-4")
     resumed = cluster.submit("night-5", *flags)
     assert resumed.returncode == 0
     assert 0 < result(bucket)["new_rows"] < result(bucket)["rows"] == 400
+
+
+def test_a_night_whose_time_is_over_ends(cluster: Cluster, bucket: str) -> None:
+    flags = ["--input", f"{bucket}/in", "--output", f"{bucket}/out", "--model", f"{bucket}/model", "--unit-rows", 2]
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(cluster.submit, "night-6", *flags, before=DEADLINE)
+        wait_for(lambda: parts(bucket) > 0, timeout_s=250)
+        (clock,) = (
+            int(folder.name)
+            for folder in Path("/proc").glob("[0-9]*")
+            if (words := command_line(folder))[:1] == ["timeout"] and f"{bucket}/out" in words
+        )
+        os.kill(clock, signal.SIGALRM)  # as its timer does
+        assert waits.result().returncode == 1
+    ended = result(bucket)
+    assert (ended["status"], ended["exit_code"], ended["submission_id"]) == ("interrupted", 143, "night-6")
+
+
+def command_line(process: Path) -> list[str]:
+    try:
+        return (process / "cmdline").read_text(encoding="utf-8").split("\0")
+    except OSError:  # it has ended
+        return []

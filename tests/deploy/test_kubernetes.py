@@ -113,8 +113,8 @@ def test_clusters_are_those_of_cluster_yaml(name: str) -> None:
     market = "ray.io/market-type"  # Kubernetes chooses it: a group may hold both
     gpu_labels = {key: value for key, value in NODE_TYPES["gpu-spot"]["labels"].items() if key != market}
     assert groups["gpu"]["labels"] == gpu_labels
-    if name != "rayservice.yaml":  # whose replicas ask for a CPU beside their GPU
-        assert groups["gpu"]["rayStartParams"]["num-cpus"] == str(NODE_TYPES["gpu-spot"]["resources"]["CPU"])
+    assert groups["gpu"]["rayStartParams"]["num-cpus"] == str(NODE_TYPES["gpu-spot"]["resources"]["CPU"])
+    if name != "rayservice.yaml":  # which has replicas that stay, and no work for CPUs
         assert groups["gpu"]["maxReplicas"] == NODE_TYPES["gpu-spot"]["max_workers"]
         assert groups["cpu"]["maxReplicas"] == NODE_TYPES["cpu"]["max_workers"]
         assert [group["minReplicas"] for group in groups.values()] == [0, 0]
@@ -167,6 +167,8 @@ def test_a_cron_job_submits_once_a_night_to_the_standing_cluster() -> None:
 def test_serve_and_the_service_understand_the_settings() -> None:
     from ray.serve.schema import ServeDeploySchema
 
+    from pipelines.serving import _replica_cpus
+
     config = ServeDeploySchema.model_validate(yaml.safe_load(only("rayservice.yaml")["spec"]["serveConfigV2"]))
     (application,) = config.applications
     assert application.import_path == "pipelines.serving:build"
@@ -177,3 +179,4 @@ def test_serve_and_the_service_understand_the_settings() -> None:
         mapping["workerGroupSpecs"] for mapping in mappings(only("rayservice.yaml")) if "workerGroupSpecs" in mapping
     )
     assert spec.max_replicas == groups[0]["maxReplicas"]
+    assert _replica_cpus(spec, spec.device) == 0  # and so finds room on pods that say they have none

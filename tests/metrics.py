@@ -11,20 +11,20 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 
-def scrape() -> list[Sample]:
-    """Our own samples on the metrics port of the node."""
+def scrape(prefix: str = "ray_convbert") -> list[Sample]:
+    """Our own samples, or others, on the metrics port of the node."""
     (node,) = ray.nodes()
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     with urllib.request.urlopen(address, timeout=10) as answer:
         families = text_string_to_metric_families(answer.read().decode())
-        return [sample for family in families for sample in family.samples if sample.name.startswith("ray_convbert")]
+        return [sample for family in families for sample in family.samples if sample.name.startswith(prefix)]
 
 
-def scraped(names: Collection[str], *, patience_s: float = 30) -> list[Sample]:
+def scraped(names: Collection[str], *, prefix: str = "ray_convbert", patience_s: float = 30) -> list[Sample]:
     """The samples of a scrape that has all these names, or of the last one."""
     deadline = time.monotonic() + patience_s
     while True:
-        samples = scrape()
+        samples = scrape(prefix)
         if set(names) <= {sample.name for sample in samples} or time.monotonic() > deadline:
             return samples
         time.sleep(0.3)

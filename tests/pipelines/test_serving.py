@@ -9,6 +9,7 @@ import random
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -768,3 +769,17 @@ def test_requests_are_on_rays_metrics_port(url: str) -> None:
     assert [s for s in samples if s.name == "ray_convbert_requests_total" and good.items() <= s.labels.items()]
     bad = {"path": "/spam", "kind": "malformed"}
     assert [s for s in samples if s.name == "ray_convbert_errors_total" and bad.items() <= s.labels.items()]
+
+
+def test_serve_counts_the_replicas_there_too(url: str) -> None:
+    """What the dashboard shows; a replica that another test has ended counts until Serve asks for its health."""
+    name = "ray_serve_deployment_replica_healthy"
+    up: Counter[str] = Counter()
+    deadline = time.monotonic() + 60
+    while up != {"Model": 2, "Ingress": 2} and time.monotonic() < deadline:
+        up.clear()
+        for sample in scraped({name}, prefix=name):
+            if sample.labels["application"] == "convbert":
+                up[sample.labels["deployment"]] += int(sample.value)
+        time.sleep(0.3)
+    assert up == {"Model": 2, "Ingress": 2}

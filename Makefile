@@ -29,12 +29,14 @@ serve: setup
 test: setup
 	$(BIN)/python -m pytest
 
-# For every night: the slow tests, then hours of trouble in minutes: kills, spoilt storage and broken input (KILLS=50),
-# and hostile files (MINUTES=5).
+# For every night: the slow tests, the service on both of Serve's paths under 2,000 mixed requests, then hours of trouble in
+# minutes: kills, spoilt storage and broken input (KILLS=50), and hostile files (MINUTES=5).
 soak: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,soak]'
 	$(BIN)/python -m pytest -m slow
-	RAY_SERVE_ENABLE_HA_PROXY=1 RAY_SERVE_THROUGHPUT_OPTIMIZED=1 $(BIN)/python -m pytest tests/pipelines/test_serving.py
+	CONVBERT_MIXED_REQUESTS=2000 $(BIN)/python -m pytest tests/pipelines/test_serving.py -k mixed_requests
+	RAY_SERVE_ENABLE_HA_PROXY=1 RAY_SERVE_THROUGHPUT_OPTIMIZED=1 CONVBERT_MIXED_REQUESTS=2000 \
+	    $(BIN)/python -m pytest tests/pipelines/test_serving.py
 	$(BIN)/python -m tests.soak.campaign --kills $(or $(KILLS),50)
 	$(BIN)/python -m tests.soak.campaign --kills 12 --texts 150 --partition-by spam.label
 	$(BIN)/python -m tests.fuzz.campaign --minutes $(or $(MINUTES),5)

@@ -628,7 +628,7 @@ def test_either_token_is_good(url: str) -> None:
 
 # --- everything at once -------------------------------------------------------------------------------
 
-N_REQUESTS = int(os.environ.get("CONVBERT_MIXED_REQUESTS", "300"))  # 2,000 by hand
+N_REQUESTS = int(os.environ.get("CONVBERT_MIXED_REQUESTS", "300"))  # 2,000 in make soak
 
 
 def disconnect(url: str, text: str) -> None:

@@ -11,6 +11,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,6 +61,10 @@ class ShortReadError(OSError):
     """Fewer bytes than were asked for and are there."""
 
 
+class NoRangesError(OSError):
+    """More bytes than were asked for: a web server that serves whole files only."""
+
+
 def open_store(url: str) -> tuple[FileSystem, str]:
     """The file system of a local path or fsspec URL, and the path in it.
 
@@ -93,6 +98,8 @@ def retried(call: Callable[[], _Out]) -> _Out:
             first_fault = now if first_fault is None else first_fault
             wait = _RANDOM.uniform(0.5, 1.0) * min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1))
             if not may_pass(error):
+                if isinstance(error, OSError):
+                    raise  # from itself, its chain would have no end
                 raise _as_os_error(error) from error
             if now + wait > first_fault + patience_s():
                 raise OSError(
@@ -109,12 +116,12 @@ def patience_s() -> float:
 
 def may_pass(error: BaseException) -> bool:
     """Whether the same call may succeed later."""
-    chain = list(_chain(error))
-    if any(_code(link) in _PASSING_CODES for link in chain):
+    links = list(_chain(error))
+    if any(_code(link) in _PASSING_CODES for link in links):
         return True
-    if isinstance(error, _LASTING_ERRORS) or any(_is_lasting(link) for link in chain):
+    if isinstance(error, _LASTING_ERRORS) or any(_is_lasting(link) for link in links):
         return False
-    for link in chain:  # the outermost that tells
+    for link in links:  # the outermost that tells
         status = _status(link)
         if status is not None:
             return status in _PASSING_STATUS or (status >= 500 and status not in _LASTING_STATUS)
@@ -158,23 +165,46 @@ def file_info(fs: FileSystem, path: str) -> dict[str, Any]:
 
     def ask() -> dict[str, Any]:
         fs.invalidate_cache()  # a process that runs for days sees what is new
-        found: dict[str, Any] = fs.info(path)
-        return found
+        return info_of(fs, path)
 
     return retried(ask)
 
 
-def read_range(fs: FileSystem, path: str, start: int, stop: int) -> bytes:
+def info_of(fs: FileSystem, path: str) -> dict[str, Any]:
+    """``fs.info(path)``, asked once, whose FileNotFoundError means that there is nothing.
+
+    HTTPFileSystem has the same error for whatever goes wrong, and what it was in the cause: that is raised here.
+    """
+    try:
+        found: dict[str, Any] = fs.info(path)
+        return found
+    except FileNotFoundError as error:
+        cause = error.__cause__
+        if cause is None or (_status(cause) in (None, 404) and not may_pass(cause)):
+            raise
+    raise cause
+
+
+def read_range(fs: FileSystem, path: str, start: int, stop: int, *, size: int | None = None) -> bytes:
     """The bytes [start, stop) of a file, all of them.
 
+    Args:
+        size: the file's, for who can do with all of it: a web server without ranges has no other answer. It is
+            returned where ``start`` is 0.
+
     Raises:
+        NoRangesError: the store sends more than was asked for.
         OSError: as ``retried``, or the file has become shorter.
     """
 
     def read() -> bytes:
         data: bytes = fs.cat_file(path, start=start, end=stop)
+        if start == 0 and len(data) == size:
+            return data
         if len(data) > stop - start:
-            raise OSError(f"{len(data)} bytes came where {stop - start} were asked for: the store serves no ranges")
+            raise NoRangesError(
+                f"{len(data)} bytes came where {stop - start} were asked for: the store serves no ranges"
+            )
         if len(data) < stop - start:
             if int(file_info(fs, path)["size"]) < stop:
                 raise OSError(f"it has become shorter than {stop} bytes since it was listed")
@@ -185,14 +215,14 @@ def read_range(fs: FileSystem, path: str, start: int, stop: int) -> bytes:
 
 
 def copy_file(fs: FileSystem, path: str, size: int, target: Path) -> None:
-    """Copy a file of known size to local disk, block by block.
+    """Copy a file of known size to local disk, block by block, or at once where a web server serves no ranges.
 
     Raises:
         OSError: as ``read_range``, or from the disk.
     """
     with target.open("wb") as file:
-        for start in range(0, size, COPY_BLOCK_BYTES):
-            file.write(read_range(fs, path, start, min(size, start + COPY_BLOCK_BYTES)))
+        while (start := file.tell()) < size:
+            file.write(read_range(fs, path, start, min(size, start + COPY_BLOCK_BYTES), size=size))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -209,8 +239,8 @@ def _status(error: BaseException) -> int | None:
         value = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     else:
         value = getattr(response, "status_code", None)
-    candidates = [value, *(getattr(error, name, None) for name in ("status_code", "status", "code"))]
-    return next((int(found) for found in candidates if str(found).isdigit()), None)
+    own = (getattr(error, name, None) for name in ("status_code", "status", "code"))  # aiohttp warns of the last
+    return next((int(found) for found in chain([value], own) if str(found).isdigit()), None)
 
 
 def _code(error: BaseException) -> str | None:
@@ -228,7 +258,5 @@ def _is_lasting(error: BaseException) -> bool:
 
 def _as_os_error(error: Exception) -> OSError:
     """A client's own error as the OSError that callers expect."""
-    if isinstance(error, OSError):
-        return error
     kind = FileNotFoundError if _status(error) == 404 else PermissionError if _status(error) in (401, 403) else OSError
     return kind(reason(error))

@@ -15,7 +15,17 @@ from botocore.parsers import ResponseParserError
 from fsspec.implementations.memory import MemoryFileSystem
 
 from convbert import stores
-from convbert.stores import ShortReadError, copy_file, may_pass, read_range, reason, redacted, retried
+from convbert.stores import (
+    NoRangesError,
+    ShortReadError,
+    copy_file,
+    file_info,
+    may_pass,
+    read_range,
+    reason,
+    redacted,
+    retried,
+)
 
 
 def s3_error(status: int, code: str) -> Exception:
@@ -99,6 +109,7 @@ def test_what_lasts(error: Exception) -> None:
         retried(fail)
     assert len(calls) == 1
     assert isinstance(error, OSError) <= (raised.value is error)
+    assert raised.value.__cause__ is not raised.value  # who asks for what it came from would never end
 
 
 class Clock:
@@ -175,7 +186,7 @@ def test_a_short_read_is_read_again(lying: Lying, clock: Clock) -> None:
 
 def test_a_file_that_shrank_and_a_store_without_ranges_are_told_at_once(lying: Lying, clock: Clock) -> None:
     lying.lengths = [9]
-    with pytest.raises(OSError, match="9 bytes came where 6 were asked for"):
+    with pytest.raises(NoRangesError, match="9 bytes came where 6 were asked for"):
         read_range(lying, "/a", 2, 8)
     lying.pipe_file("/a", b"0123")
     with pytest.raises(OSError, match="shorter than 8 bytes"):
@@ -190,6 +201,66 @@ def test_a_copy_is_made_of_whole_blocks(
     lying.lengths = [4, 1, 4]
     copy_file(lying, "/a", 10, tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == b"0123456789"
+
+
+class WholeFiles(MemoryFileSystem):
+    """A web server that serves no ranges."""
+
+    cachable = False
+    requests = 0
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+        self.requests += 1
+        data: bytes = super().cat_file(path)
+        return data
+
+
+def test_a_copy_takes_the_whole_file_where_there_are_no_ranges(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "COPY_BLOCK_BYTES", 4)
+    fs = WholeFiles()
+    fs.pipe_file("/whole-files/a", b"0123456789")
+    copy_file(fs, "/whole-files/a", 10, tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == b"0123456789"
+    assert fs.requests == 1
+    with pytest.raises(NoRangesError, match="10 bytes came where 4 were asked for"):
+        copy_file(fs, "/whole-files/a", 9, tmp_path / "a")
+    assert clock.sleeps == []
+
+
+class HidingCauses(MemoryFileSystem):
+    """As HTTPFileSystem: whatever goes wrong is a file that is not there."""
+
+    cachable = False
+    causes: list[Exception]
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        if self.causes:
+            raise FileNotFoundError(path) from self.causes.pop(0)
+        return {"name": path, "size": 3, "type": "file"}
+
+
+@pytest.mark.parametrize(
+    ("causes", "kind", "n_waits"),
+    [
+        ([HttpError(status=503), ConnectionResetError("reset")], None, 2),
+        ([HttpError(status=404)], FileNotFoundError, 0),
+        ([KeyError("a")], FileNotFoundError, 0),
+        ([HttpError(status=403)], PermissionError, 0),
+    ],
+)
+def test_what_a_missing_file_came_from_decides(
+    causes: list[Exception], kind: type[Exception] | None, n_waits: int, clock: Clock
+) -> None:
+    fs = HidingCauses()
+    fs.causes = list(causes)
+    if kind is None:
+        assert file_info(fs, "/a")["size"] == 3
+    else:
+        with pytest.raises(kind):
+            file_info(fs, "/a")
+    assert len(clock.sleeps) == n_waits
 
 
 @pytest.mark.parametrize(

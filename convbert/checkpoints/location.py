@@ -15,7 +15,7 @@ import fsspec
 
 from convbert.checkpoints.formats import FORMATS, OTHER_SUFFIXES, TF1_DATA
 from convbert.errors import CheckpointError
-from convbert.stores import FileSystem, copy_file, open_store, reason, redacted, retried
+from convbert.stores import FileSystem, NoRangesError, copy_file, info_of, open_store, reason, redacted, retried
 
 CACHE_VARIABLE = "CONVBERT_CACHE"
 _MARKS = (  # what the file systems of fsspec call a version, a hash or a modification time
@@ -68,19 +68,25 @@ def local_folder(folder_or_url: str | Path) -> Path:
             _copy(fs, _needed(files), cached, is_unchanged=lambda: _marks(_files(fs, root, url)) == _marks(files))
         except CheckpointError:
             raise
+        except NoRangesError as error:
+            raise CheckpointError(f"{url} cannot be read ({reason(error)}): copy the folder to this machine") from error
         except OSError as error:
             raise CheckpointError(f"{url} cannot be copied to {cached} ({reason(error)}): try again") from error
     return cached
 
 
 def _files(fs: FileSystem, root: str, url: str) -> list[dict[str, Any]]:
-    """What the store itself says of each file in a folder."""
+    """What the store itself says of each file in a folder.
+
+    An S3 folder may hold an empty object of its own name and a slash, and a web server's page is a list of links, of
+    which some sort it and some lead nowhere: these are left out.
+    """
 
     def ask() -> list[dict[str, Any]]:
         fs.invalidate_cache()
-        # a listing over HTTP is a page of links, some of which sort it; it says nothing of what lies behind the others
-        files = [info for info in fs.ls(root, detail=True) if info["type"] == "file" and _base(info)[:1] != "?"]
-        return [fs.info(info["name"]) if info.get("size") is None else info for info in files]
+        files = [info for info in fs.ls(root, detail=True) if info["type"] == "file"]
+        found = [_with_size(fs, info) for info in files if _base(info)[:1] not in ("", "?")]
+        return [info for info in found if info is not None]
 
     try:
         return retried(ask)
@@ -88,6 +94,16 @@ def _files(fs: FileSystem, root: str, url: str) -> list[dict[str, Any]]:
         raise CheckpointError(f"no checkpoint folder at {url}: check the address") from error
     except OSError as error:
         raise CheckpointError(f"{url} cannot be listed ({reason(error)}): check address and rights") from error
+
+
+def _with_size(fs: FileSystem, info: dict[str, Any]) -> dict[str, Any] | None:
+    """A file of a listing, asked for by itself where that says nothing but its name; None where nothing is there."""
+    if info.get("size") is not None:
+        return info
+    try:
+        return info_of(fs, info["name"])
+    except FileNotFoundError:
+        return None
 
 
 def _marks(files: list[dict[str, Any]]) -> list[list[Any]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -85,15 +86,61 @@ def test_a_web_servers_folder_is_read_file_by_file(
     """Its listing is a page of links, which tells neither sizes nor versions."""
     monkeypatch.setenv("CONVBERT_CACHE", str(tmp_path / "cache"))
     classifier.save_pretrained(tmp_path / "model")
-    handler = partial(QuietHandler, directory=str(tmp_path))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_address[1]}/model"
-        first = local_folder(url)
-        assert read_weights(url).keys() == classifier.state_dict().keys()
+    with web_server(tmp_path) as url:
+        first = local_folder(f"{url}/model")
+        assert read_weights(f"{url}/model").keys() == classifier.state_dict().keys()
         os.utime(tmp_path / "model" / "model.safetensors", (10**9, 10**9))
-        assert local_folder(url) != first
-        server.shutdown()
+        assert local_folder(f"{url}/model") != first
+
+
+def test_a_web_server_without_ranges_is_read_file_by_file(
+    classifier: ConvBertForSequenceClassification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Python's own is one, which answers a range with all of the file."""
+    monkeypatch.setenv("CONVBERT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("convbert.stores.COPY_BLOCK_BYTES", 2_000)
+    classifier.save_pretrained(tmp_path / "model")
+    with web_server(tmp_path) as url:
+        weights = read_weights(f"{url}/model")
+    assert fingerprint(weights) == fingerprint(classifier.state_dict())
+
+
+def test_answers_that_are_neither_a_range_nor_the_file_name_the_way_out(
+    remote: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "cat_file", lambda *_, **__: b"." * 10**6)
+    with pytest.raises(CheckpointError, match=r"model cannot be read .*no ranges\): copy the folder to this machine$"):
+        local_folder(remote)
+
+
+def test_a_web_servers_faults_are_waited_out(
+    classifier: ConvBertForSequenceClassification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HTTPFileSystem calls them missing files, after a HEAD and a GET."""
+    monkeypatch.setenv("CONVBERT_CACHE", str(tmp_path / "cache"))
+    classifier.save_pretrained(tmp_path / "model")
+    with web_server(tmp_path, **{"config.json": [503, 503]}) as url:
+        assert read_config(f"{url}/model") == read_config(tmp_path / "model")
+
+
+def test_a_file_that_a_web_server_refuses_is_no_wrong_address(
+    classifier: ConvBertForSequenceClassification, tmp_path: Path
+) -> None:
+    classifier.save_pretrained(tmp_path / "model")
+    message = r"model cannot be listed \(403.*: check address and rights"
+    with web_server(tmp_path, **{"config.json": [403, 403]}) as url, pytest.raises(CheckpointError, match=message):
+        local_folder(f"{url}/model")
+
+
+def test_a_web_servers_dead_links_are_left_out(
+    classifier: ConvBertForSequenceClassification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONVBERT_CACHE", str(tmp_path / "cache"))
+    classifier.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "dead.bin").symlink_to("nowhere")
+    with web_server(tmp_path) as url:
+        copied = local_folder(f"{url}/model")
+    assert sorted(path.name for path in copied.iterdir()) == ["config.json", "model.safetensors"]
 
 
 def test_links_that_sort_a_web_servers_page_are_no_files(remote: str) -> None:
@@ -120,11 +167,32 @@ def sizeless(call: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-class QuietHandler(SimpleHTTPRequestHandler):
-    """Serves a folder without a log."""
+class Handler(SimpleHTTPRequestHandler):
+    """Serves a folder without a log, and spoils the next requests for some files with these statuses."""
+
+    def __init__(self, *args: Any, faults: dict[str, list[int]], **kwargs: Any) -> None:
+        self.faults = faults
+        super().__init__(*args, **kwargs)
+
+    def send_head(self) -> Any:
+        statuses = self.faults.get(self.path.rsplit("/", 1)[-1])
+        if statuses:
+            self.send_error(statuses.pop(0))
+            return None
+        return super().send_head()
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+@contextmanager
+def web_server(folder: Path, **faults: list[int]) -> Iterator[str]:
+    """The address at which a folder is served."""
+    handler = partial(Handler, directory=str(folder), faults=faults)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
 
 
 @pytest.mark.parametrize(
@@ -235,6 +303,23 @@ def test_a_checkpoint_in_s3_survives_what_happens_on_the_way(
     assert sum(s3.counts.values()) >= 2
     files = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
     assert {path.name: path.read_bytes() for path in copied.iterdir()} == files
+
+
+def test_s3s_marker_of_a_folder_is_no_file(
+    classifier: ConvBertForSequenceClassification, tmp_path: Path, s3: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The console makes one with each new folder: an empty object whose key ends in a slash."""
+    monkeypatch.setenv("CONVBERT_CACHE", str(tmp_path / "cache"))
+    classifier.save_pretrained(tmp_path / "model")
+    fs = fsspec.filesystem("s3")
+    fs.put(f"{tmp_path / 'model'}/", "bucket/marked-model/", recursive=True)
+    for marker in ("bucket/marked-model/", "bucket/marked-model/runs/"):
+        fs.pipe_file(marker, b"")
+    copied = local_folder("s3://bucket/marked-model")
+    assert sorted(path.name for path in copied.iterdir()) == ["config.json", "model.safetensors"]
+    fs.pipe_file("bucket/marked-only/", b"")
+    with pytest.raises(CheckpointError, match="s3://bucket/marked-only is empty"):
+        local_folder("s3://bucket/marked-only")
 
 
 def test_a_file_systems_own_errors_are_named(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -256,10 +256,15 @@ class ConvBertConfig(_Fields):
             raise ConfigError(f"{CONFIG_NAME} of {source}: {error}") from error
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json into a local folder, which is made where it is missing."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        """Write config.json into a local folder, which is made where it is missing.
+
+        Raises:
+            CheckpointError: a URL in place of a folder.
+        """
+        from convbert.checkpoints.location import folder_to_write
+
         text = json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False)
-        (Path(folder) / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+        (folder_to_write(folder) / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
 
 
 _LABEL_KEYS = {"num_labels", "id2label", "label2id"}

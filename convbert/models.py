@@ -99,6 +99,9 @@ class PreTrainedModel(nn.Module):
                 once all new files are written.
             max_shard_bytes: most bytes of weights a file; more are cut into several files and an index.
                 None writes one file.
+
+        Raises:
+            CheckpointError: a URL in place of a folder, or ``max_shard_bytes`` below 1.
         """
         dtype = str(self.base_model.embeddings.word_embeddings.weight.dtype).removeprefix("torch.")
         extra = {**self.config.extra, "architectures": [type(self).__name__]}

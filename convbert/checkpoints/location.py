@@ -35,6 +35,21 @@ _MARKS = (  # what the file systems of fsspec call a version, a hash or a modifi
 )
 
 
+def folder_to_write(folder: str | Path) -> Path:
+    """A local folder, made where it is missing; ``~`` is the home.
+
+    Raises:
+        CheckpointError: a URL.
+    """
+    if "://" in str(folder):
+        raise CheckpointError(
+            f"{redacted(str(folder))} is a URL: save to a local folder, then copy that there with the store's own tools"
+        )
+    path = Path(folder).expanduser()
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def local_folder(folder_or_url: str | Path) -> Path:
     """The checkpoint's folder on this machine; a remote one is copied into the cache once a version.
 

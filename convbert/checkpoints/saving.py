@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from convbert.checkpoints.formats import SAFETENSORS
 from convbert.checkpoints.loading import tied_names
+from convbert.checkpoints.location import folder_to_write
 from convbert.config import CONFIG_NAME, ConvBertConfig
 from convbert.errors import CheckpointError
 
@@ -31,7 +32,7 @@ def save_weights(
         max_shard_bytes: most bytes of weights a file; a larger tensor has a file for itself. None: one file.
 
     Raises:
-        CheckpointError: ``max_shard_bytes`` below 1.
+        CheckpointError: a URL in place of a folder, or ``max_shard_bytes`` below 1.
     """
     if max_shard_bytes is not None and max_shard_bytes < 1:
         raise CheckpointError(f"max_shard_bytes ({max_shard_bytes}) must be at least 1")
@@ -43,8 +44,7 @@ def save_weights(
     names = [SAFETENSORS.single_name]
     if len(shards) > 1:
         names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = folder_to_write(folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
         for name, shard in zip(names, shards, strict=True):
             save_file(shard, Path(scratch) / name, metadata={"format": "pt"})

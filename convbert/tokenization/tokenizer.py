@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Encoding
 from tokenizers.models import WordPiece
 
-from convbert.checkpoints.location import local_folder
+from convbert.checkpoints.location import folder_to_write, local_folder
 from convbert.errors import TokenizerError
 from convbert.stores import redacted
 from convbert.tokenization import backend as library
@@ -167,9 +167,12 @@ class ConvBertTokenizer(Vocabulary):
             raise TokenizerError(f"the tokenizer of {source}: {error}") from error
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write tokenizer.json, tokenizer_config.json and for WordPiece vocab.txt into a local folder."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write tokenizer.json, tokenizer_config.json and for WordPiece vocab.txt into a local folder.
+
+        Raises:
+            CheckpointError: a URL in place of a folder.
+        """
+        folder = folder_to_write(folder)
         with self._configured() as backend:
             (folder / TOKENIZER_NAME).write_text(backend.to_str(pretty=True), encoding="utf-8")
             added = {index: added_token_fields(token) for index, token in backend.get_added_tokens_decoder().items()}
@@ -196,15 +199,19 @@ class ConvBertTokenizer(Vocabulary):
         A hole in the ids is filled with a copy of the next token, whose later line counts.
 
         Args:
-            save_directory: a local folder that exists.
+            save_directory: a local folder, made where it is missing.
             filename_prefix: goes before each name, with a hyphen.
 
         Returns:
             Paths of the files.
+
+        Raises:
+            CheckpointError: a URL in place of a folder.
         """
+        folder = folder_to_write(save_directory)
         if not isinstance(self._backend.model, WordPiece):
-            return tuple(self._backend.model.save(str(save_directory), filename_prefix))
-        path = Path(save_directory) / (f"{filename_prefix}-{VOCAB_NAME}" if filename_prefix else VOCAB_NAME)
+            return tuple(self._backend.model.save(str(folder), filename_prefix))
+        path = folder / (f"{filename_prefix}-{VOCAB_NAME}" if filename_prefix else VOCAB_NAME)
         path.write_text("".join(f"{line}\n" for line in library.vocab_lines(self._backend)), encoding="utf-8")
         return (str(path),)
 

@@ -12,8 +12,16 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from convbert import CheckpointError, ConvBertForMaskedLM, ConvBertForSequenceClassification
+from convbert import (
+    CheckpointError,
+    ConvBertConfig,
+    ConvBertForMaskedLM,
+    ConvBertForSequenceClassification,
+    ConvBertTokenizer,
+)
 from convbert.checkpoints import fingerprint, read_config, read_weights
+
+Saving = Callable[[str], object]
 
 
 def files(folder: Path) -> list[str]:
@@ -151,6 +159,34 @@ def test_no_stop_leaves_a_config_beside_other_weights(
 def test_a_limit_below_one_is_refused(classifier: ConvBertForSequenceClassification, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"max_shard_bytes \(0\)"):
         classifier.save_pretrained(tmp_path, max_shard_bytes=0)
+
+
+@pytest.fixture(params=["model", "config", "tokenizer", "vocabulary"])
+def save(request: pytest.FixtureRequest, classifier: ConvBertForSequenceClassification, tmp_path: Path) -> Saving:
+    """Whatever writes into a folder."""
+    (tmp_path / "vocab.txt").write_text("[UNK]\n[CLS]\n[SEP]\n")
+    tokenizer = ConvBertTokenizer(tmp_path / "vocab.txt")
+    return {
+        "model": classifier.save_pretrained,
+        "config": ConvBertConfig().save_pretrained,
+        "tokenizer": tokenizer.save_pretrained,
+        "vocabulary": tokenizer.save_vocabulary,
+    }[request.param]
+
+
+def test_a_url_is_refused(save: Saving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"s3://\*\*\*@bucket/new is a URL: save to a local folder, then copy"):
+        save("s3://key:secret@bucket/new")
+    assert files(tmp_path) == ["vocab.txt"]
+
+
+def test_a_tilde_is_the_home(save: Saving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    save("~/new")
+    assert files(tmp_path) == ["home", "vocab.txt"]
+    assert files(tmp_path / "home" / "new")
 
 
 def test_the_type_in_an_old_config_follows_the_weights(

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from convbert.activations import ACTIVATIONS
 from convbert.errors import CheckpointError, ConfigError
-from convbert.stores import redacted
+
+if TYPE_CHECKING:
+    from convbert.checkpoints.location import Checkpoint
 
 CONFIG_NAME = "config.json"
 MODEL_TYPES = ("convbert", "conv_bert")  # old configs on the hub say conv_bert
@@ -228,7 +230,7 @@ class ConvBertConfig(_Fields):
         return {**self.extra, "model_type": self.model_type, **own, "label2id": self.label2id}
 
     @classmethod
-    def from_pretrained(cls, folder_or_url: str | Path, **changes: Any) -> ConvBertConfig:
+    def from_pretrained(cls, folder_or_url: str | Path | Checkpoint, **changes: Any) -> ConvBertConfig:
         """The config of a checkpoint folder, local or at any fsspec URL.
 
         Args:
@@ -238,10 +240,10 @@ class ConvBertConfig(_Fields):
             CheckpointError: no readable config.json there.
             ConfigError: its values describe no ConvBERT.
         """
-        from convbert.checkpoints.location import local_folder
+        from convbert.checkpoints.location import located
 
-        path = local_folder(folder_or_url) / CONFIG_NAME
-        source = redacted(str(folder_or_url))
+        checkpoint = located(folder_or_url)
+        path, source = checkpoint.folder / CONFIG_NAME, checkpoint.source
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:

@@ -17,12 +17,20 @@ from typing_extensions import Self
 
 from convbert import layers
 from convbert.activations import ACTIVATIONS, Activation
-from convbert.checkpoints import LoadReport, check_fit, load_into, read_config, read_weights, save_weights
+from convbert.checkpoints import (
+    Checkpoint,
+    LoadReport,
+    check_fit,
+    load_into,
+    located,
+    read_config,
+    read_weights,
+    save_weights,
+)
 from convbert.config import ConvBertConfig
 from convbert.errors import ConfigError, InputError
 from convbert.losses import class_loss, span_loss, text_loss
 from convbert.outputs import EncoderOutput, LogitsOutput, SpanOutput
-from convbert.stores import redacted
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +51,11 @@ class PreTrainedModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder_or_url: str | Path, *, config: ConvBertConfig | None = None, dtype: torch.dtype | None = None
+        cls,
+        folder_or_url: str | Path | Checkpoint,
+        *,
+        config: ConvBertConfig | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Self:
         """The model with a checkpoint's weights, in evaluation mode.
 
@@ -52,7 +64,8 @@ class PreTrainedModel(nn.Module):
         their random initialisation and are named in a warning, as are those left over.
 
         Args:
-            folder_or_url: checkpoint folder, local or at any fsspec URL.
+            folder_or_url: checkpoint folder, local or at any fsspec URL, or one that ``convbert.checkpoints.located``
+                has found.
             config: used in place of the folder's own.
             dtype: floating-point type of the weights; None keeps float32.
 
@@ -60,8 +73,9 @@ class PreTrainedModel(nn.Module):
             CheckpointError: the folder holds no readable checkpoint.
             WeightsError: a weight has another shape than the config asks for.
         """
-        model, report = cls.load(folder_or_url, config=config)
-        source = redacted(str(folder_or_url))
+        checkpoint = located(folder_or_url)
+        model, report = cls.load(checkpoint, config=config)
+        source = checkpoint.source
         if report.missing:
             logger.warning("%s has no weights for %s: they are random until trained", source, ", ".join(report.missing))
         if report.unexpected:
@@ -71,11 +85,14 @@ class PreTrainedModel(nn.Module):
         return (model if dtype is None else model.to(dtype)).eval()
 
     @classmethod
-    def load(cls, folder_or_url: str | Path, *, config: ConvBertConfig | None = None) -> tuple[Self, LoadReport]:
+    def load(
+        cls, folder_or_url: str | Path | Checkpoint, *, config: ConvBertConfig | None = None
+    ) -> tuple[Self, LoadReport]:
         """As ``from_pretrained``, with the names that did not meet in place of warnings."""
-        config = config or read_config(folder_or_url)
-        names = {"base_prefix": cls.base_prefix, "source": redacted(str(folder_or_url))}
-        weights = read_weights(folder_or_url)
+        checkpoint = located(folder_or_url)
+        config = config or read_config(checkpoint)
+        names = {"base_prefix": cls.base_prefix, "source": checkpoint.source}
+        weights = read_weights(checkpoint)
         check_fit(cls._without_memory(config, source=names["source"]), weights, **names)
         model = cls(config)
         return model.eval(), load_into(model, weights, **names)

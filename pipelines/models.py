@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from convbert import ConvBertConfig, ConvBertError, ConvBertTokenizer
-from convbert.checkpoints import fingerprint
+from convbert.checkpoints import Checkpoint, fingerprint, located
 from convbert.models import PreTrainedModel
 from pipelines.encode import Encoding
 from pipelines.errors import ModelError
@@ -130,11 +130,12 @@ def share_passes(heads: Mapping[str, tuple[str, JobSpec]]) -> list[EncoderPass]:
 def _inspect(name: str, url: str, spec: JobSpec) -> tuple[HeadPlan, str, Encoding]:
     """The head's plan, and what must be equal to share its pass: encoder and encoding."""
     try:
-        config = ConvBertConfig.from_pretrained(url)
-        tokenizer = ConvBertTokenizer.from_pretrained(url)
-        head = head_for(config, tokenizer, spec, source=redacted(url))
-        model = load_model(head, name, url, config)
-        encoding = encoding_for(head, config, tokenizer, spec, source=redacted(url))
+        checkpoint = located(url)
+        config = ConvBertConfig.from_pretrained(checkpoint)
+        tokenizer = ConvBertTokenizer.from_pretrained(checkpoint)
+        head = head_for(config, tokenizer, spec, source=checkpoint.source)
+        model = load_model(head, name, checkpoint, config)
+        encoding = encoding_for(head, config, tokenizer, spec, source=checkpoint.source)
     except ConvBertError as error:
         raise ModelError(f"--head {name}: {redacted(str(error))}") from error
     except ModelError as error:
@@ -188,17 +189,18 @@ def encoding_for(
     )
 
 
-def load_model(head: Head, name: str, url: str, config: ConvBertConfig | None = None) -> PreTrainedModel:
+def load_model(head: Head, name: str, url: str | Checkpoint, config: ConvBertConfig | None = None) -> PreTrainedModel:
     """A head's model with all its weights.
 
     Raises:
         ModelError: weights are missing: a random head labels nothing.
         ConvBertError: a checkpoint that cannot be read.
     """
-    model, report = head.model_class.load(url, config=config)
+    checkpoint = located(url)
+    model, report = head.model_class.load(checkpoint, config=config)
     if report.missing:
         raise ModelError(
-            f"{redacted(url)} has no weights for {', '.join(report.missing[:3])}"
+            f"{checkpoint.source} has no weights for {', '.join(report.missing[:3])}"
             f"{' …' if len(report.missing) > 3 else ''}: give a checkpoint that was trained for this task"
         )
     return model

@@ -2,15 +2,17 @@
 
 from convbert.checkpoints.folder import fingerprint, read_config, read_weights
 from convbert.checkpoints.loading import LoadReport, check_fit, load_into
-from convbert.checkpoints.location import local_folder
+from convbert.checkpoints.location import Checkpoint, local_folder, located
 from convbert.checkpoints.saving import save_weights
 
 __all__ = [
+    "Checkpoint",
     "LoadReport",
     "check_fit",
     "fingerprint",
     "load_into",
     "local_folder",
+    "located",
     "read_config",
     "read_weights",
     "save_weights",

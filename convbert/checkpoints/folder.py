@@ -12,12 +12,11 @@ from torch import Tensor
 
 from convbert.checkpoints.formats import FORMATS, KERAS, SAFETENSORS, TORCH_BIN, Format
 from convbert.checkpoints.keras_files import read_h5
-from convbert.checkpoints.location import local_folder, path_beside
+from convbert.checkpoints.location import Checkpoint, located, path_beside
 from convbert.checkpoints.tf1_files import derive_config, find_index, read_tf1
 from convbert.checkpoints.torch_files import read_bin, read_safetensors
 from convbert.config import CONFIG_NAME, ConvBertConfig
 from convbert.errors import CheckpointError
-from convbert.stores import redacted
 
 READERS: dict[Format, Callable[[Path], dict[str, Tensor]]] = {
     SAFETENSORS: read_safetensors,
@@ -26,7 +25,7 @@ READERS: dict[Format, Callable[[Path], dict[str, Tensor]]] = {
 }
 
 
-def read_weights(folder_or_url: str | Path) -> dict[str, Tensor]:
+def read_weights(folder_or_url: str | Path | Checkpoint) -> dict[str, Tensor]:
     """All weights of a checkpoint folder, by the names and in the layouts of PyTorch.
 
     Reads safetensors, ``pytorch_model.bin`` and ``tf_model.h5``, each whole or in shards, or the original
@@ -35,7 +34,8 @@ def read_weights(folder_or_url: str | Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: no weights there, or files that cannot be read.
     """
-    folder = local_folder(folder_or_url)
+    checkpoint = located(folder_or_url)
+    folder = checkpoint.folder
     for form in FORMATS:
         if (folder / form.single_name).is_file():
             return READERS[form](folder / form.single_name)
@@ -48,22 +48,22 @@ def read_weights(folder_or_url: str | Path) -> dict[str, Tensor]:
     if tf1 is not None:
         return read_tf1(tf1)
     present = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
-    source, names = redacted(str(folder_or_url)), ", ".join(form.single_name for form in FORMATS)
+    names = ", ".join(form.single_name for form in FORMATS)
     raise CheckpointError(
-        f"{source} has no {names} or TF1 checkpoint (it holds {present}): give a complete checkpoint folder"
+        f"{checkpoint.source} has no {names} or TF1 checkpoint (it holds {present}): give a complete checkpoint folder"
     )
 
 
-def read_config(folder_or_url: str | Path) -> ConvBertConfig:
+def read_config(folder_or_url: str | Path | Checkpoint) -> ConvBertConfig:
     """The config of a checkpoint folder; that of a TF1 checkpoint without config.json follows from its weights.
 
     Raises:
         CheckpointError: no readable config.json, nor weights that tell it.
         ConfigError: its values describe no ConvBERT.
     """
-    folder = local_folder(folder_or_url)
-    tf1 = None if (folder / CONFIG_NAME).is_file() else find_index(folder)
-    return ConvBertConfig.from_pretrained(folder_or_url) if tf1 is None else derive_config(tf1)
+    checkpoint = located(folder_or_url)
+    tf1 = None if (checkpoint.folder / CONFIG_NAME).is_file() else find_index(checkpoint.folder)
+    return ConvBertConfig.from_pretrained(checkpoint) if tf1 is None else derive_config(tf1)
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:

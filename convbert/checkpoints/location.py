@@ -8,6 +8,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -33,6 +34,32 @@ _MARKS = (  # what the file systems of fsspec call a version, a hash or a modifi
     "modify",  # ftp
     "updated",
 )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on this machine.
+
+    Attributes:
+        folder: its files; those that were copied are of one version.
+        source: what messages call it: the path or URL that was given, without secrets.
+    """
+
+    folder: Path
+    source: str
+
+
+def located(folder_or_url: str | Path | Checkpoint) -> Checkpoint:
+    """The checkpoint as ``local_folder`` finds it now; one that was located before stays as it was.
+
+    Who reads several of its files locates it once, lest they be of two versions.
+
+    Raises:
+        CheckpointError: as ``local_folder``.
+    """
+    if isinstance(folder_or_url, Checkpoint):
+        return folder_or_url
+    return Checkpoint(local_folder(folder_or_url), redacted(str(folder_or_url)))
 
 
 def folder_to_write(folder: str | Path) -> Path:

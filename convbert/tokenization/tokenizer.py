@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Encoding
 from tokenizers.models import WordPiece
 
-from convbert.checkpoints.location import folder_to_write, local_folder
+from convbert.checkpoints.location import Checkpoint, folder_to_write, located
 from convbert.errors import TokenizerError
-from convbert.stores import redacted
 from convbert.tokenization import backend as library
 from convbert.tokenization.batch_encoding import BatchEncoding, as_tensors
 from convbert.tokenization.files import (
@@ -145,7 +144,7 @@ class ConvBertTokenizer(Vocabulary):
         library.complete_wordpiece(self._backend, cls_token=self.cls_token, sep_token=self.sep_token)
 
     @classmethod
-    def from_pretrained(cls, folder_or_url: str | Path, **changes: Any) -> ConvBertTokenizer:
+    def from_pretrained(cls, folder_or_url: str | Path | Checkpoint, **changes: Any) -> ConvBertTokenizer:
         """The tokenizer of a checkpoint folder, local or at any fsspec URL.
 
         tokenizer.json decides where there is one; tokenizer_config.json overrides its normalisation.
@@ -157,14 +156,14 @@ class ConvBertTokenizer(Vocabulary):
             CheckpointError: no such folder.
             TokenizerError: no vocabulary there, or one that cannot be read.
         """
-        folder, source = local_folder(folder_or_url), redacted(str(folder_or_url))
+        checkpoint = located(folder_or_url)
         try:
-            return cls(**{**read_settings(folder, source=source), **changes})
+            return cls(**{**read_settings(checkpoint.folder, source=checkpoint.source), **changes})
         except (
             TokenizerError,
             RecursionError,
         ) as error:  # the latter from quoting a value nested nearly too deep to read
-            raise TokenizerError(f"the tokenizer of {source}: {error}") from error
+            raise TokenizerError(f"the tokenizer of {checkpoint.source}: {error}") from error
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write tokenizer.json, tokenizer_config.json and for WordPiece vocab.txt into a local folder.

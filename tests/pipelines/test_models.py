@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from pipelines import models
 from pipelines.encode import Inputs
 from pipelines.errors import ModelError
 from pipelines.models import plan_passes
@@ -65,6 +68,24 @@ def test_equal_weights_with_other_settings_are_another_encoder(
     passes = plan_passes(spec(head={"a": str(checkpoint), "b": str(folder)}))
     assert [[head.name for head in p.heads] for p in passes] == [["a"], ["b"]]
     assert passes[0].heads[0].fingerprint != passes[1].heads[0].fingerprint
+
+
+def test_a_plan_is_made_of_one_version(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here a new one comes between the tokenizer and the weights."""
+    monkeypatch.setenv("CONVBERT_CACHE", str(tmp_path / "cache"))
+    memory = fsspec.filesystem("memory")
+    memory.put(f"{checkpoint}/", "/one-version/", recursive=True)
+    new = save_checkpoint(tmp_path / "new", seed=5)
+    plain: Callable[..., Any] = models.head_for
+
+    def head_for(*args: Any, **kwargs: Any) -> Any:
+        memory.put(f"{new}/", "/one-version/", recursive=True)
+        return plain(*args, **kwargs)
+
+    (expected,) = plan_passes(spec(model=str(checkpoint)))
+    monkeypatch.setattr(models, "head_for", head_for)
+    (only,) = plan_passes(spec(model="memory://one-version"))
+    assert only.heads[0].fingerprint == expected.heads[0].fingerprint
 
 
 def test_encoders_whose_names_lack_the_prefix_are_told_apart(checkpoint: Path, tmp_path: Path) -> None:

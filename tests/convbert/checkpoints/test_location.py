@@ -13,6 +13,7 @@ from typing import Any
 
 import fsspec
 import pytest
+import torch
 
 from convbert import (
     CheckpointError,
@@ -22,7 +23,7 @@ from convbert import (
     ConvBertForTokenClassification,
     ConvBertTokenizer,
 )
-from convbert.checkpoints import fingerprint, local_folder, read_config, read_weights
+from convbert.checkpoints import fingerprint, local_folder, located, read_config, read_weights
 from convbert.checkpoints.location import path_beside
 from tests.fault_proxy import FaultProxy
 
@@ -320,6 +321,32 @@ def test_s3s_marker_of_a_folder_is_no_file(
     fs.pipe_file("bucket/marked-only/", b"")
     with pytest.raises(CheckpointError, match="s3://bucket/marked-only is empty"):
         local_folder("s3://bucket/marked-only")
+
+
+def test_config_and_weights_are_of_one_version(
+    remote: str, classifier: ConvBertForSequenceClassification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, before = ConvBertConfig.from_dict, fingerprint(classifier.state_dict())
+
+    def from_dict(*args: Any, **changes: Any) -> ConvBertConfig:
+        """A new version comes while the old config is read."""
+        torch.nn.init.ones_(classifier.classifier.out_proj.bias)
+        classifier.save_pretrained(tmp_path / "model")
+        fsspec.filesystem("memory").put(str(tmp_path / "model") + "/", "/bucket/model/", recursive=True)
+        return plain(*args, **changes)
+
+    monkeypatch.setattr(ConvBertConfig, "from_dict", from_dict)
+    model, _ = ConvBertForSequenceClassification.load(remote)
+    assert fingerprint(model.state_dict()) == before
+
+
+def test_a_checkpoint_that_was_located_stays_as_it_was_and_keeps_its_name(remote: str) -> None:
+    checkpoint = located(remote)
+    fsspec.filesystem("memory").rm("/bucket/model/config.json")
+    assert located(checkpoint) is checkpoint
+    assert read_config(checkpoint) == ConvBertConfig.from_pretrained(checkpoint)
+    with pytest.raises(ConvBertError, match="the tokenizer of memory://bucket/model: "):
+        ConvBertTokenizer.from_pretrained(checkpoint)
 
 
 def test_a_file_systems_own_errors_are_named(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from convbert import ConvBertConfig, ConvBertError, ConvBertTokenizer
+from convbert import (
+    ConvBertConfig,
+    ConvBertError,
+    ConvBertForMultipleChoice,
+    ConvBertForSequenceClassification,
+    ConvBertTokenizer,
+)
 from convbert.checkpoints import Checkpoint, fingerprint, located
 from convbert.models import PreTrainedModel
 from pipelines.encode import Encoding
@@ -206,7 +212,21 @@ def load_model(head: Head, name: str, url: str | Checkpoint, config: ConvBertCon
     return model
 
 
+_HEAD_SETTINGS: dict[type[PreTrainedModel], dict[str, tuple[str, ...]]] = {
+    ConvBertForMultipleChoice: {"summary_type": ("last", "cls_index"), "summary_activation": ("linear",)},
+    ConvBertForSequenceClassification: {"problem_type": ("single_label_classification",)},
+}
+"""What decides a head's predictions and shows in no name and no shape, and the values that mean the same as none."""
+
+
 def weights_fingerprint(model: PreTrainedModel) -> str:
-    """Equal only where the same input gives the same numbers."""
-    settings = [model.config.hidden_act, model.config.layer_norm_eps]  # all others show in names and shapes
+    """Equal only where the same input gives the same predictions."""
+    settings: list[Any] = [model.config.hidden_act, model.config.layer_norm_eps]  # others show in names and shapes
+    own = {
+        name: value
+        for name, usual in _HEAD_SETTINGS.get(type(model), {}).items()
+        if (value := getattr(model.config, name, None)) and value not in usual
+    }
+    if own:  # none in most models, whose fingerprint stands in manifests
+        settings.append(own)
     return hashlib.sha256(f"{fingerprint(model.state_dict())} {json.dumps(settings)}".encode()).hexdigest()

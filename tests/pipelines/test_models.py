@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,21 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from convbert import (
+    ConvBertConfig,
+    ConvBertForMaskedLM,
+    ConvBertForMultipleChoice,
+    ConvBertForQuestionAnswering,
+    ConvBertForSequenceClassification,
+    ConvBertForTokenClassification,
+    ConvBertModel,
+)
+from convbert.checkpoints import fingerprint
+from convbert.models import PreTrainedModel
 from pipelines import models
 from pipelines.encode import Inputs
 from pipelines.errors import ModelError
-from pipelines.models import plan_passes
+from pipelines.models import plan_passes, weights_fingerprint
 from pipelines.spec import JobSpec
 from tests.conftest import save_checkpoint, tiny_config
 
@@ -68,6 +81,84 @@ def test_equal_weights_with_other_settings_are_another_encoder(
     passes = plan_passes(spec(head={"a": str(checkpoint), "b": str(folder)}))
     assert [[head.name for head in p.heads] for p in passes] == [["a"], ["b"]]
     assert passes[0].heads[0].fingerprint != passes[1].heads[0].fingerprint
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {"hidden_act": "relu"},
+    {"hidden_dropout_prob": 0.5},
+    {"attention_probs_dropout_prob": 0.5},
+    {"initializer_range": 1.0},
+    {"layer_norm_eps": 1e-3},
+    {"pad_token_id": None},
+    {"bos_token_id": 3, "eos_token_id": 4},
+    {"num_attention_heads": 8, "head_ratio": 4},
+    {"classifier_dropout": 0.5},
+    {"extra": {"summary_type": "first"}},
+    {"extra": {"summary_type": "mean"}},
+    {"extra": {"summary_type": "cls_index"}},
+    {"extra": {"summary_activation": "tanh"}},
+    {"extra": {"summary_activation": "linear"}},
+    {"extra": {"summary_first_dropout": 0.5, "summary_last_dropout": 0.5}},
+]
+"""Fields of a config.json that leave all names and shapes as they are, one other value each."""
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ConvBertModel,
+        ConvBertForMaskedLM,
+        ConvBertForMultipleChoice,
+        ConvBertForQuestionAnswering,
+        ConvBertForSequenceClassification,
+        ConvBertForTokenClassification,
+    ],
+)
+def test_a_fingerprint_tells_what_changes_the_numbers_and_nothing_else(
+    kind: type[PreTrainedModel], setting: dict[str, Any]
+) -> None:
+    config = ConvBertConfig.from_dict(tiny_config().to_dict())
+    torch.manual_seed(0)
+    model = kind(config).eval()
+    other = kind(replace(config, **setting)).eval()
+    other.load_state_dict(model.state_dict())
+    ids = torch.arange(1, 9).view((1, 2, 4) if kind is ConvBertForMultipleChoice else (2, 4))
+    with torch.inference_mode():
+        pairs = zip(numbers(model(ids)), numbers(other(ids)), strict=True)
+        same = all(torch.equal(ours, theirs) for ours, theirs in pairs)
+    assert (weights_fingerprint(model) == weights_fingerprint(other)) == same
+
+
+def numbers(outputs: Any) -> list[torch.Tensor]:
+    """All that a model gives."""
+    return [value for value in vars(outputs).values() if isinstance(value, torch.Tensor)]
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "same"),
+    [("single_label_classification", True), ("multi_label_classification", False), ("regression", False)],
+)
+def test_a_fingerprint_tells_what_becomes_of_the_logits(problem_type: str, same: bool) -> None:
+    """Softmax, sigmoid, or the numbers themselves."""
+    model = ConvBertForSequenceClassification(ConvBertConfig.from_dict(tiny_config().to_dict()))
+    before = weights_fingerprint(model)
+    model.config.problem_type = problem_type
+    assert (weights_fingerprint(model) == before) == same
+
+
+def test_the_fingerprint_of_a_usual_model_is_that_of_manifests_before() -> None:
+    """Weights, activation and epsilon: what earlier versions wrote, which their outputs are compared with."""
+    model = ConvBertForMultipleChoice(ConvBertConfig.from_dict(tiny_config().to_dict()))
+    text = f"{fingerprint(model.state_dict())} {json.dumps(['gelu', 1e-12])}"
+    assert weights_fingerprint(model) == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_heads_whose_summaries_differ_share_their_encoder(tmp_path: Path) -> None:
+    for name, kind in {"a": "last", "b": "first"}.items():
+        save_checkpoint(tmp_path / name, architecture="ConvBertForMultipleChoice", summary_type=kind)
+    (only,) = plan_passes(spec(head={name: str(tmp_path / name) for name in "ab"}))
+    assert len({head.fingerprint for head in only.heads}) == 2
 
 
 def test_a_plan_is_made_of_one_version(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

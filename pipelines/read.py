@@ -98,8 +98,9 @@ def ids_of(shard: Shard, id_column: str) -> Iterator[str]:
             for piece in iter(lambda: _take(lines, _BATCH_BYTES), [])
             for block in _jsonl_blocks(piece, shard, columns)
         )
-    for block in blocks:
-        yield from block["id"].to_pylist()
+    with unchanged(shard):
+        for block in blocks:
+            yield from block["id"].to_pylist()
 
 
 def _envelope(name: str, blocks: list[pa.Table], columns: Columns, *, is_last: bool = True) -> Envelope:
@@ -149,12 +150,17 @@ def unchanged(shard: Shard) -> Iterator[None]:
 
     Raises:
         SourceError: it has changed or gone.
-        StoreError: its store does not answer.
+        StoreError: its store does not answer, or the disk on which it lies.
     """
     try:
         yield
     except StoreError:
         raise
+    except OSError as error:
+        _check_version(shard)  # on NFS a file that was replaced is a stale handle
+        raise StoreError(
+            f"{redacted(shard.url)} cannot be read ({reason(error)}): start the same command again"
+        ) from error
     except Exception:  # a shard cut off while it is read looks damaged
         _check_version(shard)
         raise
@@ -172,6 +178,11 @@ def _check_version(shard: Shard) -> None:
         raise StoreError(f"{redacted(shard.url)} cannot be looked up ({reason(error)}): check the rights") from error
     if not is_same:
         raise SourceError(f"{redacted(shard.url)} has changed since the job was planned: start the same command again")
+
+
+def _is_damage(error: Exception) -> bool:
+    """What a decoder says of the data: where a disk or a mounted store fails, the system's error has a number."""
+    return getattr(error, "errno", None) is None
 
 
 def _block(
@@ -248,7 +259,7 @@ def _lines(shard: Shard, start: int, stop: int | None) -> Iterator[_Line]:
             end = offset + len(line)
             yield offset, line
     except OSError as error:
-        if compression_of(shard.url) is None:  # the store failed, not the data
+        if compression_of(shard.url) is None or not _is_damage(error):
             raise
         yield end, f"the rest of the shard cannot be decompressed: {error}"
 
@@ -300,6 +311,8 @@ def _parquet_blocks(shard: Shard, start: int, stop: int | None, columns: Columns
                     row += len(batch)
                 reason = f"row group {group} of the shard ends before this row, which its footer counts"
             except (OSError, pa.ArrowException) as error:
+                if not _is_damage(error):
+                    raise
                 reason = f"row group {group} of the shard cannot be read: {error}"
             for first in range(row, last, _BATCH_ROWS):
                 ids = [f"{base}#{i}" for i in range(first, min(first + _BATCH_ROWS, last))]

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import errno
 import gzip
+import io
 import json
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,8 @@ def unit(path: Path | str, start: int = 0, stop: int | None = None) -> Unit:
 def jsonl(path: Path, *lines: bytes | dict[str, Any]) -> Path:
     encoded = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
     body = b"".join(line + b"\n" for line in encoded)
-    path.write_bytes(gzip.compress(body) if path.suffix == ".gz" else body)
+    packers = {".gz": gzip.compress, ".zst": lambda data: pa.Codec("zstd").compress(data, asbytes=True)}
+    path.write_bytes(packers.get(path.suffix, bytes)(body))
     return path
 
 
@@ -277,6 +281,53 @@ def test_a_shard_that_is_not_the_planned_one_any_more_is_refused(name: str, chan
         path.unlink()
     with pytest.raises(SourceError, match=rf"{name} has changed since the job was planned: start the same command"):
         read_unit(planned, columns())
+
+
+class StaleFile(io.FileIO):
+    """A file on a mount that can be lost: the byte in its middle is not to be had then."""
+
+    is_lost = False
+
+    def __del__(self) -> None:
+        self.close()
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return self._unless_lost(super().read(size))
+
+    def readinto(self, buffer: Any, /) -> int:
+        return len(self._unless_lost(bytes(memoryview(buffer)[: super().readinto(buffer)])))
+
+    def _unless_lost(self, data: bytes) -> bytes:
+        middle = os.fstat(self.fileno()).st_size // 2
+        if self.is_lost and self.tell() - len(data) <= middle < self.tell():
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return data
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"])
+def test_a_disk_that_fails_is_no_damage_of_the_shard(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A unit of which only a part was read would never be read again."""
+    path, rng = tmp_path / f"a{suffix}", random.Random(0)
+    texts = [f"{rng.getrandbits(200):x}" for _ in range(60_000)]
+    if suffix == ".parquet":
+        pq.write_table(pa.table({"text": texts}), path, row_group_size=20_000, use_dictionary=False)
+    else:
+        jsonl(path, *({"text": text} for text in texts))
+    wanted = columns(id="text")
+    planned = unit(path, 0, len(texts) if suffix == ".parquet" else None)
+    for module in ("inspect", "jsonl"):
+        monkeypatch.setattr(f"pipelines.{module}.open_input", lambda place: StaleFile(place.path))
+    assert set(read_unit(planned, wanted)["error"].to_pylist()) == {None}
+    monkeypatch.setattr(StaleFile, "is_lost", True)
+    message = rf"a{suffix} cannot be read \(.*Stale file handle\): start the same command again"
+    for read_it in (lambda: read_unit(planned, wanted), lambda: list(ids_of(planned.shards[0], "text"))):
+        with pytest.raises(StoreError, match=message):
+            read_it()
+    os.utime(path, (1, 1))  # replaced, which is what loses a file on NFS
+    with pytest.raises(SourceError, match="has changed since the job was planned"):
+        read_unit(planned, wanted)
 
 
 @pytest.mark.parametrize(("method", "message"), [("HEAD", "cannot be read"), ("GET", "cannot be read at byte 0")])

@@ -134,9 +134,10 @@ def check_columns(
     *,
     text_columns: Sequence[str],
     list_columns: Sequence[str] = (),
+    id_column: str | None = None,
     other_columns: Sequence[str],
 ) -> None:
-    """See that the shards with records have the columns that the job reads, and that texts are texts.
+    """See that the shards with records have the columns that the job reads, that texts are texts and ids can be ids.
 
     A key that some JSONL records lack is an optional one: one shard has to show it.
 
@@ -147,8 +148,9 @@ def check_columns(
         (its.shard, its.schema) for its in inspections if its.schema is not None and (its.stretches or its.unit_bytes)
     ]
     seen = {name for _, schema in with_records for name in schema.names}
+    id_columns = [id_column] if id_column else []
     for shard, schema in with_records:
-        for name in [*text_columns, *list_columns, *other_columns]:
+        for name in [*text_columns, *list_columns, *id_columns, *other_columns]:
             if name not in schema.names and (shard.is_parquet or name not in seen):
                 raise SourceError(f"{redacted(shard.url)} has no column {name!r}: it has {', '.join(schema.names)}")
         for name in text_columns if shard.is_parquet else ():
@@ -163,6 +165,23 @@ def check_columns(
                     f"column {name!r} of {redacted(shard.url)} is {schema.field(name).type}, not a list of "
                     "strings: name the column with the choices in --choices-column"
                 )
+        for name in id_columns if shard.is_parquet else ():
+            if not is_id(schema.field(name).type):
+                raise SourceError(
+                    f"column {name!r} of {redacted(shard.url)} is {schema.field(name).type}, which is no id: name a "
+                    "column of texts, numbers, dates or timestamps in --id-column"
+                )
+
+
+def is_id(type_: pa.DataType) -> bool:
+    """Texts, and what is one value that can be written as a text: numbers, dates, timestamps, UUIDs."""
+    if pa.types.is_dictionary(type_):
+        type_ = type_.value_type
+    if isinstance(type_, pa.BaseExtensionType):
+        type_ = type_.storage_type
+    types = pa.types
+    checks = (types.is_integer, types.is_floating, types.is_decimal, types.is_date, types.is_timestamp)
+    return is_text(type_) or any(check(type_) for check in checks)
 
 
 def is_list_of_text(type_: pa.DataType) -> bool:

@@ -328,8 +328,13 @@ def _columns(spec: JobSpec, passes: list[EncoderPass], inspections: list[Inspect
     read = [encoder_pass.encoding.inputs for encoder_pass in passes]
     lists = tuple(dict.fromkeys(inputs.columns[1] for inputs in read if inputs.kind == "choices"))
     texts = tuple(dict.fromkeys(name for inputs in read for name in inputs.columns if name not in lists))
-    explicit_id = [spec.id_column] if spec.id_column else []
-    check_columns(inspections, text_columns=texts, list_columns=lists, other_columns=[*explicit_id, *spec.keep_column])
+    check_columns(
+        inspections,
+        text_columns=texts,
+        list_columns=lists,
+        id_column=spec.id_column,
+        other_columns=spec.keep_column,
+    )
     kept = kept_schema(inspections, spec.keep_column)
     if made is not None and spec.keep_column:
         kept = _types_in(made, spec.keep_column)

@@ -20,7 +20,7 @@ from convbert.checkpoints.location import change_mark
 from convbert.stores import file_info, reason
 from pipelines.envelope import Envelope
 from pipelines.errors import SourceError, StoreError
-from pipelines.inspect import open_parquet
+from pipelines.inspect import is_id, open_parquet
 from pipelines.jsonl import LineError, compression_of, is_unicode, json_kind, lines, parse
 from pipelines.storage import redacted
 from pipelines.units import Shard, Stream, Task, Unit
@@ -352,8 +352,22 @@ def _parquet_block(batch: pa.RecordBatch, places: list[str], columns: Columns) -
             array, why = kept_array(values(f.name), f)
         kept.append(array)
         reasons.append(why)
-    ids = [_id(value, place) for value, place in zip(values(columns.id), places, strict=True)]
+    found = _id_values(batch.column(columns.id)) if columns.id in batch.schema.names else [None] * len(batch)
+    ids = [_id(value, place) for value, place in zip(found, places, strict=True)]
     return _block(ids, texts, kept, reasons, columns)
+
+
+def _id_values(column: pa.Array) -> list[Any]:
+    """Bytes and numbers as they are, decimals, dates and timestamps as Arrow writes them; of other types nothing."""
+    if not is_id(column.type):
+        return [None] * len(column)
+    column = _as_bytes(column.storage if isinstance(column, pa.ExtensionArray) else column)
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.timestamp(column.type.unit))  # in UTC, without the name of a zone, which may be none
+    if any(is_(column.type) for is_ in (pa.types.is_decimal, pa.types.is_date, pa.types.is_timestamp)):
+        column = column.cast(pa.string())
+    values: list[Any] = column.to_pylist()
+    return values
 
 
 def _as_bytes(column: pa.Array) -> pa.Array:
@@ -420,9 +434,14 @@ def _checked_text(value: Any, name: str) -> tuple[str | None, str | None]:
 
 
 def _id(value: Any, place: str) -> str:
-    """A string or whole number as an id; anything else is told by its place."""
+    """A text or whole number as an id, and bytes that are no text in hex; anything else is told by its place."""
     if isinstance(value, bytes):
-        value = value.decode("utf-8", errors="replace")
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return value.hex()
+    if isinstance(value, float) and value.is_integer():  # whole numbers with nulls between them, as pandas writes them
+        value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return value if isinstance(value, str) and is_unicode(value) else place

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,18 @@ def test_missing_and_unfit_columns_are_named_with_their_shard(tmp_path: Path) ->
         check_columns(found, text_columns=["body"], other_columns=["year"])
     with pytest.raises(SourceError, match=r"column 'n' of .*a\.parquet is int64, not text"):
         check_columns(found, text_columns=["n"], other_columns=[])
+
+
+@pytest.mark.parametrize("values", [pa.array([True]), pa.array([{"n": 1}]), pa.array([5], pa.time32("ms"))])
+def test_an_id_column_that_holds_no_ids_is_refused(values: pa.Array, tmp_path: Path) -> None:
+    parquet(tmp_path / "a.parquet", {"text": ["x"], "key": values, "id": [1]})
+    found = inspected(tmp_path)
+    check_columns(found, text_columns=["text"], id_column="id", other_columns=["key"])
+    with pytest.raises(
+        SourceError, match=rf"column 'key' of .*a\.parquet is {re.escape(str(values.type))}, which is no id: name a"
+    ) as raised:
+        check_columns(found, text_columns=["text"], id_column="key", other_columns=[])
+    assert str(raised.value).endswith("numbers, dates or timestamps in --id-column")
 
 
 def test_shards_without_records_need_no_columns(tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import datetime
 import errno
 import gzip
 import io
 import json
 import os
 import random
+import uuid
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +192,43 @@ def test_every_kind_of_text_column_reads_alike(values: pa.Array, tmp_path: Path)
     assert block[text_name("text")].to_pylist() == TEXTS
     assert block["error"].to_pylist() == [None, "text is null", None]
     assert block["id"].to_pylist() == [f"{tmp_path}/a.parquet#{row}" for row in range(3)]
+
+
+UUIDS = [uuid.UUID(int=number << 64 | 0xFF) for number in (1, 2)]
+NOON = datetime.datetime(2026, 11, 26, 12, 0, 0, 500, datetime.UTC)
+IDS: list[tuple[pa.Array, list[str | None]]] = [
+    (pa.array([Decimal(10**37 + 1), None], pa.decimal128(38, 0)), ["1" + "0" * 36 + "1", None]),  # Snowflake, Oracle
+    (pa.array([Decimal("7.50")], pa.decimal128(9, 2)), ["7.50"]),
+    (pa.array([2.0**53, 3.0, -0.0, 1e20, None]), ["9007199254740992", "3", "0", "1" + "0" * 20, None]),  # pandas
+    (pa.array([1.5, float("nan"), float("inf")]), [None, None, None]),
+    (pa.array([NOON.date()]), ["2026-11-26"]),
+    (pa.array([NOON], pa.timestamp("us", tz="Pacific/Auckland")), ["2026-11-26 12:00:00.000500"]),
+    (pa.array([10**18], pa.timestamp("us")), ["<value out of range: 1000000000000000000>"]),
+    (pa.array([key.bytes for key in UUIDS], pa.binary(16)), [key.hex for key in UUIDS]),
+    (pa.array([key.bytes for key in UUIDS], pa.binary(16)).cast(pa.uuid()), [key.hex for key in UUIDS]),
+    (pa.array([b"code-1", b"\xff", b"\xfe"]), ["code-1", "ff", "fe"]),
+    (pa.array([5, 6], pa.uint64()).dictionary_encode(), ["5", "6"]),
+    (pa.array([True]), [None]),
+    (pa.array([[1]]), [None]),
+]
+
+
+@pytest.mark.parametrize(("values", "expected"), IDS, ids=[str(values.type) for values, _ in IDS])
+def test_ids_of_every_type_become_texts_that_tell_them_apart(
+    values: pa.Array, expected: list[str | None], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["x"] * len(values), "id": values}), path)
+    wanted = [f"{path}#{row}" if text is None else text for row, text in enumerate(expected)]
+    planned = unit(path, 0, len(values))
+    assert read_unit(planned, columns())["id"].to_pylist() == wanted
+    assert list(ids_of(planned.shards[0], "id")) == wanted
+
+
+def test_whole_numbers_of_json_are_ids_however_they_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": 7}\n{"id": 7.0}\n{"id": 7.5}\n{"id": true}\n{"id": Infinity}\n')
+    assert list(ids_of(unit(path).shards[0], "id")) == ["7", "7", *(f"{path}@{offset}" for offset in (22, 34, 47))]
 
 
 def test_bytes_that_are_no_utf8_fail_alone_even_in_a_string_column(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,10 +136,12 @@ def check_columns(
     list_columns: Sequence[str] = (),
     id_column: str | None = None,
     other_columns: Sequence[str],
+    known: Collection[str] = (),
 ) -> None:
     """See that the shards with records have the columns that the job reads, that texts are texts and ids can be ids.
 
-    A key that some JSONL records lack is an optional one: one shard has to show it.
+    A key that some JSONL records lack is an optional one: one shard has to show it. Of the other columns those that are
+    known from earlier shards need not be shown again.
 
     Raises:
         SourceError: naming the shard, the column and those it has.
@@ -147,10 +149,11 @@ def check_columns(
     with_records = [
         (its.shard, its.schema) for its in inspections if its.schema is not None and (its.stretches or its.unit_bytes)
     ]
-    seen = {name for _, schema in with_records for name in schema.names}
     id_columns = [id_column] if id_column else []
+    needed = [*text_columns, *list_columns, *id_columns]
+    seen = {name for _, schema in with_records for name in schema.names} | set(known).difference(needed)
     for shard, schema in with_records:
-        for name in [*text_columns, *list_columns, *id_columns, *other_columns]:
+        for name in [*needed, *other_columns]:
             if name not in schema.names and (shard.is_parquet or name not in seen):
                 raise SourceError(f"{redacted(shard.url)} has no column {name!r}: it has {', '.join(schema.names)}")
         for name in text_columns if shard.is_parquet else ():

@@ -334,6 +334,7 @@ def _columns(spec: JobSpec, passes: list[EncoderPass], inspections: list[Inspect
         list_columns=lists,
         id_column=spec.id_column,
         other_columns=spec.keep_column,
+        known=spec.keep_column if made else (),
     )
     kept = kept_schema(inspections, spec.keep_column)
     if made is not None and spec.keep_column:

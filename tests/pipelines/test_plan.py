@@ -137,6 +137,27 @@ def test_a_finished_part_that_tells_no_types_is_named(corpus: Path, checkpoint: 
     assert len(make_plan(spec).pending) == 1
 
 
+def test_a_kept_key_that_earlier_shards_have_shown_need_not_come_every_night(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    spec = job(tmp_path / "in", tmp_path / "out", checkpoint, keep_column=["topic", "text"])
+    (tmp_path / "in/b.jsonl").write_text('{"text": "free mail"}\n')
+    with pytest.raises(SourceError, match=r"b\.jsonl has no column 'topic': it has text"):
+        make_plan(spec)
+    (tmp_path / "in/b.jsonl").rename(tmp_path / "b.jsonl")
+    (tmp_path / "in/a.jsonl").write_text('{"text": "free mail", "topic": 5}\n')
+    run_here(spec)
+    (tmp_path / "b.jsonl").rename(tmp_path / "in/b.jsonl")
+    run_here(spec)
+    assert [pq.read_table(part)["topic"].to_pylist() for part in parts(tmp_path / "out")] == [[5], [None]]
+    (tmp_path / "in/c.jsonl").write_text('{"body": "free mail", "topic": 5}\n')
+    with pytest.raises(SourceError, match=r"c\.jsonl has no column 'text': it has body, topic"):
+        make_plan(spec)
+    (tmp_path / "in/c.jsonl").unlink()
+    pq.write_table(pa.table({"text": ["free mail"]}), tmp_path / "in/c.parquet")
+    with pytest.raises(SourceError, match=r"c\.parquet has no column 'topic': it has text"):
+        make_plan(spec)
+
+
 # --- checks -------------------------------------------------------------------------------------------
 
 

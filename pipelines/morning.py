@@ -63,6 +63,7 @@ def report_of(manifest: Manifest) -> Values:
     figures, figures_before = Figures.of_values(details["figures"]), Figures()
     if before:
         figures_before = Figures.of_values(before["figures"])
+    labels = total_labels(manifest.parts)
     return {
         "format": FORMAT,
         "job": {**details["job"], "versions": manifest.versions, "passes": manifest.passes},
@@ -87,7 +88,7 @@ def report_of(manifest: Manifest) -> Values:
                     "now": details["labels"].get(head["name"], {}),
                     "before": before.get("labels", {}).get(head["name"], {}),
                     "everything_before": details["everything_before"].get(head["name"], {}),
-                    "output": total_labels(manifest.parts).get(head["name"], {}),
+                    "output": labels.get(head["name"], {}),
                 },
                 scores=figures.scores.get(head["name"], {}),
                 scores_before=figures_before.scores.get(head["name"], {}),

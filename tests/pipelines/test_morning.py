@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import manifest as manifest_module
 from pipelines import morning
 from pipelines.errors import OutputError
 from pipelines.manifest import Manifest
 from pipelines.morning import FIGURES_NAME, REPORT_NAME, report_of, write_report
 from pipelines.report_page import page_of
 from pipelines.storage import Location, locate
-from tests.pipelines.nights import night, part
+from pipelines.write import Part
+from tests.pipelines.nights import head, night, part
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +76,20 @@ def test_the_report_is_json_and_made_of_the_manifest_alone(manifest: Manifest) -
     report = report_of(manifest)
     again = report_of(replace(manifest, nights=json.loads(json.dumps(manifest.nights))))
     assert json.loads(json.dumps(report)) == report == again
+
+
+def test_parts_are_totalled_once_however_many_heads_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    names, n_calls = [f"head{n}" for n in range(20)], 0
+    manifest = night(None, [part(1, {name: {"ham": 7} for name in names})], [head(name) for name in names])
+
+    def total_labels(parts: list[Part]) -> dict[str, dict[str, int]]:
+        nonlocal n_calls
+        n_calls += 1
+        return manifest_module.total_labels(parts)
+
+    monkeypatch.setattr(morning, "total_labels", total_labels)
+    assert [each["labels"][0]["count_in_output"] for each in report_of(manifest)["heads"]] == [7] * 20
+    assert n_calls == 1
 
 
 def test_both_files_are_written_once(manifest: Manifest, tmp_path: Path) -> None:

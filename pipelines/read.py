@@ -347,7 +347,7 @@ def _parquet_block(batch: pa.RecordBatch, places: list[str], columns: Columns) -
     kept = []
     for f in columns.kept:
         try:
-            array, why = _as_bytes(batch.column(f.name)).cast(f.type), [None] * len(batch)
+            array, why = _cast(_as_bytes(batch.column(f.name)), f.type), [None] * len(batch)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, KeyError):
             array, why = kept_array(values(f.name), f)
         kept.append(array)
@@ -355,6 +355,14 @@ def _parquet_block(batch: pa.RecordBatch, places: list[str], columns: Columns) -
     found = _id_values(batch.column(columns.id)) if columns.id in batch.schema.names else [None] * len(batch)
     ids = [_id(value, place) for value, place in zip(found, places, strict=True)]
     return _block(ids, texts, kept, reasons, columns)
+
+
+def _cast(column: pa.Array, type_: pa.DataType) -> pa.Array:
+    """The column in another type, and an ArrowInvalid where that drops fields of structs, as Arrow does in silence."""
+    array = column.cast(type_)
+    if pa.types.is_nested(type_) and not array.cast(column.type).equals(column):
+        raise pa.ArrowInvalid(f"{column.type} does not fit into {type_}")
+    return array
 
 
 def _id_values(column: pa.Array) -> list[Any]:
@@ -452,10 +460,13 @@ def kept_array(values: Sequence[Any], f: pa.Field) -> tuple[pa.Array, Reasons]:
     if pa.types.is_string(f.type):
         values = [_as_json(value) for value in values]
     try:
-        return pa.array(values, f.type), [None] * len(values)
+        array = pa.array(values, f.type)
+        if not any(_has_other_fields(value, f.type) for value in values):
+            return array, [None] * len(values)
     except _MISFITS:
-        pairs = [_kept_value(value, f) for value in values]
-        return pa.array([value for value, _ in pairs], f.type), [reason for _, reason in pairs]
+        pass
+    pairs = [_kept_value(value, f) for value in values]
+    return pa.array([value for value, _ in pairs], f.type), [reason for _, reason in pairs]
 
 
 _MISFITS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, UnicodeError)
@@ -476,6 +487,23 @@ def _as_text(value: Any) -> str:
 
 def _kept_value(value: Any, f: pa.Field) -> tuple[Any, str | None]:
     try:
-        return pa.scalar(value, f.type).as_py(), None
+        found = pa.scalar(value, f.type).as_py()
+        if not _has_other_fields(value, f.type):
+            return found, None
     except _MISFITS:
-        return None, f"{f.name} holds {value!a:.40}, not {f.type}"
+        pass
+    return None, f"{f.name} holds {value!a:.40}, not {f.type}"
+
+
+def _has_other_fields(value: Any, type_: pa.DataType) -> bool:
+    """Whether there is something in fields that the type's structs lack."""
+    if pa.types.is_struct(type_) and isinstance(value, dict):
+        types = {f.name: f.type for f in type_}
+        return any(
+            name not in types or _has_other_fields(its, types[name]) for name, its in value.items() if its is not None
+        )
+    if _is_list(type_) and isinstance(value, list):
+        return any(_has_other_fields(its, type_.value_type) for its in value)
+    if pa.types.is_map(type_) and isinstance(value, list):
+        return any(_has_other_fields(its, type_.item_type) for _, its in value)
+    return False

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import uuid
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -294,6 +295,44 @@ def test_a_kept_list_is_json_where_another_shard_makes_its_column_text(tmp_path:
     pq.write_table(pa.table({"text": ["x"], "tags": [["NOUN", "ünï"]]}), tmp_path / "a.parquet")
     block = read_unit(unit(tmp_path / "a.parquet", 0, 1), columns(("tags", pa.string())))
     assert block["tags"].to_pylist() == ['["NOUN", "ünï"]']
+
+
+NARROW, WIDE = pa.struct([("x", pa.int64())]), pa.struct([("x", pa.int32()), ("y", pa.int64())])
+
+
+@pytest.mark.parametrize(
+    ("of", "value"),
+    [
+        (lambda type_: type_, lambda value: value),
+        (pa.list_, lambda value: [None, value]),
+        (lambda type_: pa.struct([("x", type_)]), lambda value: {"x": value}),
+        (lambda type_: pa.map_(pa.string(), type_), lambda value: [("key", value)]),
+    ],
+    ids=["struct", "list", "struct in a struct", "map"],
+)
+def test_fields_that_a_kept_struct_lacks_are_not_dropped_in_silence(
+    of: Callable[[pa.DataType], pa.DataType], value: Callable[[Any], Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.parquet"
+    values = [value(its) for its in ({"x": 1, "y": 2}, {"x": 3, "y": None}, {"x": None, "y": 0}, None)]
+    pq.write_table(pa.table({"text": ["x"] * 4, "meta": pa.array(values, of(WIDE))}), path)
+    block = read_unit(unit(path, 0, 4), columns(("meta", of(NARROW))))
+    assert block["meta"].to_pylist() == [None, value({"x": 3}), None, value(None)]
+    assert block["error"].to_pylist() == [
+        f"meta holds {values[0]!r:.40}, not {of(NARROW)}",
+        None,
+        f"meta holds {values[2]!r:.40}, not {of(NARROW)}",
+        None,
+    ]
+
+
+def test_objects_of_json_have_no_other_fields_than_a_struct_that_is_kept(tmp_path: Path) -> None:
+    path = jsonl(
+        tmp_path / "a.jsonl", *({"text": "x", "meta": its} for its in ({"x": 1}, {"x": 2, "y": 3}, {"y": None}))
+    )
+    block = read_unit(unit(path), columns(("meta", NARROW)))
+    assert block["meta"].to_pylist() == [{"x": 1}, None, {"x": None}]
+    assert block["error"].to_pylist() == [None, f"meta holds {{'x': 2, 'y': 3}}, not {NARROW}", None]
 
 
 def test_pairs_need_both_texts(tmp_path: Path) -> None:

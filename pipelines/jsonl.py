@@ -106,8 +106,8 @@ def sample_lines(source: Location, n_bytes: int = SAMPLE_BYTES) -> tuple[list[by
             if offset >= end:
                 break
             later.append(line)
-    except OSError:
-        if not first:
+    except OSError as error:
+        if not first or error.errno is not None:  # a disk that fails, not the data
             raise
     return first, later
 

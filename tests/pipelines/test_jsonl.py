@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -31,6 +32,25 @@ def test_lines_come_with_their_offsets_in_the_plain_stream(suffix: str, tmp_path
     path = tmp_path / f"a{suffix}"
     path.write_bytes(PACKERS[suffix](b'\xef\xbb\xbf{"a": 1}\r\n\n  \n{"b": 2}\n{"c"'))
     assert whole(path) == [(0, b'{"a": 1}'), (17, b'{"b": 2}'), (26, b'{"c"')]
+
+
+@pytest.mark.parametrize(("error", "passes"), [(OSError("damaged"), True), (OSError(116, "Stale file handle"), False)])
+def test_a_sample_ends_at_damage_but_not_where_a_disk_fails(
+    error: OSError, passes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the shard would be cut by another sample than the next time."""
+
+    def failing(*_: object, **__: object) -> Iterator[tuple[int, bytes]]:
+        yield 0, b"{}"
+        raise error
+
+    monkeypatch.setattr(jsonl, "lines", failing)
+    source = locate(str(tmp_path / "a.jsonl.gz"))
+    if passes:
+        assert sample_lines(source) == ([b"{}"], [])
+    else:
+        with pytest.raises(OSError, match="Stale"):
+            sample_lines(source)
 
 
 @given(st.lists(st.binary(max_size=12).map(lambda line: line.replace(b"\n", b"")), max_size=30), st.data())

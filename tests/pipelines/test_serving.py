@@ -771,6 +771,7 @@ def test_requests_are_on_rays_metrics_port(url: str) -> None:
     assert [s for s in samples if s.name == "ray_convbert_errors_total" and bad.items() <= s.labels.items()]
 
 
+@pytest.mark.slow
 def test_serve_counts_the_replicas_there_too(url: str) -> None:
     """What the dashboard shows; a replica that another test has ended counts until Serve asks for its health."""
     name = "ray_serve_deployment_replica_healthy"

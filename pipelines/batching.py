@@ -90,10 +90,10 @@ class Batcher(Generic[Item, Answer]):
         run: items -> their answers in the same order; called in the thread.
         max_batch_tokens: token budget of a batch.
         max_wait_s: seconds to wait for more requests.
-        max_queued_tokens: tokens that may wait; while none waits, a request is taken.
+        max_queued_tokens: tokens that may wait.
         max_queued_s: seconds of work that may wait before a request's last turn is over, as fast as the latest
             batches were: what would be answered too late is not taken, or a queue in which all wait too long would
-            answer nobody. While none waits, a request is taken.
+            answer nobody. While none waits, a request is taken, whatever this and ``max_queued_tokens`` say.
         max_run_s: seconds of work that a request may be; more is never taken.
         speed: what is known of it, noted on from here.
         observe: told of every batch that ran.

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from convbert.stores import reason
 from pipelines.errors import SourceError
 from pipelines.jsonl import LineError, compression_of, is_unicode, parse, sample_lines
-from pipelines.storage import many_at_a_time, open_input, redacted
+from pipelines.storage import many_at_a_time, open_input
 from pipelines.units import Range, Shard, Stream, Task, byte_ranges, row_ranges, stretches, units_of
 
 MAX_UNIT_BYTES = 64 * 2**20  # of plain text: a unit must fit into a worker, however long its rows are
@@ -65,7 +65,7 @@ def _inspect_parquet(shard: Shard, unit_rows: int) -> Inspection:
         unit_rows = max(1, min(unit_rows, int(MAX_UNIT_BYTES / max(mean_row, 1))))
         if min(rows, default=0) < 0 or sum(rows) > MOST_UNITS * unit_rows:
             raise SourceError(
-                f"{redacted(shard.url)} claims {sum(rows):,} rows, more than {MOST_UNITS:,} units: "
+                f"{shard.name} claims {sum(rows):,} rows, more than {MOST_UNITS:,} units: "
                 "it is damaged, or --unit-rows is too low"
             )
         return Inspection(shard, stretches(row_ranges(rows, unit_rows), rows), file.schema_arrow)
@@ -75,7 +75,7 @@ def _inspect_jsonl(shard: Shard, unit_rows: int) -> Inspection:
     try:
         first, later = sample_lines(shard.location)
     except OSError as error:
-        raise SourceError(f"{redacted(shard.url)} cannot be read ({reason(error)}): copy it again") from error
+        raise SourceError(f"{shard.name} cannot be read ({reason(error)}): copy it again") from error
     schema = infer_schema(first or later)
     # Where a long line or none is at the beginning, those behind it tell how long lines are.
     wanted = [unit_rows * sum(len(line) + 1 for line in sample) / len(sample) for sample in (first, later) if sample]
@@ -99,8 +99,7 @@ def open_parquet(shard: Shard) -> pq.ParquetFile:
         return pq.ParquetFile(open_input(shard.location))
     except (OSError, pa.ArrowException) as error:
         raise SourceError(
-            f"{redacted(shard.url)} cannot be read as Parquet ({reason(error)}): "
-            "copy it again or leave it out of --input"
+            f"{shard.name} cannot be read as Parquet ({reason(error)}): copy it again or leave it out of --input"
         ) from error
 
 
@@ -155,23 +154,23 @@ def check_columns(
     for shard, schema in with_records:
         for name in [*needed, *other_columns]:
             if name not in schema.names and (shard.is_parquet or name not in seen):
-                raise SourceError(f"{redacted(shard.url)} has no column {name!r}: it has {', '.join(schema.names)}")
+                raise SourceError(f"{shard.name} has no column {name!r}: it has {', '.join(schema.names)}")
         for name in text_columns if shard.is_parquet else ():
             if not is_text(schema.field(name).type):
                 raise SourceError(
-                    f"column {name!r} of {redacted(shard.url)} is {schema.field(name).type}, not text: "
+                    f"column {name!r} of {shard.name} is {schema.field(name).type}, not text: "
                     "name the column with the text (--help lists the flags for columns)"
                 )
         for name in list_columns if shard.is_parquet else ():
             if not is_list_of_text(schema.field(name).type):
                 raise SourceError(
-                    f"column {name!r} of {redacted(shard.url)} is {schema.field(name).type}, not a list of "
+                    f"column {name!r} of {shard.name} is {schema.field(name).type}, not a list of "
                     "strings: name the column with the choices in --choices-column"
                 )
         for name in id_columns if shard.is_parquet else ():
             if not is_id(schema.field(name).type):
                 raise SourceError(
-                    f"column {name!r} of {redacted(shard.url)} is {schema.field(name).type}, which is no id: name a "
+                    f"column {name!r} of {shard.name} is {schema.field(name).type}, which is no id: name a "
                     "column of texts, numbers, dates or timestamps in --id-column"
                 )
 

@@ -126,10 +126,8 @@ class OnlinePredictor:
         self, passes: Sequence[EncoderPass], *, settings: Mapping[str, Mapping[str, Any]] | None = None, **options: Any
     ) -> None:
         self._settings = settings or {}
-        self._urls = {plan.name: plan.url for one in passes for plan in one.heads}
-        self._configs = {plan.name: plan.config for one in passes for plan in one.heads}
-        self._tokenizers = {name: ConvBertTokenizer.from_pretrained(url) for name, url in self._urls.items()}
         self._plans = {plan.name: plan for one in passes for plan in one.heads}
+        self._tokenizers = {name: ConvBertTokenizer.from_pretrained(plan.url) for name, plan in self._plans.items()}
         self._pass_of = {plan.name: one.encoding for one in passes for plan in one.heads}
         self._variant = lru_cache(maxsize=MOST_CACHED)(self._make_variant)
         self._encodings = lru_cache(maxsize=MOST_CACHED)(self._make_encodings)
@@ -253,11 +251,11 @@ class OnlinePredictor:
             raise UnknownHeadError(f"no head is called {name!r}: there are {', '.join(self._plans)}")
         values = {**self._settings.get(name, {}), **dict(settings)}
         function = values.pop("function_to_apply", None)
-        config = copy.copy(self._configs[name])
+        config = copy.copy(self._plans[name].config)
         if function is not None:
             config.problem_type = PROBLEMS[function]
         try:
-            spec = head_spec(self._urls[name], values)
+            spec = head_spec(self._plans[name].url, values)
             head = self._head(name, spec, config)
             encoding = encoding_for(head, config, self._tokenizers[name], spec, source=name)
         except (SpecError, ModelError) as error:
@@ -272,7 +270,7 @@ class OnlinePredictor:
         return _Variant(replace(self._plans[name], head=head, settings=dict(settings)), encoding)
 
     def _head(self, name: str, spec: JobSpec, config: ConvBertConfig | None = None) -> Head:
-        return head_for(config or self._configs[name], self._tokenizers[name], spec, source=name)
+        return head_for(config or self._plans[name].config, self._tokenizers[name], spec, source=name)
 
 
 def _by_encoding(variants: Sequence[_Variant]) -> dict[Encoding, list[_Variant]]:

@@ -145,7 +145,7 @@ def make_plan(spec: JobSpec) -> JobPlan:
     parts = [*(part for group in stay for part in group.parts), *(part for its in resumed.values() for part in its)]
     entries = [entry for group in stay for entry in group.entries]
     entries += [
-        ShardEntry(redacted(shard.url), shard.fingerprint(key), _n_units(piece, resumed), piece.fingerprint)
+        ShardEntry(shard.name, shard.fingerprint(key), _n_units(piece, resumed), piece.fingerprint)
         for piece in pieces
         for shard in piece.shards
     ]
@@ -369,7 +369,7 @@ def _by_name(shards: list[Shard]) -> dict[str, Shard]:
     """
     named: dict[str, Shard] = {}
     for shard in shards:
-        name = redacted(shard.url)
+        name = shard.name
         if name in named:
             raise SourceError(
                 f"{name} would stand for several shards, whose addresses differ only in what looks like a secret: "
@@ -384,7 +384,7 @@ def _check_apart(shards: Iterable[Shard], output: Location) -> None:
         shard = next(neighbours)
         if shard.location.lies_in(output):
             raise SourceError(
-                f"{redacted(shard.url)} lies inside the output folder, so that the job would read what it writes: "
+                f"{shard.name} lies inside the output folder, so that the job would read what it writes: "
                 "choose another --output"
             )
 

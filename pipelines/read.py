@@ -22,7 +22,6 @@ from pipelines.envelope import Envelope
 from pipelines.errors import SourceError, StoreError
 from pipelines.inspect import is_id, open_parquet
 from pipelines.jsonl import LineError, compression_of, is_unicode, json_kind, lines, parse
-from pipelines.storage import redacted
 from pipelines.units import Shard, Stream, Task, Unit
 
 MOST_SMALL_ROWS = 1 << 20  # of a small shard, whose footer nobody has checked
@@ -158,9 +157,7 @@ def unchanged(shard: Shard) -> Iterator[None]:
         raise
     except OSError as error:
         _check_version(shard)  # on NFS a file that was replaced is a stale handle
-        raise StoreError(
-            f"{redacted(shard.url)} cannot be read ({reason(error)}): start the same command again"
-        ) from error
+        raise StoreError(f"{shard.name} cannot be read ({reason(error)}): start the same command again") from error
     except Exception:  # a shard cut off while it is read looks damaged
         _check_version(shard)
         raise
@@ -175,9 +172,9 @@ def _check_version(shard: Shard) -> None:
     except FileNotFoundError:
         is_same = False
     except OSError as error:
-        raise StoreError(f"{redacted(shard.url)} cannot be looked up ({reason(error)}): check the rights") from error
+        raise StoreError(f"{shard.name} cannot be looked up ({reason(error)}): check the rights") from error
     if not is_same:
-        raise SourceError(f"{redacted(shard.url)} has changed since the job was planned: start the same command again")
+        raise SourceError(f"{shard.name} has changed since the job was planned: start the same command again")
 
 
 def _is_damage(error: Exception) -> bool:
@@ -220,7 +217,7 @@ _Line = tuple[int, "bytes | str"]  # its offset, and what stands in it or why no
 
 
 def _jsonl_blocks(lines: Iterable[_Line], shard: Shard, columns: Columns) -> Iterator[pa.Table]:
-    base = redacted(shard.url)
+    base = shard.name
     ids: list[str] = []
     records: list[dict[str, Any]] = []
     broken: Reasons = []
@@ -293,7 +290,7 @@ def _take(lines: Iterator[_Line], n_bytes: int) -> list[_Line]:
 
 def _parquet_blocks(shard: Shard, start: int, stop: int | None, columns: Columns) -> Iterator[pa.Table]:
     """Rows [start, stop); where a row group is damaged, an error for each of its rows that is left."""
-    base = redacted(shard.url)
+    base = shard.name
     with open_parquet(shard) as file:
         if stop is None:
             stop = file.metadata.num_rows

@@ -45,9 +45,9 @@ TOKENS = "CONVBERT_TOKENS"
 
 QUIET = LoggingConfig(enable_access_log=False)  # a line for each request costs as much as a small one's answer
 MOST_TRIES = 2  # of a request whose replica dies, which may be what has killed it, or has no room
-REFUSAL_S = (
-    0.2  # that a full replica takes for a no: one that is quicker than its neighbours' answers draws all requests
-)
+REFUSAL_S = 0.2
+"""Seconds that a full replica takes for a no: one that is quicker than its neighbours' answers draws all requests."""
+
 BOUNDARIES_MS: list[float] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 30000]
 BOUNDARIES_TOKENS: list[float] = [16, 64, 256, 1024, 4096, 16384, 65536, 262144]
 LABELS = {"id": "1", "text": "the", "question": "the", "context": "the", "choices": ["the"]}

@@ -47,6 +47,20 @@ class BatchStats:
     run_s: float
 
 
+@dataclass(frozen=True)
+class Load:
+    """What there was to do since it was last asked for.
+
+    Attributes:
+        fullness: the part of what may wait that does, by tokens or by seconds, whichever is fuller; 1 where a
+            request was not taken.
+        busy: the part of the time in which batches ran.
+    """
+
+    fullness: float
+    busy: float
+
+
 @dataclass(eq=False)
 class _Waiting(Generic[Item, Answer]):
     item: Item
@@ -60,7 +74,8 @@ class _Waiting(Generic[Item, Answer]):
 class Speed:
     """Tokens a second of the latest batches, of which each counts half as much as the next.
 
-    What a batch that is not half full tells is only that the speed is no lower than its own.
+    What a batch that is not half full tells is only that the speed is no lower than its own. One beyond the budget
+    counts as a full one: its tokens were estimated, and the more there are, the further from the truth they may be.
     """
 
     n_tokens: float = 0.0
@@ -71,11 +86,12 @@ class Speed:
         """Infinite as long as nothing is known."""
         return self.n_tokens / self.seconds if self.seconds else math.inf
 
-    def note(self, n_tokens: int, seconds: float, *, is_half_full: bool) -> None:
-        """Take a batch into account."""
-        if seconds and (is_half_full or n_tokens / seconds > self.tokens_per_s):
-            self.n_tokens = self.n_tokens / 2 + n_tokens
-            self.seconds = self.seconds / 2 + seconds
+    def note(self, n_tokens: int, seconds: float, *, budget: int) -> None:
+        """Take a batch into account, of which so many tokens would have been a full one."""
+        if seconds and (2 * n_tokens >= budget or n_tokens / seconds > self.tokens_per_s):
+            share = min(1.0, budget / n_tokens)
+            self.n_tokens = self.n_tokens / 2 + share * n_tokens
+            self.seconds = self.seconds / 2 + share * seconds
 
 
 class Batcher(Generic[Item, Answer]):
@@ -91,10 +107,11 @@ class Batcher(Generic[Item, Answer]):
         max_batch_tokens: token budget of a batch.
         max_wait_s: seconds to wait for more requests.
         max_queued_tokens: tokens that may wait.
-        max_queued_s: seconds of work that may wait before a request's last turn is over, as fast as the latest
-            batches were: what would be answered too late is not taken, or a queue in which all wait too long would
-            answer nobody. While none waits, a request is taken, whatever this and ``max_queued_tokens`` say.
-        max_run_s: seconds of work that a request may be; more is never taken.
+        max_queued_s: seconds of work that may wait before a request's last turn is over, its own with it, as fast as
+            the latest batches were: what would be answered too late is not taken, or a queue in which all wait too
+            long would answer nobody. A request that is more by itself is never taken. No batch is more, so that
+            all are answered in twice this time. While none waits, a request is taken, whatever
+            ``max_queued_tokens`` says.
         speed: what is known of it, noted on from here.
         observe: told of every batch that ran.
         thread: the one that ``run`` is called in; None makes one.
@@ -108,7 +125,6 @@ class Batcher(Generic[Item, Answer]):
         max_wait_s: float,
         max_queued_tokens: int,
         max_queued_s: float = math.inf,
-        max_run_s: float = math.inf,
         speed: Speed | None = None,
         observe: Callable[[BatchStats], None] | None = None,
         thread: ThreadPoolExecutor | None = None,
@@ -118,12 +134,17 @@ class Batcher(Generic[Item, Answer]):
         self._max_wait_s = max_wait_s
         self._max_queued_tokens = max_queued_tokens
         self._max_queued_s = max_queued_s
-        self._max_run_s = max_run_s
         self._speed = speed or Speed()
+        self._first_tokens_per_s = speed.tokens_per_s if speed else 0.0
         self._observe = observe
         self._queue: list[_Waiting[Item, Answer]] = []  # by their turns
         self._queued_tokens = 0
         self._is_crowded = False  # whether the last batch had several requests
+        self._outcomes: set[bool] = set()  # of batches, since somebody asked
+        self._has_refused = False
+        self._asked_s = time.perf_counter()  # when somebody asked for the load
+        self._busy_s = 0.0  # since then, without the batch that runs
+        self._running_since_s: float | None = None
         self._changed = asyncio.Event()
         self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._worker: asyncio.Task[None] | None = None
@@ -133,11 +154,26 @@ class Batcher(Generic[Item, Answer]):
         """Tokens of the requests that wait for their batch."""
         return self._queued_tokens
 
-    @property
-    def fullness(self) -> float:
-        """The part of what may wait that does, by tokens or by seconds, whichever is fuller."""
+    def load(self) -> Load:
+        """How much there was to do since this was last asked."""
+        now_s = time.perf_counter()
+        self._note_work(now_s, goes_on=self._running_since_s is not None)
+        busy = self._busy_s / (now_s - self._asked_s)
         seconds = self._queued_tokens / self._speed.tokens_per_s
-        return max(self._queued_tokens / self._max_queued_tokens, seconds / self._max_queued_s)
+        fullness = max(self._queued_tokens / self._max_queued_tokens, seconds / self._max_queued_s)
+        load = Load(1.0 if self._has_refused else min(1.0, fullness), busy)
+        self._asked_s, self._busy_s, self._has_refused = now_s, 0.0, False
+        return load
+
+    def has_only_worked(self) -> bool:
+        """Whether batches have run since this was last asked, and none of them failed."""
+        outcomes, self._outcomes = self._outcomes, set()
+        return outcomes == {True}
+
+    def _note_work(self, now_s: float, *, goes_on: bool) -> None:
+        if self._running_since_s is not None:
+            self._busy_s += now_s - self._running_since_s
+        self._running_since_s = now_s if goes_on else None
 
     async def submit(self, items: Sequence[tuple[Item, int]]) -> list[Answer]:
         """The answers of items with so many tokens each, which are taken or refused together.
@@ -152,14 +188,17 @@ class Batcher(Generic[Item, Answer]):
         now_s, tokens_per_s = time.perf_counter(), self._speed.tokens_per_s
         before = [0, *accumulate(n for _, n in items)]
         own = before.pop()
-        if own > self._max_run_s * tokens_per_s:
+        best_tokens_per_s = max(tokens_per_s, self._first_tokens_per_s)  # a slow moment is no reason for good
+        if own > self._max_queued_s * best_tokens_per_s:
             raise TooLongError(
-                f"about {own:,} tokens take {own / tokens_per_s:.0f} s here, above the limit of {self._max_run_s:g} s"
+                f"about {own:,} tokens take {own / best_tokens_per_s:.0f} s here, "
+                f"above the limit of {self._max_queued_s:g} s"
             )
         turns_s = [now_s + n / tokens_per_s for n in before]
         ahead = own + sum(waiting.n_tokens for waiting in self._queue if waiting.turn_s <= turns_s[-1])
         n_tokens = self._queued_tokens + own
         if self._queue and (n_tokens > self._max_queued_tokens or ahead > self._max_queued_s * tokens_per_s):
+            self._has_refused = True
             raise QueueFullError(
                 f"{self._queued_tokens:,} tokens wait already: with these, {ahead / tokens_per_s:.1f} s of work "
                 f"(at most {self._max_queued_tokens:,} tokens and {self._max_queued_s:g} s)"
@@ -203,20 +242,22 @@ class Batcher(Generic[Item, Answer]):
             if not batch:
                 continue
             n_tokens = sum(waiting.n_tokens for waiting in batch)
-            started_s = time.perf_counter()
+            started_s = self._running_since_s = time.perf_counter()
             items = [waiting.item for waiting in batch]
             try:
                 answers = await self.call(partial(self._run, items))
                 if len(answers) != len(batch):
                     raise RuntimeError(f"{len(answers)} answers to {len(batch)} requests")
             except Exception as error:
+                self._outcomes.add(False)
                 _give_all(batch, error)
             else:
+                self._outcomes.add(True)
                 for waiting, answer in zip(batch, answers, strict=True):
                     if not waiting.answer.done():
                         waiting.answer.set_result(answer)
-                is_half_full = 2 * n_tokens >= self._max_batch_tokens
-                self._speed.note(n_tokens, time.perf_counter() - started_s, is_half_full=is_half_full)
+                self._speed.note(n_tokens, time.perf_counter() - started_s, budget=self._max_batch_tokens)
+            self._note_work(time.perf_counter(), goes_on=False)
             if self._observe is not None:
                 waits_s = [started_s - waiting.since_s for waiting in batch]
                 stats = BatchStats(n_tokens, waits_s, time.perf_counter() - started_s)

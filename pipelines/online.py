@@ -265,7 +265,12 @@ class OnlinePredictor:
             raise RefusedError(f"{name}: stride ({encoding.stride}) is above {half}, half of max_length: lower it")
         own = self._pass_of[name]
         encoding = replace(
-            encoding, name=own.name, tokenizer=own.tokenizer, needs_spans=head.needs_spans, needs_mask=head.needs_mask
+            encoding,
+            name=own.name,
+            tokenizer=own.tokenizer,
+            fingerprint=own.fingerprint,  # as planned: the tokenizer may be another by now
+            needs_spans=head.needs_spans,
+            needs_mask=head.needs_mask,
         )
         return _Variant(replace(self._plans[name], head=head, settings=dict(settings)), encoding)
 

@@ -12,7 +12,7 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import ray
@@ -70,7 +70,7 @@ def build(args: Mapping[str, Any] | ServeSpec) -> serve.Application:
         graceful_shutdown_timeout_s=spec.timeout_s,
         logging_config=QUIET,
         health_check_period_s=5,
-        health_check_timeout_s=30,
+        health_check_timeout_s=max(30, spec.timeout_s),  # thrice: a batch may take four times its estimate
         **_scaling(spec),
     )
     ingress = _deployment(Ingress).options(
@@ -197,8 +197,7 @@ class Model:
             max_batch_tokens=self._predictor.max_batch_tokens,
             max_wait_s=spec.max_wait_ms / 1000,
             max_queued_tokens=spec.max_queued_tokens,
-            max_queued_s=spec.timeout_s / 2,  # the other half is for the batch that runs, and for those before it
-            max_run_s=spec.timeout_s,
+            max_queued_s=spec.timeout_s / 2,  # the other half is for the batch that runs
             speed=speed,
             observe=_BatchMetrics(),
             thread=thread,
@@ -239,7 +238,7 @@ class Model:
             await asyncio.sleep(REFUSAL_S)
             return None
         except TooLongError as error:
-            return Answer(refusal=f"{error} (timeout_s): send fewer or shorter texts at a time")
+            return Answer(refusal=f"{error} (half of timeout_s): send fewer or shorter texts at a time")
         except RefusedError as error:
             return Answer(refusal=str(error))
         except DeviceError as error:
@@ -252,11 +251,15 @@ class Model:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What ``desired_replicas`` is told; Serve looks for this name."""
-        return {"fullness": self._batcher.fullness}
+        return asdict(self._batcher.load())
 
     async def check_health(self) -> None:
-        """Run the shortest input between two batches; Serve replaces a replica that cannot."""
-        await self._batcher.call(self._predictor.check)
+        """Run the shortest input between two batches, unless batches have shown that the models work.
+
+        Serve replaces a replica that cannot.
+        """
+        if not self._batcher.has_only_worked():
+            await self._batcher.call(self._predictor.check)
 
 
 class _BatchMetrics:

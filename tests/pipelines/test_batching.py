@@ -112,18 +112,27 @@ def test_a_client_that_asks_alone_never_waits() -> None:
 def test_the_speed_is_that_of_the_latest_batches_that_were_half_full_at_least() -> None:
     speed = Speed()
     assert speed.tokens_per_s == math.inf
-    speed.note(10, 1.0, is_half_full=False)
+    speed.note(10, 1.0, budget=100)
     assert speed.tokens_per_s == math.inf
-    speed.note(100, 1.0, is_half_full=True)
-    speed.note(1, 1.0, is_half_full=False)
+    speed.note(100, 1.0, budget=100)
+    speed.note(1, 1.0, budget=100)
     assert speed.tokens_per_s == 100
-    speed.note(40, 0.1, is_half_full=False)  # no lower than this
+    speed.note(40, 0.1, budget=100)  # no lower than this
     assert speed.tokens_per_s == (50 + 40) / (0.5 + 0.1)
     slow = Speed()
-    slow.note(100, 30.0, is_half_full=True)  # a machine that stood still
+    slow.note(100, 30.0, budget=100)  # a machine that stood still
     for _ in range(8):
-        slow.note(10, 0.1, is_half_full=False)
+        slow.note(10, 0.1, budget=100)
     assert slow.tokens_per_s > 50
+
+
+def test_a_batch_beyond_the_budget_tells_no_more_of_the_speed_than_a_full_one() -> None:
+    speed = Speed(n_tokens=100, seconds=1.0)
+    speed.note(10_000, 400.0, budget=100)  # more tokens than were estimated
+    assert speed.tokens_per_s == (50 + 100) / (0.5 + 4)
+    speed = Speed(n_tokens=100, seconds=1.0)
+    speed.note(40_000, 0.4, budget=100)  # a word of 100,000 letters is one token
+    assert speed.tokens_per_s == pytest.approx(150 / 0.501)
 
 
 def test_what_would_be_answered_too_late_is_not_taken() -> None:
@@ -132,12 +141,12 @@ def test_what_would_be_answered_too_late_is_not_taken() -> None:
             time.sleep(0.02)
             return gate(items)
 
-        batches = batcher(slowly, max_queued_s=0.01)
-        assert await ask(batches, 1, n_tokens=5) == 1  # 250 tokens/s at most: the queue may hold two
+        batches = batcher(slowly, max_queued_s=0.1)
+        assert await ask(batches, 1, n_tokens=5) == 1  # 250 tokens/s at most: the queue may hold 25
         gate.batches.clear()
-        first, second = await held_back(gate, batches, [(2, 10)])  # taken, for none waits
-        with pytest.raises(QueueFullError, match=r"10 tokens wait already: with these, .* s of work .* and 0.01 s"):
-            await ask(batches, 3, n_tokens=1)
+        first, second = await held_back(gate, batches, [(2, 20)])
+        with pytest.raises(QueueFullError, match=r"20 tokens wait already: with these, .* s of work .* and 0.1 s"):
+            await ask(batches, 3, n_tokens=10)
         gate.open.set()
         assert await asyncio.gather(first, second) == [0, 4]
         await batches.close()
@@ -147,11 +156,39 @@ def test_what_would_be_answered_too_late_is_not_taken() -> None:
 
 def test_what_takes_too_long_by_itself_is_never_taken() -> None:
     async def test(_: Gate) -> None:
-        batches = batcher(lambda items: items, max_run_s=5, speed=Speed(n_tokens=10, seconds=1))
-        assert await ask(batches, 1, n_tokens=50) == 1
-        with pytest.raises(TooLongError, match="about 600 tokens take .* s here, above the limit of 5 s"):
-            await batches.submit([(2, 300), (3, 300)])
+        batches = batcher(lambda items: items, max_queued_s=5, speed=Speed(n_tokens=10, seconds=1))
+        with pytest.raises(TooLongError, match="about 60 tokens take 6 s here, above the limit of 5 s"):
+            await batches.submit([(2, 30), (3, 30)])
         assert batches.queued_tokens == 0
+        assert await ask(batches, 1, n_tokens=50) == 1
+        await batches.close()
+
+    run(test)
+
+
+def test_a_slow_moment_refuses_nothing_for_good() -> None:
+    async def test(gate: Gate) -> None:
+        speed = Speed(n_tokens=10, seconds=1)
+        batches = batcher(gate, max_queued_s=5, speed=speed)
+        speed.note(10, 100.0, budget=10)
+        assert await ask(batches, 1, n_tokens=40) == 1
+        with pytest.raises(TooLongError):
+            await ask(batches, 2, n_tokens=60)
+        await batches.close()
+
+    run(test)
+
+
+def test_two_who_ask_in_turn_for_what_takes_long_are_answered_in_time() -> None:
+    """One who comes while another's batch runs waits for that alone: what both take is within twice the limit."""
+
+    async def test(gate: Gate) -> None:
+        batches = batcher(gate, max_queued_s=5, speed=Speed(n_tokens=10, seconds=1))
+        first, second = await held_back(gate, batches, [(1, 50)])
+        with pytest.raises(QueueFullError):
+            await ask(batches, 2, n_tokens=50)
+        gate.open.set()
+        assert await asyncio.gather(first, second) == [0, 1]
         await batches.close()
 
     run(test)
@@ -159,19 +196,17 @@ def test_what_takes_too_long_by_itself_is_never_taken() -> None:
 
 def test_others_have_their_turns_between_the_items_of_one_caller() -> None:
     async def test(gate: Gate) -> None:
-        batches = batcher(gate, max_queued_s=15, speed=Speed(n_tokens=1, seconds=1))
+        batches = batcher(gate, max_queued_s=30, speed=Speed(n_tokens=1, seconds=1))
         gate.open.clear()
         many = asyncio.create_task(batches.submit([(item, 10) for item in (1, 2, 3)]))  # turns in 0, 10 and 20 seconds
         await settle(lambda: gate.batches == [[1]])
         other = asyncio.create_task(ask(batches, 4, n_tokens=10))
         await settle(lambda: batches.queued_tokens == 30)
-        with pytest.raises(QueueFullError, match="30 tokens wait already: with these, 20.0 s of work"):
-            await ask(batches, 5, n_tokens=10)  # 10 seconds are before it, and 20 that are not
-        assert batches.fullness == 2
+        with pytest.raises(QueueFullError, match="30 tokens wait already: with these, 35.0 s of work"):
+            await ask(batches, 5, n_tokens=25)  # 10 seconds are before it, and 20 that are not
         gate.open.set()
         assert await asyncio.gather(other, many) == [16, [1, 4, 9]]
         assert gate.batches == [[1], [4], [2], [3]]
-        assert batches.fullness == 0
         await batches.close()
 
     run(test)
@@ -197,11 +232,69 @@ def test_what_comes_when_an_item_of_another_has_its_turn_waits_for_it() -> None:
 def test_a_queue_is_as_full_as_the_fuller_of_its_limits() -> None:
     async def test(gate: Gate) -> None:
         batches = batcher(gate, max_queued_tokens=40)
-        assert batches.fullness == 0
+        assert batches.load().fullness == 0
         tasks = await held_back(gate, batches, [(1, 10)])
-        assert batches.fullness == 0.25
+        assert batches.load().fullness == 0.25
         gate.open.set()
         await asyncio.gather(*tasks)
+        await batches.close()
+        gate.batches.clear()
+        in_seconds = batcher(gate, max_queued_s=100, speed=Speed(n_tokens=1, seconds=5))
+        tasks = await held_back(gate, in_seconds, [(1, 10)])
+        assert in_seconds.load().fullness == 0.5
+        gate.open.set()
+        await asyncio.gather(*tasks)
+        await in_seconds.close()
+
+    run(test)
+
+
+def test_a_queue_that_has_refused_is_full_once() -> None:
+    async def test(gate: Gate) -> None:
+        batches = batcher(gate, max_queued_tokens=40)
+        tasks = await held_back(gate, batches, [(1, 10)])
+        with pytest.raises(QueueFullError):
+            await ask(batches, 2, n_tokens=31)
+        assert [batches.load().fullness for _ in range(2)] == [1, 0.25]
+        gate.open.set()
+        await asyncio.gather(*tasks)
+        await batches.close()
+
+    run(test)
+
+
+def test_it_tells_how_busy_it_was_also_in_the_middle_of_a_batch() -> None:
+    async def test(gate: Gate) -> None:
+        batches = batcher(gate)
+        await asyncio.sleep(0.01)
+        assert batches.load().busy == 0
+        tasks = await held_back(gate, batches, [])
+        batches.load()
+        await asyncio.sleep(0.01)
+        assert batches.load().busy == pytest.approx(1)
+        gate.open.set()
+        await asyncio.gather(*tasks)
+        await asyncio.sleep(0.01)
+        assert 0 < batches.load().busy < 1
+        assert batches.load().busy == 0
+        await batches.close()
+
+    run(test)
+
+
+def test_it_tells_whether_batches_ran_and_none_failed() -> None:
+    def fails_on_two(items: list[int]) -> list[int]:
+        if 2 in items:
+            raise ValueError("two")
+        return items
+
+    async def test(_: Gate) -> None:
+        batches = batcher(fails_on_two)
+        assert not batches.has_only_worked()
+        await ask(batches, 1, n_tokens=1)
+        assert [batches.has_only_worked() for _ in range(2)] == [True, False]
+        await asyncio.gather(*(ask(batches, item, n_tokens=10) for item in (1, 2, 3)), return_exceptions=True)
+        assert not batches.has_only_worked()
         await batches.close()
 
     run(test)

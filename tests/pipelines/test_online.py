@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import pytest
 import transformers
 
 from pipelines.encode import encode
+from pipelines.errors import ModelError
 from pipelines.models import plan_passes
 from pipelines.online import Answer, OnlinePredictor, Request, plan_service, settings_of
 from tests.conftest import save_checkpoint, with_labels
@@ -268,8 +270,20 @@ def test_labels_are_those_that_the_service_was_planned_with(checkpoints: dict[st
     passes = plan_service({"spam": str(folder)}, {})
     before = OnlinePredictor(passes)([ask([{"text": "mail"}], spam={})])
     config = folder / "config.json"
-    config.write_text(config.read_text().replace("ham", "eggs"))
+    changed = json.loads(config.read_text().replace("ham", "eggs"))
+    config.write_text(json.dumps({**changed, "problem_type": "multi_label_classification"}))
     assert OnlinePredictor(passes)([ask([{"text": "mail"}], spam={})]) == before
+
+
+def test_a_replica_that_finds_another_tokenizer_refuses_to_start(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "spam"
+    shutil.copytree(checkpoints["spam"], folder)
+    passes = plan_service({"spam": str(folder)}, {})
+    for file in ("vocab.txt", "tokenizer.json"):
+        if (folder / file).exists():
+            (folder / file).write_text((folder / file).read_text().replace("mail", "liam"))
+    with pytest.raises(ModelError, match="the tokenizer at .* has changed"):
+        OnlinePredictor(passes)([ask([{"text": "mail"}], spam={})])
 
 
 def test_a_service_whose_head_fills_masks_with_many_words_gives_them(

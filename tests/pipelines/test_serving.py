@@ -297,13 +297,15 @@ def test_a_full_queue_is_told_by_no_answer_and_not_at_once() -> None:
 
 def test_a_request_that_no_replica_can_do_in_time_is_refused_for_good() -> None:
     async def go() -> Answer | None:
-        model = model_of(Stub(), max_run_s=30, speed=Speed(n_tokens=1, seconds=4))
+        model = model_of(Stub(), max_queued_s=30, speed=Speed(n_tokens=1, seconds=4))
         return await model.answer(ASKED)
 
     refused = asyncio.run(go())
     assert refused is not None
-    why = "about 10 tokens take 40 s here, above the limit of 30 s (timeout_s): send fewer or shorter texts at a time"
-    assert refused.refusal == why
+    assert refused.refusal == (
+        "about 10 tokens take 40 s here, above the limit of 30 s (half of timeout_s): "
+        "send fewer or shorter texts at a time"
+    )
 
 
 @pytest.mark.parametrize("tokens", ["", " , ", "\n"])
@@ -315,14 +317,16 @@ def test_tokens_that_are_none_open_no_service(
         serving.build({"head": {"spam": str(checkpoints["spam"])}})
 
 
-def test_replicas_are_added_for_requests_under_way_or_for_full_queues() -> None:
-    def wanted(n_requests: float, fullness: list[float], n_replicas: int = 1) -> float:
+def test_replicas_are_added_for_requests_under_way_or_for_full_queues_and_kept_where_they_are_busy() -> None:
+    def wanted(n_requests: float, fullness: list[float], n_replicas: int = 1, *, busy: tuple[float, ...] = ()) -> float:
         context = SimpleNamespace(
             current_num_replicas=n_replicas,
             target_num_replicas=1,
             total_num_requests=n_requests,
             config=SimpleNamespace(get_target_ongoing_requests=lambda: 32.0),
-            aggregated_metrics={"fullness": dict(enumerate(fullness))} if fullness else {},
+            aggregated_metrics={
+                name: dict(enumerate(values)) for name, values in (("fullness", fullness), ("busy", busy)) if values
+            },
         )
         return policy(context)[0]
 
@@ -335,6 +339,9 @@ def test_replicas_are_added_for_requests_under_way_or_for_full_queues() -> None:
     assert wanted(22, [0.5, 0.5], n_replicas=2) == 2
     assert wanted(16, []) == 0.5  # before a replica has told anything
     assert wanted(0, [], n_replicas=0) == 1
+    assert wanted(3, [0.1], busy=(1.0,)) == 1  # busy, and yet in time
+    assert 1 < wanted(3, [0.1, 0.1], n_replicas=2, busy=(0.5, 0.4)) <= 2  # one alone would be busy for 0.9
+    assert wanted(3, [0.1, 0.1], n_replicas=2, busy=(0.4, 0.3)) < 1
     assert serving._scaling(ServeSpec.of({"head": {"spam": "-"}, "max_replicas": 2}))["autoscaling_config"]["policy"]
 
 
@@ -357,8 +364,16 @@ def test_a_health_check_runs_the_models() -> None:
     async def go(stub: Stub) -> None:
         await model_of(stub).check_health()
 
+    async def go_after_a_batch(stub: Stub) -> None:
+        model = model_of(stub)
+        await model.answer(ASKED)
+        for _ in range(2):
+            await model.check_health()
+
     asyncio.run(go(good := Stub()))
     assert good.n_checks == 1
+    asyncio.run(go_after_a_batch(busy := Stub()))
+    assert busy.n_checks == 1  # the first time the batch has shown it
     with pytest.raises(RuntimeError, match="lost"):
         asyncio.run(go(Stub(RuntimeError("lost"))))
 

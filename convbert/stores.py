@@ -149,8 +149,10 @@ _SECRET_NAMES = (
     r"|(?:aws_)?(?:access_key_id|secret_access_key|session_token)|AccountKey|SharedAccessSignature|account_key|secret"
 )
 _SECRETS = (
-    (re.compile(r"(\w+://)[^/@\s]+@"), r"\1***@"),
-    (re.compile(rf"(?i)(?<![\w-])({_SECRET_NAMES})=[^&\s;,'\"()<>]+"), r"\1=***"),
+    (re.compile(r"(?i)(https?://)[^/\s]+@"), r"\1***@"),  # over the web a user alone may be a token
+    (re.compile(r"(\w+://[^/:\s]*:)[^/\s]+@"), r"\1***@"),  # CONTAINER@ACCOUNT and USER@HOST are no secrets
+    (re.compile(rf"(?i)(?<=/)({_SECRET_NAMES})=[^/&\s;,'\"()<>]+"), r"\1=***"),  # a folder's name, and no more
+    (re.compile(rf"(?i)(?<![\w/-])({_SECRET_NAMES})=[^&\s;,'\"()<>]+"), r"\1=***"),  # keys in base64 have slashes
     (re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"), "***"),
     (re.compile(r"(?i)\b(Bearer) [\w.~+/=-]+"), r"\1 ***"),
 )

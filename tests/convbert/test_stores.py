@@ -266,7 +266,13 @@ def test_what_a_missing_file_came_from_decides(
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("read s3://key:secret@bucket/a and b", "read s3://***@bucket/a and b"),
+        ("read s3://key:secret@bucket/a and b", "read s3://key:***@bucket/a and b"),
+        ("sftp://me:p@ssw0rd@host/in/a@b", "sftp://me:***@host/in/a@b"),
+        ("sftp://me@corp.com:pw@host:22/in", "sftp://me@corp.com:***@host:22/in"),
+        ("simplecache::ftp://:p:w@host,ftp://me:pw@host", "simplecache::ftp://:***@host,ftp://me:***@host"),
+        ("https://me:p@ssw0rd@host/a, HTTP://TOKEN@host", "https://***@host/a, HTTP://***@host"),
+        ("abfss://in@me.dfs.core.windows.net/a", "abfss://in@me.dfs.core.windows.net/a"),
+        ("sftp://me@host:22/in/a@b", "sftp://me@host:22/in/a@b"),
         ("/home/a@b/c", "/home/a@b/c"),
         (
             "https://h/a?X-Amz-Algorithm=A&X-Amz-Credential=AK%2Fus&X-Amz-Signature=0fe#x",
@@ -279,13 +285,15 @@ def test_what_a_missing_file_came_from_decides(
         ("Authorization: Bearer ya29.a0-x_y", "Authorization: Bearer ***"),
         ("the key AKIAIOSFODNN7EXAMPLE is unknown", "the key *** is unknown"),
         ("'aws_secret_access_key=wJalrXU/x'", "'aws_secret_access_key=***'"),
+        ("AccountName=me;AccountKey=Eby8/vdM+0==;Suffix=x", "AccountName=me;AccountKey=***;Suffix=x"),
+        ("s3://b/token=a/sig=b/mon.jsonl", "s3://b/token=***/sig=***/mon.jsonl"),
         ("s3://bucket/design=2/part?partition=sig", "s3://bucket/design=2/part?partition=sig"),
     ],
 )
 def test_secrets_do_not_stand_in_texts(text: str, shown: str) -> None:
-    assert redacted(text) == shown
+    assert redacted(text) == redacted(shown) == shown
 
 
 def test_a_reason_is_one_line() -> None:
-    assert reason(OSError("400, message:\n  s3://a:b@c")) == "400, message: s3://***@c"
+    assert reason(OSError("400, message:\n  s3://a:b@c")) == "400, message: s3://a:***@c"
     assert reason(asyncio.TimeoutError()) == "TimeoutError"

@@ -34,7 +34,7 @@ def test_a_run_says_that_it_runs_and_then_how_it_ended(tmp_path: Path) -> None:
 def test_an_error_is_one_line_without_secrets() -> None:
     error = "s3://key:hush@bucket/x?X-Amz-Signature=hush\ncannot be read"
     ended = Outcome.begun(BEGAN, {}).ended(ENDED, "failed", 1, error=error, error_type="SourceError")
-    assert ended.error == "s3://***@bucket/x?X-Amz-Signature=***\\ncannot be read"
+    assert ended.error == "s3://key:***@bucket/x?X-Amz-Signature=***\\ncannot be read"
     assert (ended.rows, ended.error_type) == (None, "SourceError")
 
 

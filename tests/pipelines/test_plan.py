@@ -169,7 +169,7 @@ def test_shards_that_differ_only_in_a_secret_are_refused(
         shutil.copytree(corpus, tmp_path / f"all/{secret}={name}/x")
     spec = job(tmp_path / f"all/{secret}=*/x/a.parquet", tmp_path / "out", checkpoint)
     with pytest.raises(
-        SourceError, match=rf"/all/{secret}=\*\*\* would stand for several shards, .*: rename"
+        SourceError, match=rf"/all/{secret}=\*\*\*/x/a\.parquet would stand for several shards, .*: rename"
     ) as raised:
         make_plan(spec)
     assert "one" not in str(raised.value)

@@ -35,7 +35,7 @@ def test_model_is_short_for_a_head_called_prediction() -> None:
         ({"long_text": "maybe"}, "--long-text"),
         ({"colour": "red"}, "unknown setting 'colour'"),
         ({"max_failed_fraction": 1.5}, r"--max-failed-fraction \(1.5\)"),
-        ({"output": "s3://key:secret@bucket", "unit_rows": "s3://key:secret@bucket"}, r"--unit-rows \(s3://\*\*\*@"),
+        ({"output": "s3://k:secret@bucket", "unit_rows": "s3://k:secret@bucket"}, r"--unit-rows \(s3://k:\*\*\*@"),
     ],
 )
 def test_what_no_job_can_have_is_named_with_its_remedy(changes: dict[str, Any], message: str) -> None:

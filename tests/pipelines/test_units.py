@@ -336,6 +336,9 @@ def test_the_fingerprint_tells_versions_places_and_recipes_apart() -> None:
 def test_a_secret_is_no_part_of_a_shard() -> None:
     old, new = (shard(f"sftp://me:{password}@host/in/a.jsonl") for password in ("old", "new"))
     assert old.fingerprint("r") == new.fingerprint("r") != shard("sftp://host/in/a.jsonl").fingerprint("r")
+    assert old.fingerprint("r") != shard("sftp://you@host/in/a.jsonl").fingerprint("r")
+    containers = {shard(f"abfss://{name}@me.dfs.core.windows.net/a.jsonl").name for name in ("one", "two")}
+    assert len(containers | {shard(f"s3://b/token=a/{day}.jsonl").name for day in ("mon", "tue")}) == 4
     public = hashlib.sha256(json.dumps(["/data/a.jsonl", 10, "1", "r"]).encode()).hexdigest()
     assert shard().fingerprint("r") == public[:16]
 
@@ -349,10 +352,10 @@ def test_a_secret_changes_no_group() -> None:
 
 
 @pytest.mark.usefixtures("far_stores")
-@pytest.mark.parametrize("user", ["a", "zzz"])
-def test_a_secret_changes_no_order(user: str) -> None:
+@pytest.mark.parametrize("password", ["a", "zzz"])
+def test_a_secret_changes_no_order(password: str) -> None:
     fsspec.filesystem("hosted", host="any").pipe({"/one/a.jsonl": b"{}", "/two/b.jsonl": b"{}"})
-    found = list_shards(["hosted://host/two", f"hosted://{user}:pw@host/one"])
+    found = list_shards(["hosted://me:pw@host/two", f"hosted://me:{password}@host/one"])
     assert [shard.url.rpartition("/")[2] for shard in found] == ["a.jsonl", "b.jsonl"]
 
 

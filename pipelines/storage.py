@@ -389,6 +389,7 @@ def files_matching(pattern: Location) -> list[Info]:
     it names, or that may hide more of them.
 
     Raises:
+        SpecError: a ``**`` that is part of a name.
         OSError: a folder that cannot be listed; fsspec's own glob leaves it out in silence.
     """
     fs, path = pattern
@@ -396,6 +397,8 @@ def files_matching(pattern: Location) -> list[Info]:
     names = path.split("/")
     root, levels = "/".join(names[:n_plain]) or fs.root_marker, names[n_plain:]
     if "**" in path:
+        if any("**" in name and name != "**" for name in names):
+            raise SpecError(f"{redacted(pattern.url)}: ** stands for whole folders: write corpus/**/*.jsonl")
         matches = re.compile(glob_translate(path)).match
         return [info for info in files_below(Location(fs, root)) if matches(info["name"]) or _hides_files(info)]
     found: list[Info] = [{"name": root, "type": "directory"}]

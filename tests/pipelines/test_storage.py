@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -288,6 +289,12 @@ def test_globs_name_what_fsspecs_own_do(pattern: str, expected: list[str], tree:
     assert below(tree, found) == expected
     own = tree.fs.glob(tree.child(pattern).path, detail=True)
     assert sorted(info["name"] for info in found) == sorted(n for n, info in own.items() if info["type"] == "file")
+
+
+@pytest.mark.parametrize("pattern", ["**.json", "x**/a.json", "***/a.json"])
+def test_stars_for_folders_are_no_part_of_a_name(pattern: str, tree: Location) -> None:
+    with pytest.raises(SpecError, match=rf"{re.escape(pattern)}: \*\* stands for whole folders: write corpus/\*\*/\*"):
+        files_matching(tree.child(pattern))
 
 
 # --- a real S3 server behind a proxy that spoils its answers --------------------------------------------

@@ -48,11 +48,14 @@ _PASSING_NAMES = {  # errors of the stores' clients, which need not be installed
     "HTTPClientError",  # botocore: no answer, or none in time
     "IncompleteRead",  # http.client
     "IncompleteReadError",  # azure
+    "NoValidConnectionsError",  # paramiko: refused
     "ResponseParserError",  # botocore: an answer that is no XML, or half of it
+    "SMBConnectionClosed",  # smbprotocol
     "ServiceRequestError",  # azure
     "ServiceResponseError",  # azure
     "Timeout",  # requests
     "TransportError",  # google.auth, httpx
+    "error_temp",  # ftplib: too many users
 }
 _LASTING_ERRORS = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
 
@@ -69,9 +72,16 @@ def open_store(url: str) -> tuple[FileSystem, str]:
     """The file system of a local path or fsspec URL, and the path in it.
 
     Raises:
-        ImportError, ValueError: a protocol that is unknown, or whose package is not installed.
+        ValueError: a protocol that is unknown or whose package is not installed, or a URL without what it needs.
+        OSError: as ``retried``, from a store that is connected to here, such as SFTP, FTP and SMB.
     """
-    fs, path = url_to_fs(url)
+    try:
+        fs, path = retried(lambda: url_to_fs(url))
+    except OSError as error:
+        cause = error.__cause__
+        if isinstance(cause, (ImportError, ValueError, TypeError)) and not may_pass(cause):
+            raise ValueError(reason(cause)) from cause
+        raise
     if "s3" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol):
         fs.retries = S3FS_TRIES
     return fs, path
@@ -125,7 +135,7 @@ def may_pass(error: BaseException) -> bool:
         status = _status(link)
         if status is not None:
             return status in _PASSING_STATUS or (status >= 500 and status not in _LASTING_STATUS)
-        if isinstance(link, (ConnectionError, TimeoutError, asyncio.TimeoutError, ShortReadError)):
+        if isinstance(link, (ConnectionError, TimeoutError, asyncio.TimeoutError, EOFError, ShortReadError)):
             return True
         if {kind.__name__ for kind in type(link).__mro__} & _PASSING_NAMES:
             return True

@@ -77,11 +77,16 @@ def locate(url: str) -> Location:
 
     Raises:
         SpecError: a protocol that is unknown or whose package is not installed, or a URL without what it needs.
+        StoreError: a store that is connected to here, such as SFTP, refuses or does not answer.
     """
     try:
         fs, path = open_store(os.path.expanduser(url))
-    except (ImportError, ValueError, TypeError) as error:
+    except ValueError as error:
         raise SpecError(f"{redacted(url)} cannot be opened: {reason(error)}") from error
+    except OSError as error:
+        raise StoreError(
+            f"{redacted(url)} cannot be opened ({reason(error)}): check the address and credentials"
+        ) from error
     return Location(fs, _plain(path) if isinstance(fs, LocalFileSystem) else path)
 
 

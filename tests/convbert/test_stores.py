@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ftplib
 import socket
 import ssl
 from pathlib import Path
@@ -53,6 +54,9 @@ class HttpError(Exception):
         ConnectionRefusedError(111, "refused"),
         TimeoutError("late"),
         asyncio.TimeoutError(),
+        EOFError(),
+        ftplib.error_temp("421 too many users"),
+        caused_by(ConnectionRefusedError(111, "refused"), ValueError("Failed to connect")),  # smbprotocol
         ShortReadError("3 bytes came of 4"),
         caused_by(s3_error(503, "SlowDown"), OSError(16, "Please reduce your request rate.")),
         caused_by(s3_error(500, "InternalError"), OSError(121, "internal")),
@@ -90,6 +94,7 @@ def test_what_passes(error: Exception) -> None:
         s3_error(501, "NotImplemented"),
         boto.NoCredentialsError(),
         HttpError(code=401),
+        ftplib.error_perm("530 Login incorrect"),
         HttpError(status_code=403),
         caused_by(ssl.SSLCertVerificationError("expired"), boto.SSLError(endpoint_url="https://x", error="expired")),
         caused_by(socket.gaierror(socket.EAI_NONAME, "unknown"), boto.EndpointConnectionError(endpoint_url="http://x")),

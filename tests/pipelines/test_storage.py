@@ -4,8 +4,10 @@ import io
 import json
 import os
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -80,6 +82,45 @@ def test_folders_above_are_those_of_the_disk(tmp_path: Path, monkeypatch: pytest
 def test_a_protocol_that_cannot_be_opened_is_named(url: str) -> None:
     with pytest.raises(SpecError, match=f"{url} cannot be opened"):
         locate(url)
+
+
+@pytest.fixture
+def door(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    """Makes an FTP server that says these lines to those who come, one after the other; gives its URL."""
+    monkeypatch.setattr("convbert.stores.FIRST_WAIT_S", 0.02)
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+
+        def greet(said: bytes) -> socket.socket:
+            guest, _ = server.accept()
+            guest.sendall(said)
+            if not said.endswith(b"230 come in\r\n"):
+                guest.close()
+            return guest
+
+        def says(*lines: bytes) -> str:
+            guests.extend(pool.submit(greet, said) for said in lines)
+            return f"ftp://me:pw@127.0.0.1:{server.getsockname()[1]}/in"
+
+        guests: list[Future[socket.socket]] = []
+        yield says
+        for guest in guests:
+            guest.result().close()
+
+
+def test_a_store_that_is_closed_for_a_moment_is_opened(door: Callable[..., str]) -> None:
+    place = locate(door(b"421 Too many users\r\n", b"", b"220 hello\r\n230 come in\r\n"))
+    assert place.path == "/in"
+
+
+def test_a_store_that_cannot_be_opened_is_named_without_the_password(
+    door: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusal = r"^ftp://me:\*\*\*@127\.0\.0\.1:\d+/in cannot be opened \(530 Login incorrect\): check"
+    with pytest.raises(StoreError, match=refusal):
+        locate(door(b"220 hello\r\n530 Login incorrect\r\n"))
+    monkeypatch.setenv("CONVBERT_STORE_PATIENCE_S", "0")
+    with pytest.raises(StoreError, match="421 Too many users; given up after 1 tries"):
+        locate(door(b"421 Too many users\r\n"))
 
 
 class FolderStore(AbstractFileSystem):

@@ -5,6 +5,7 @@ Faults of a store that may pass are waited out (``convbert.stores.retried``); ev
 
 from __future__ import annotations
 
+import html
 import io
 import os
 import posixpath
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
+from urllib.parse import urljoin
 
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem
@@ -34,6 +36,7 @@ _Out = TypeVar("_Out")
 
 Info = dict[str, Any]  # what a store says of a file or folder: at least name, type and size
 _WHO_ASKS = ("user", "username", "password")  # options of a file system that make it no other one
+_HREF = re.compile(r"""<a\s(?:[^>]*?\s)?href\s*=\s*(["'])(.*?)\1""", re.IGNORECASE | re.DOTALL)
 LOST_LINK = "lost link"  # type of one on local disk that leads nowhere, or back to a folder in which it lies
 
 
@@ -434,7 +437,7 @@ def _entries(folder: Location) -> list[Info]:
         folder.fs.invalidate_cache(folder.path)
         return [
             _followed(folder.fs, {**info, "name": info["name"].rstrip("/")})
-            for info in folder.fs.ls(folder.path, detail=True)
+            for info in (_links(*folder) if "https" in folder.fs.protocol else folder.fs.ls(folder.path, detail=True))
             if info["name"].rstrip("/") != folder.path.rstrip("/")  # some stores have a marker for the folder itself
         ]
 
@@ -443,6 +446,20 @@ def _entries(folder: Location) -> list[Info]:
             return retried(ask)
     except FileNotFoundError:
         return []
+
+
+def _links(fs: FileSystem, folder: str) -> list[Info]:
+    """What a web server's page links to below itself; fsspec's listing loses ``http_1.jsonl``, and hides ``./a.jsonl``.
+
+    Behind a proxy a page at https:// may link to http://: names begin as the folder's does.
+    """
+    page = fs.cat_file(folder).decode(errors="replace")
+    root = folder.rstrip("/")
+    base = urljoin(f"{root}/", ".")
+    below = re.compile(rf"https?{re.escape(base[base.index(':') :])}(.+)").fullmatch
+    links = (below(urljoin(base, html.unescape(link))) for _, link in _HREF.findall(page))
+    names = sorted({f"{root}/{link[1]}" for link in links if link})
+    return [{"name": name, "size": None, "type": "directory" if name.endswith("/") else "file"} for name in names]
 
 
 def _followed(fs: FileSystem, info: Info) -> Info:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -336,6 +337,41 @@ def test_globs_name_what_fsspecs_own_do(pattern: str, expected: list[str], tree:
 def test_stars_for_folders_are_no_part_of_a_name(pattern: str, tree: Location) -> None:
     with pytest.raises(SpecError, match=rf"{re.escape(pattern)}: \*\* stands for whole folders: write corpus/\*\*/\*"):
         files_matching(tree.child(pattern))
+
+
+PAGES = {  # as Apache, Caddy and others write them
+    "/in": """
+        <a href="../">up</a> <A HREF="./">here</A> <a href="?C=N;O=D">by name</a> <a href="/other/z.jsonl">there</a>
+        <a href="./a.jsonl">a</a> <a href="a.jsonl">a</a> <a href="./2026:b.jsonl">b</a> <a href="http_1.jsonl">c</a>
+        <a class="file" href='/in/d&amp;d.jsonl'>d</a> <a href="https://{host}/in/it's.jsonl">e</a> <a href="./y/">y</a>
+        """,
+    "/in/y": '<a href="/in/">up</a> <a href="./">here</a> <a href="./http_2.jsonl">f</a>',
+}
+
+
+class PageHandler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        page = PAGES["/" + self.path.strip("/")].format(host=self.headers["Host"]).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_pages_of_all_servers_are_read() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), PageHandler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            for root in ("/in", "/in/", "//in"):
+                folder = locate(f"http://127.0.0.1:{server.server_port}{root}")
+                files = [name for name in below(folder, files_below(folder)) if "?" not in name]
+                assert files == ["2026:b.jsonl", "a.jsonl", "d&d.jsonl", "http_1.jsonl", "it's.jsonl", "y/http_2.jsonl"]
+                assert below(folder, files_matching(folder.child("*/http_*"))) == ["y/http_2.jsonl"]
+        finally:
+            server.shutdown()
 
 
 # --- a real S3 server behind a proxy that spoils its answers --------------------------------------------

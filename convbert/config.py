@@ -56,7 +56,8 @@ class ConvBertConfig(_Fields):
     """Shape, regularisation and labels of a ConvBERT; field names and defaults are Transformers'.
 
     Widths count features, sizes count entries. Labels may be given as any of ``num_labels``, ``id2label``
-    and ``label2id``; two LABEL_0, LABEL_1 without any of them.
+    and ``label2id``; two LABEL_0, LABEL_1 without any of them. Beside ``id2label``, names that only
+    ``label2id`` has mean nothing.
 
     Attributes:
         vocab_size: entries of the word embedding table.
@@ -349,10 +350,12 @@ def _label(value: object) -> str:
 
 
 def _check_inverse(labels: dict[int, str], label2id: Mapping[Any, Any]) -> None:
-    inverse = {str(label): _class_index(index, "label2id") for label, index in label2id.items()}
-    wrong = [label for label, index in inverse.items() if labels.get(index) != label] or set(labels.values()) - set(
-        inverse
-    )
+    """See that names which both maps hold stand for the same classes.
+
+    Beside a new id2label, Transformers leaves the label2id of before in a config.json: its other names mean nothing.
+    """
+    indices = {str(label): _class_index(index, "label2id") for label, index in label2id.items()}
+    wrong = [label for label in labels.values() if label in indices and labels.get(indices[label]) != label]
     if wrong:
         raise ConfigError(
             f"label2id ({dict(label2id)}) contradicts id2label ({labels}) at {min(wrong)!r}: leave one of them out"

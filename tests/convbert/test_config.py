@@ -141,6 +141,7 @@ def test_the_old_name_of_the_model_type_is_read_and_the_new_one_written() -> Non
         ({"label2id": {"b": 1, "a": 0}}, ["a", "b"]),
         ({"label2id": {"b": "1", "a": "0"}, "id2label": {0: "a", 1: "b"}}, ["a", "b"]),
         ({"id2label": {0: 5, 1: 4}, "label2id": {"5": 0, "4": 1}}, ["5", "4"]),
+        ({"id2label": {0: "a", 1: "b"}, "label2id": {"b": 1, "c": 0}}, ["a", "b"]),
         ({"id2label": {0: "same", 1: "same"}}, ["same", "same"]),
         ({"id2label": None, "label2id": None, "num_labels": None}, ["LABEL_0", "LABEL_1"]),
     ],
@@ -152,13 +153,29 @@ def test_labels_may_be_given_in_three_ways(given: dict[str, Any], names: list[st
     assert config.label2id == {name: index for index, name in enumerate(names)}
 
 
+@pytest.mark.parametrize("names", [["LABEL_0", "LABEL_1"], ["neg", "x", "y"]])
+def test_the_label2id_that_transformers_leaves_beside_a_new_id2label_is_no_contradiction(
+    names: list[str], tmp_path: Path
+) -> None:
+    """``from_pretrained(base, num_labels=3, id2label=...)`` keeps it, and predictions are named by id2label alone."""
+    base = transformers.ConvBertConfig(id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
+    id2label = {0: "neg", 1: "neu", 2: "pos"}
+    theirs = transformers.ConvBertConfig.from_dict(base.to_dict(), num_labels=3, id2label=id2label)
+    assert theirs.label2id.keys() != set(id2label.values())
+    theirs.save_pretrained(tmp_path)
+    ours = ConvBertConfig.from_pretrained(tmp_path)
+    assert ours.id2label == theirs.id2label == id2label
+    ours.save_pretrained(tmp_path)
+    assert transformers.ConvBertConfig.from_pretrained(tmp_path).label2id == ours.label2id
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"num_labels": 3, "id2label": {0: "a", 1: "b"}}, r"num_labels \(3\) contradicts the 2 labels"),
         ({"id2label": {0: "a", 1: "b"}, "label2id": {"a": 1, "b": 0}}, "label2id .* contradicts id2label .* 'a'"),
-        ({"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0}}, "label2id .* contradicts id2label .* 'b'"),
-        ({"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1, "c": 2}}, "contradicts id2label .* 'c'"),
+        ({"id2label": {0: "a", 1: "b"}, "label2id": {"b": 0, "c": 1}}, "label2id .* contradicts id2label .* 'b'"),
+        ({"id2label": {0: "a", 1: "b"}, "label2id": {"c": "one"}}, "label2id holds the class index 'one'"),
         ({"id2label": {0: "a", 2: "b"}}, r"without holes; it has \[0, 2\]"),
         ({"id2label": {}}, "without holes"),
         ({"id2label": {"zero": "a"}}, "class index 'zero'"),

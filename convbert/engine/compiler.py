@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sysconfig
 from collections.abc import Callable
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,15 +72,25 @@ def has_compiler(device_type: str) -> bool:
     """Whether this machine can compile for the device; says once what it means where not."""
     if device_type == "cuda":
         # Triton builds what starts its kernels with a C compiler
-        found = has_triton() and bool(os.environ.get("CC") or _is_installed("gcc", "clang"))
+        found = has_triton() and bool(os.environ.get("CC") or _is_installed("gcc", "clang")) and _has_python_h()
         if not found:
-            logger.warning("no Triton with a C compiler is installed: the GPU runs slower than it could (install gcc)")
+            logger.warning(
+                "no Triton with a C compiler and Python.h is installed: the GPU runs slower than it could "
+                "(install gcc and python3-dev)"
+            )
         return found
-    found = _is_installed("g++", "clang++", "c++")
+    found = _is_installed(os.environ.get("CXX", "g++")) and _has_python_h()  # torch tries no other on Linux
     if not found:
-        logger.warning("no C++ compiler is installed: int8 runs slower than it could (install g++)")
+        logger.warning(
+            "no C++ compiler with Python.h is installed: int8 runs slower than it could (install g++ and python3-dev)"
+        )
     return found
 
 
 def _is_installed(*programs: str) -> bool:
     return any(shutil.which(program) for program in programs)
+
+
+def _has_python_h() -> bool:
+    """Whether the header that compiled code includes is where torch and Triton both look for it."""
+    return (Path(sysconfig.get_path("include", "posix_prefix")) / "Python.h").is_file()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,32 +47,80 @@ def test_other_errors_are_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(called) == 2
 
 
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``install("g++", "Python.h")`` makes a machine that has these and no other programs and headers."""
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(compiler.sysconfig, "get_path", lambda name, scheme: str(tmp_path))
+
+    def install(*names: str) -> None:
+        monkeypatch.setattr(compiler.shutil, "which", lambda program: program if program in names else None)
+        if "Python.h" in names:
+            (tmp_path / "Python.h").touch()
+
+    return install
+
+
 @pytest.mark.parametrize(
-    ("triton", "programs", "cc", "expected"),
+    ("triton", "names", "cc", "expected"),
     [
-        (True, {"gcc"}, "", True),
-        (True, set(), "/opt/cc", True),
-        (True, {"g++"}, "", False),
-        (False, {"gcc"}, "", False),
+        (True, {"gcc", "Python.h"}, "", True),
+        (True, {"Python.h"}, "/opt/cc", True),
+        (True, {"g++", "Python.h"}, "", False),
+        (True, {"gcc"}, "", False),
+        (False, {"gcc", "Python.h"}, "", False),
     ],
 )
-def test_a_gpu_is_compiled_for_with_triton_and_a_c_compiler(
-    triton: bool, programs: set[str], cc: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_gpu_is_compiled_for_with_triton_a_c_compiler_and_pythons_headers(
+    install: Callable[..., None],
+    triton: bool,
+    names: set[str],
+    cc: str,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    install(*names)
     monkeypatch.setattr(compiler, "has_triton", lambda: triton)
-    monkeypatch.setattr(compiler.shutil, "which", lambda program: program if program in programs else None)
     monkeypatch.setenv("CC", cc)
     assert compiler.has_compiler.__wrapped__("cuda") is expected
+    assert ("install gcc and python3-dev" in caplog.text) is not expected
+
+
+@pytest.mark.parametrize(
+    ("names", "cxx", "expected"),
+    [
+        ({"g++", "Python.h"}, None, True),
+        ({"clang++", "Python.h"}, "clang++", True),
+        ({"clang++", "c++", "Python.h"}, None, False),
+        ({"g++", "Python.h"}, "clang++", False),
+        ({"g++"}, None, False),
+    ],
+)
+def test_a_cpu_is_compiled_for_with_torchs_cpp_compiler_and_pythons_headers(
+    install: Callable[..., None],
+    names: set[str],
+    cxx: str | None,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    install(*names)
+    if cxx is not None:
+        monkeypatch.setenv("CXX", cxx)
+    assert compiler.has_compiler.__wrapped__("cpu") is expected
+    assert ("install g++ and python3-dev" in caplog.text) is not expected
 
 
 def test_a_machine_without_a_compiler_runs_as_written(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    install: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    install()
     monkeypatch.setattr(compiler, "has_compiler", compiler.has_compiler.__wrapped__)
-    monkeypatch.setenv("PATH", "")
     doubled = compiler.RowKernel(lambda x: x * 2)
     assert doubled(torch.ones(3)).tolist() == [2, 2, 2]
-    assert "install g++" in caplog.text
+    assert "_compiled" not in vars(doubled)
 
 
 def test_only_gpus_run_row_kernels_for_floats() -> None:

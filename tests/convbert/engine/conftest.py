@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 
 from convbert.engine import Packed, PackedEncoder, attention, compiler
+from convbert.engine.compiler import RowKernel
 from tests.convbert.engine.varlen import varlen_reference
 
 
@@ -19,6 +20,24 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "has_compiler", lambda device_type: False)
     monkeypatch.setattr("convbert.engine.encoder.has_kernel", lambda *args, **kwargs: True)
     monkeypatch.setattr(attention, "_at_once", lambda: varlen_reference)
+
+
+@pytest.fixture
+def compiled_rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Row kernels run compiled on the processor, and a test fails where they run as written instead."""
+    if not compiler.has_compiler("cpu"):
+        pytest.skip("no C++ compiler here")
+    monkeypatch.setattr(compiler, "_is_compilers", lambda error: False)  # its errors are the test's
+    called: list[RowKernel] = []
+    run = RowKernel.__call__
+
+    def watched(self: RowKernel, *args: Any) -> Any:
+        called.append(self)
+        return run(self, *args)
+
+    monkeypatch.setattr(RowKernel, "__call__", watched)
+    yield
+    assert all(kernel._compiled is not kernel._function for kernel in called)  # as after an error in an earlier test
 
 
 @pytest.fixture

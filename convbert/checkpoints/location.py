@@ -68,9 +68,10 @@ def folder_to_write(folder: str | Path) -> Path:
     Raises:
         CheckpointError: a URL.
     """
-    if "://" in str(folder):
+    url = re.sub(r"^([A-Za-z][\w+.:-]+:/)(?!/)", r"\1/", str(folder))  # a Path makes one slash of two
+    if "://" in url:
         raise CheckpointError(
-            f"{redacted(str(folder))} is a URL: save to a local folder, then copy that there with the store's own tools"
+            f"{redacted(url)} is a URL: save to a local folder, then copy that there with the store's own tools"
         )
     path = Path(folder).expanduser()
     path.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from convbert import (
 )
 from convbert.checkpoints import fingerprint, read_config, read_weights
 
-Saving = Callable[[str], object]
+Saving = Callable[[str | Path], object]
 
 
 def files(folder: Path) -> list[str]:
@@ -174,10 +174,15 @@ def save(request: pytest.FixtureRequest, classifier: ConvBertForSequenceClassifi
     }[request.param]
 
 
-def test_a_url_is_refused(save: Saving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [str, Path])
+@pytest.mark.parametrize("chain", ["", "simplecache::"])
+def test_a_url_is_refused(
+    save: Saving, kind: type[str | Path], chain: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match=r"s3://\*\*\*@bucket/new is a URL: save to a local folder, then copy"):
-        save("s3://key:secret@bucket/new")
+    message = rf"^{chain}s3://\*\*\*@bucket/new is a URL: save to a local folder, then copy"
+    with pytest.raises(CheckpointError, match=message):
+        save(kind(f"{chain}s3://key:secret@bucket/new"))
     assert files(tmp_path) == ["vocab.txt"]
 
 

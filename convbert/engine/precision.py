@@ -89,9 +89,7 @@ class _FloatKernels:
         return _Residual(self.dense(output.dense), self._norm(output.LayerNorm))
 
     def feed_forward(self, layer: Any, activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        widen, close = self.dense(layer.intermediate.dense), self.residual(layer.output)
-        activated = torch.ops.aten.gelu_ if activation is F.gelu else activation  # saves a pass over the widest tensor
-        return lambda x: close(activated(widen(x)), x)
+        return _FeedForward(self.dense(layer.intermediate.dense), activation, self.residual(layer.output))
 
     def _norm(self, norm: nn.LayerNorm) -> nn.LayerNorm:
         there = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, device=self.device, dtype=self.dtype)
@@ -109,18 +107,14 @@ class _Int8Kernels(_FloatKernels):
         return Int8Linear(self.placed(weight), self.placed(bias))
 
     def residual(self, output: Any) -> Callable[[Tensor, Tensor], Tensor]:
-        dense = self.dense(output.dense)
-        return (
-            Int8Residual(dense, self._norm(output.LayerNorm))
-            if isinstance(dense, Int8Linear)
-            else super().residual(output)
-        )
+        dense, norm = self.dense(output.dense), self._norm(output.LayerNorm)
+        return Int8Residual(dense, norm) if isinstance(dense, Int8Linear) else _Residual(dense, norm)
 
     def feed_forward(self, layer: Any, activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         widen, close = self.dense(layer.intermediate.dense), self.residual(layer.output)
         if isinstance(widen, Int8Linear) and isinstance(close, Int8Residual):
             return Int8FeedForward(widen, activation, close)
-        return super().feed_forward(layer, activation)
+        return _FeedForward(widen, activation, close)
 
 
 class _Residual:
@@ -134,6 +128,20 @@ class _Residual:
         if compiler.is_fused(product.device):
             return _SUMMED_AND_NORMALISED(product, residual, self.norm.weight, self.norm.bias, self.norm.eps)
         return self.norm(product.add_(residual))
+
+
+class _FeedForward:
+    """close(activation(widen(x)), x)."""
+
+    def __init__(
+        self, widen: Product, activation: Callable[[Tensor], Tensor], close: Callable[[Tensor, Tensor], Tensor]
+    ) -> None:
+        self.widen, self.close = widen, close
+        # in place, which saves a pass over the widest tensor
+        self.activated = torch.ops.aten.gelu_ if activation is F.gelu else activation
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.close(self.activated(self.widen(x)), x)
 
 
 def summed_and_normalised(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from convbert import InputError
+from convbert import ConvBertConfig, ConvBertModel, InputError
 from convbert.engine import precision
+from convbert.engine.int8 import Int8Linear
 from convbert.engine.precision import computes_bf16, kernels_for, summed_and_normalised
 
 
@@ -36,6 +38,23 @@ def test_the_sum_and_its_norm_are_the_same_compiled_for_any_number_of_rows() -> 
         )
         result = precision._SUMMED_AND_NORMALISED(x, residual, weight, bias, 1e-12)
         torch.testing.assert_close(result, summed_and_normalised(x, residual, weight, bias, 1e-12))
+
+
+def test_int8_packs_each_groups_matrix_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed: list[torch.Size] = []
+
+    class Counted(Int8Linear):
+        def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+            packed.append(weight.shape)
+            super().__init__(weight, bias)
+
+    monkeypatch.setattr(precision, "Int8Linear", Counted)
+    config = ConvBertConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, num_groups=2
+    )
+    layer = ConvBertModel(config).encoder.layer[0]
+    kernels_for("int8", torch.device("cpu")).feed_forward(layer, F.gelu)
+    assert packed == [(32, 16)] * 2 + [(16, 32)] * 2
 
 
 def test_a_precision_that_is_none_or_not_the_devices_is_named() -> None:

@@ -64,17 +64,16 @@ class Engine:
 
     def _prepared(self, max_batch_tokens: int | None) -> int:
         """The token budget; on a GPU everything is compiled by then."""
+        if not compiler.is_fused(self.device):
+            return max_batch_tokens or CPU_BATCH_TOKENS
         longest = self.encoder.config.max_position_embeddings
-        on_gpu = self.device.type == "cuda"
         try:
-            if compiler.is_fused(self.device):
-                warm_up(self._run_zeros, longest=longest, max_tokens=max_batch_tokens)
-            if on_gpu and max_batch_tokens is None:
-                return probed_budget(self._run_zeros, longest=longest, device=self.device)
+            warm_up(self._run_zeros, longest=longest, max_tokens=max_batch_tokens)
+            return max_batch_tokens or probed_budget(self._run_zeros, longest=longest, device=self.device)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-        return max_batch_tokens or (longest if on_gpu else CPU_BATCH_TOKENS)
+            return max_batch_tokens or longest
 
     @torch.inference_mode()
     def _run_zeros(self, n_records: int, length: int) -> None:

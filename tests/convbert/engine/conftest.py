@@ -15,9 +15,10 @@ from tests.convbert.engine.varlen import varlen_reference
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Row kernels as written, and all records attended to at once, on the processor."""
+    """Row kernels as written, a known room, and all records attended to at once, on the processor."""
     monkeypatch.setattr(compiler, "is_fused", lambda device: True)
     monkeypatch.setattr(compiler, "has_compiler", lambda device_type: False)
+    monkeypatch.setattr("convbert.engine.run.probed_budget", lambda *args, **kwargs: 1024)
     monkeypatch.setattr("convbert.engine.encoder.has_kernel", lambda *args, **kwargs: True)
     monkeypatch.setattr(attention, "_at_once", lambda: varlen_reference)
 

@@ -17,7 +17,6 @@ from convbert.engine import (
     PackedEncoder,
     Pooled,
     PseudoLikelihood,
-    compiler,
     is_out_of_memory,
 )
 from tests.conftest import VOCAB, save_checkpoint, tiny_config
@@ -312,7 +311,7 @@ def test_without_a_budget_the_device_decides(
         return 4096
 
     monkeypatch.setattr("convbert.engine.run.probed_budget", probed)
-    monkeypatch.setattr(compiler, "is_fused", lambda device: False)
+    monkeypatch.setattr("convbert.engine.run.warm_up", lambda *args, **kwargs: None)
     engine.device = torch.device("cuda")  # of the probe alone: the encoder stays where it is
     assert engine._prepared(None) == 4096
     assert engine._prepared(64) == 64
@@ -332,7 +331,7 @@ def test_another_error_of_the_probe_is_not_taken_for_too_little_memory(
 
     monkeypatch.setattr("convbert.engine.run.probed_budget", broken)
     engine.device = torch.device("cuda")
-    monkeypatch.setattr(compiler, "is_fused", lambda device: False)
+    monkeypatch.setattr("convbert.engine.run.warm_up", lambda *args, **kwargs: None)
     with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
         engine._prepared(None)
 

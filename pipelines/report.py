@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -80,9 +79,6 @@ class Summary:
             estimate: what a dry run found.
         """
         night = night or {"rows": 0, "failed": 0}
-        reasons: Counter[str] = Counter()
-        for part in parts:
-            reasons.update(part.reasons)
         return cls(
             output=redacted(plan.spec.output),
             rows=sum(part.rows for part in parts),
@@ -90,7 +86,7 @@ class Summary:
             night_rows=night["rows"],
             night_failed=night["failed"],
             labels=total_labels(parts),
-            reasons=dict(reasons.most_common(3)),
+            reasons=total_reasons(parts, 3)[0],
             new_rows=sum(part.rows for part in labelled),
             new_tokens=sum(part.tokens for part in labelled),
             copied_tokens=sum(part.copied_tokens for part in labelled),

@@ -302,34 +302,38 @@ def _parquet_blocks(shard: Shard, start: int, stop: int | None, columns: Columns
         for group in range(file.metadata.num_row_groups):
             group_stop = group_start + file.metadata.row_group(group).num_rows
             row, last = max(group_start, start), min(group_stop, stop)
-            try:
-                for batch in _slices(file, group, columns, row - group_start, last - group_start):
+            for batch in _slices(file, group, columns, row - group_start, last - group_start):
+                if isinstance(batch, str):
+                    for first in range(row, last, _BATCH_ROWS):
+                        ids = [f"{base}#{i}" for i in range(first, min(first + _BATCH_ROWS, last))]
+                        yield _failed(ids, [batch] * len(ids), columns)
+                else:
                     yield _parquet_block(batch, [f"{base}#{row + i}" for i in range(len(batch))], columns)
                     row += len(batch)
-                reason = f"row group {group} of the shard ends before this row, which its footer counts"
-            except (OSError, pa.ArrowException) as error:
-                if not _is_damage(error):
-                    raise
-                reason = f"row group {group} of the shard cannot be read: {error}"
-            for first in range(row, last, _BATCH_ROWS):
-                ids = [f"{base}#{i}" for i in range(first, min(first + _BATCH_ROWS, last))]
-                yield _failed(ids, [reason] * len(ids), columns)
             group_start = group_stop
 
 
-def _slices(file: pq.ParquetFile, group: int, columns: Columns, start: int, stop: int) -> Iterator[pa.RecordBatch]:
-    """Rows [start, stop) of a row group, a few at a time."""
+def _slices(
+    file: pq.ParquetFile, group: int, columns: Columns, start: int, stop: int
+) -> Iterator[pa.RecordBatch | str]:
+    """Rows [start, stop) of a row group, a few at a time; where not all can be read, at last why."""
     if start >= stop:
         return
     present = [name for name in columns.names if name in file.schema_arrow.names]
     position = 0
-    for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=present):
-        first, last = max(start - position, 0), min(stop - position, len(batch))
-        if first < last:
-            yield batch.slice(first, last - first)
-        position += len(batch)
-        if position >= stop:
-            return
+    try:
+        for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=present):
+            first, last = max(start - position, 0), min(stop - position, len(batch))
+            if first < last:
+                yield batch.slice(first, last - first)
+            position += len(batch)
+            if position >= stop:
+                return
+        yield f"row group {group} of the shard ends before this row, which its footer counts"
+    except (OSError, pa.ArrowException) as error:
+        if not _is_damage(error):
+            raise
+        yield f"row group {group} of the shard cannot be read: {error}"
 
 
 def _parquet_block(batch: pa.RecordBatch, places: list[str], columns: Columns) -> pa.Table:
@@ -345,7 +349,7 @@ def _parquet_block(batch: pa.RecordBatch, places: list[str], columns: Columns) -
     for f in columns.kept:
         try:
             array, why = _cast(_as_bytes(batch.column(f.name)), f.type), [None] * len(batch)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, KeyError):
+        except (*_MISFITS, KeyError):
             array, why = kept_array(values(f.name), f)
         kept.append(array)
         reasons.append(why)
@@ -355,7 +359,9 @@ def _parquet_block(batch: pa.RecordBatch, places: list[str], columns: Columns) -
 
 
 def _cast(column: pa.Array, type_: pa.DataType) -> pa.Array:
-    """The column in another type, and an ArrowInvalid where that drops fields of structs, as Arrow does in silence."""
+    """The column in another type, and an error of Arrow's where that drops fields of structs, as it does in silence."""
+    if column.type == type_:
+        return column
     array = column.cast(type_)
     if pa.types.is_nested(type_) and not array.cast(column.type).equals(column):
         raise pa.ArrowInvalid(f"{column.type} does not fit into {type_}")
@@ -457,13 +463,19 @@ def kept_array(values: Sequence[Any], f: pa.Field) -> tuple[pa.Array, Reasons]:
     if pa.types.is_string(f.type):
         values = [_as_json(value) for value in values]
     try:
-        array = pa.array(values, f.type)
+        array = _array_of(values, f.type)
         if not any(_has_other_fields(value, f.type) for value in values):
             return array, [None] * len(values)
     except _MISFITS:
         pass
     pairs = [_kept_value(value, f) for value in values]
-    return pa.array([value for value, _ in pairs], f.type), [reason for _, reason in pairs]
+    return _array_of([value for value, _ in pairs], f.type), [reason for _, reason in pairs]
+
+
+def _array_of(values: Sequence[Any], type_: pa.DataType) -> pa.Array:
+    if all(value is None for value in values):  # of lists of UUIDs, for one, Arrow makes no array in another way
+        return pa.nulls(len(values), type_)
+    return pa.array(values, type_)
 
 
 _MISFITS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, UnicodeError)
@@ -483,6 +495,8 @@ def _as_text(value: Any) -> str:
 
 
 def _kept_value(value: Any, f: pa.Field) -> tuple[Any, str | None]:
+    if value is None:
+        return None, None
     try:
         found = pa.scalar(value, f.type).as_py()
         if not _has_other_fields(value, f.type):

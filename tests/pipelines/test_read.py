@@ -326,6 +326,46 @@ def test_fields_that_a_kept_struct_lacks_are_not_dropped_in_silence(
     ]
 
 
+def test_a_kept_type_that_arrow_cannot_cast_fails_records_only(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    grown = pa.struct([pa.field("x", pa.int64()), pa.field("y", pa.int64(), nullable=False)])
+    columns_of = {
+        "text": ["fine"] * 3,
+        "meta": pa.array([None, {"x": 1, "y": 2}, None], grown),
+        "vector": pa.array([[0.0] * 4, None, [1.0] * 4], pa.list_(pa.float32(), 4)),
+    }
+    pq.write_table(pa.table(columns_of), path)
+    shorter = pa.list_(pa.float32(), 2)
+    block = read_unit(unit(path, 0, 3), columns(("meta", pa.struct([("x", pa.int64())]))))
+    assert block[text_name("text")].to_pylist() == ["fine"] * 3
+    assert block["error"].to_pylist() == [None, "meta holds {'x': 1, 'y': 2}, not struct<x: int64>", None]
+    block = read_unit(unit(path, 0, 3), columns(("vector", shorter)))
+    assert block["error"].to_pylist() == [
+        f"vector holds [0.0, 0.0, 0.0, 0.0], not {shorter}",
+        None,
+        f"vector holds [1.0, 1.0, 1.0, 1.0], not {shorter}",
+    ]
+
+
+@pytest.mark.parametrize("type_", [pa.list_(pa.uuid()), pa.list_(pa.null(), 2)], ids=str)
+def test_nulls_of_a_kept_type_that_arrow_cannot_build_are_no_errors(type_: pa.DataType, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["fine"], "meta": pa.nulls(1, type_)}), tmp_path / "a.parquet")
+    block = read_unit(unit(tmp_path / "a.parquet", 0, 1), columns(("meta", type_), ("other", type_)))
+    block.validate(full=True)
+    assert rows(block, "meta", "other", "error") == [(None, None, None)]
+
+
+def test_a_fault_of_ours_is_no_damage_of_the_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq.write_table(pa.table({"text": ["fine"]}), tmp_path / "a.parquet")
+
+    def fails(*_: Any) -> None:
+        raise pa.ArrowInvalid("ours")
+
+    monkeypatch.setattr("pipelines.read._parquet_block", fails)
+    with pytest.raises(pa.ArrowInvalid, match="ours"):
+        read_unit(unit(tmp_path / "a.parquet", 0, 1), columns())
+
+
 def test_objects_of_json_have_no_other_fields_than_a_struct_that_is_kept(tmp_path: Path) -> None:
     path = jsonl(
         tmp_path / "a.jsonl", *({"text": "x", "meta": its} for its in ({"x": 1}, {"x": 2, "y": 3}, {"y": None}))

@@ -27,6 +27,7 @@ from pipelines.units import Shard, Stream, Task, Unit
 MOST_SMALL_ROWS = 1 << 20  # of a small shard, whose footer nobody has checked
 _BATCH_ROWS = 8192
 _BATCH_BYTES = 1 << 24
+_UUID_BYTES = 16
 
 Reasons = list["str | None"]  # why each row failed, None where it did not
 
@@ -369,7 +370,7 @@ def _cast(column: pa.Array, type_: pa.DataType) -> pa.Array:
 
 
 def _id_values(column: pa.Array) -> list[Any]:
-    """Bytes and numbers as they are, decimals, dates and timestamps as Arrow writes them; of other types nothing."""
+    """UUIDs in hex; decimals, dates, timestamps as Arrow writes them; bytes and numbers as they are; else nothing."""
     if not is_id(column.type):
         return [None] * len(column)
     column = _as_bytes(column.storage if isinstance(column, pa.ExtensionArray) else column)
@@ -378,6 +379,8 @@ def _id_values(column: pa.Array) -> list[Any]:
     if any(is_(column.type) for is_ in (pa.types.is_decimal, pa.types.is_date, pa.types.is_timestamp)):
         column = column.cast(pa.string())
     values: list[Any] = column.to_pylist()
+    if column.type == pa.binary(_UUID_BYTES):  # some of them happen to be UTF-8
+        return [None if value is None else value.hex() for value in values]
     return values
 
 

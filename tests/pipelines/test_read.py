@@ -195,7 +195,7 @@ def test_every_kind_of_text_column_reads_alike(values: pa.Array, tmp_path: Path)
     assert block["id"].to_pylist() == [f"{tmp_path}/a.parquet#{row}" for row in range(3)]
 
 
-UUIDS = [uuid.UUID(int=number << 64 | 0xFF) for number in (1, 2)]
+UUIDS = [uuid.UUID(int=255), uuid.UUID(bytes=b"happens to be it")]
 NOON = datetime.datetime(2026, 11, 26, 12, 0, 0, 500, datetime.UTC)
 IDS: list[tuple[pa.Array, list[str | None]]] = [
     (pa.array([Decimal(10**37 + 1), None], pa.decimal128(38, 0)), ["1" + "0" * 36 + "1", None]),  # Snowflake, Oracle
@@ -207,6 +207,8 @@ IDS: list[tuple[pa.Array, list[str | None]]] = [
     (pa.array([10**18], pa.timestamp("us")), ["<value out of range: 1000000000000000000>"]),
     (pa.array([key.bytes for key in UUIDS], pa.binary(16)), [key.hex for key in UUIDS]),
     (pa.array([key.bytes for key in UUIDS], pa.binary(16)).cast(pa.uuid()), [key.hex for key in UUIDS]),
+    (pa.array([UUIDS[1].bytes, None], pa.binary(16)).dictionary_encode(), [UUIDS[1].hex, None]),
+    (pa.array([b"code-1"], pa.binary(6)), ["code-1"]),
     (pa.array([b"code-1", b"\xff", b"\xfe"]), ["code-1", "ff", "fe"]),
     (pa.array([5, 6], pa.uint64()).dictionary_encode(), ["5", "6"]),
     (pa.array([True]), [None]),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from convbert.stores import reason
-from pipelines.errors import SourceError
+from pipelines.errors import SourceError, StoreError
 from pipelines.jsonl import LineError, compression_of, is_unicode, parse, sample_lines
 from pipelines.storage import many_at_a_time, open_input
 from pipelines.units import Range, Shard, Stream, Task, byte_ranges, row_ranges, stretches, units_of
@@ -47,6 +48,7 @@ def inspect(shards: Iterable[Shard], *, unit_rows: int) -> list[Inspection]:
 
     Raises:
         SourceError: a shard that cannot be read, named.
+        StoreError: its store does not answer, or the disk on which it lies.
     """
     return many_at_a_time(lambda shard: _inspect(shard, unit_rows), shards)
 
@@ -72,10 +74,8 @@ def _inspect_parquet(shard: Shard, unit_rows: int) -> Inspection:
 
 
 def _inspect_jsonl(shard: Shard, unit_rows: int) -> Inspection:
-    try:
+    with _readable(shard):
         first, later = sample_lines(shard.location)
-    except OSError as error:
-        raise SourceError(f"{shard.name} cannot be read ({reason(error)}): copy it again") from error
     schema = infer_schema(first or later)
     # Where a long line or none is at the beginning, those behind it tell how long lines are.
     wanted = [unit_rows * sum(len(line) + 1 for line in sample) / len(sample) for sample in (first, later) if sample]
@@ -94,13 +94,29 @@ def open_parquet(shard: Shard) -> pq.ParquetFile:
 
     Raises:
         SourceError: it is not there or is no Parquet file.
+        StoreError: its store does not answer, or the disk on which it lies.
     """
-    try:
+    with _readable(shard):
         return pq.ParquetFile(open_input(shard.location))
+
+
+@contextmanager
+def _readable(shard: Shard) -> Iterator[None]:
+    try:
+        yield
     except (OSError, pa.ArrowException) as error:
-        raise SourceError(
-            f"{shard.name} cannot be read as Parquet ({reason(error)}): copy it again or leave it out of --input"
+        if is_damage(error) or isinstance(error, FileNotFoundError):
+            raise SourceError(
+                f"{shard.name} cannot be read ({reason(error)}): copy it again or leave it out of --input"
+            ) from error
+        raise StoreError(
+            f"{shard.name} cannot be read ({reason(error)}): check the rights, or start the same command again"
         ) from error
+
+
+def is_damage(error: Exception) -> bool:
+    """What a decoder says of the data: where a disk or a mounted store fails, the system's error has a number."""
+    return getattr(error, "errno", None) is None
 
 
 def infer_schema(sample: Iterable[bytes]) -> pa.Schema:

@@ -20,7 +20,7 @@ from convbert.checkpoints.location import change_mark
 from convbert.stores import file_info, reason
 from pipelines.envelope import Envelope
 from pipelines.errors import SourceError, StoreError
-from pipelines.inspect import is_id, open_parquet
+from pipelines.inspect import is_damage, is_id, open_parquet
 from pipelines.jsonl import LineError, compression_of, is_unicode, json_kind, lines, parse
 from pipelines.units import Shard, Stream, Task, Unit
 
@@ -178,11 +178,6 @@ def _check_version(shard: Shard) -> None:
         raise SourceError(f"{shard.name} has changed since the job was planned: start the same command again")
 
 
-def _is_damage(error: Exception) -> bool:
-    """What a decoder says of the data: where a disk or a mounted store fails, the system's error has a number."""
-    return getattr(error, "errno", None) is None
-
-
 def _block(
     ids: list[str], texts: dict[str, list[Any]], kept: Sequence[pa.Array], reasons: Sequence[Reasons], columns: Columns
 ) -> pa.Table:
@@ -257,7 +252,7 @@ def _lines(shard: Shard, start: int, stop: int | None) -> Iterator[_Line]:
             end = offset + len(line)
             yield offset, line
     except OSError as error:
-        if compression_of(shard.url) is None or not _is_damage(error):
+        if compression_of(shard.url) is None or not is_damage(error):
             raise
         yield end, f"the rest of the shard cannot be decompressed: {error}"
 
@@ -332,7 +327,7 @@ def _slices(
                 return
         yield f"row group {group} of the shard ends before this row, which its footer counts"
     except (OSError, pa.ArrowException) as error:
-        if not _is_damage(error):
+        if not is_damage(error):
             raise
         yield f"row group {group} of the shard cannot be read: {error}"
 

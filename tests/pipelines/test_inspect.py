@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import gzip
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.errors import SourceError
+from pipelines.errors import SourceError, StoreError
 from pipelines.inspect import Inspection, check_columns, infer_schema, inspect, kept_schema
 from pipelines.units import list_shards
 from tests.fuzz.strategies import claim_rows
@@ -96,6 +98,29 @@ def test_a_key_that_some_shards_lack_is_no_reason_to_refuse_them(tmp_path: Path)
 def test_a_shard_that_cannot_be_read_is_named(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(SourceError, match=rf"{name} cannot be read .*copy it again"):
+        inspected(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.jsonl.gz"])
+@pytest.mark.parametrize(
+    ("number", "error", "message"),
+    [
+        (errno.EIO, StoreError, r"cannot be read \(.*Input/output error.*\): check the rights, or start the same"),
+        (errno.EACCES, StoreError, r"cannot be read \(.*Permission denied.*\): check the rights"),
+        (errno.ENOENT, SourceError, r"cannot be read \(.*No such file.*\): copy it again"),
+    ],
+)
+def test_a_disk_that_fails_when_a_shard_is_opened_is_no_fault_of_the_shard(
+    name: str, number: int, error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).write_bytes(b"x")
+
+    def fails(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    for module in ("inspect", "jsonl"):
+        monkeypatch.setattr(f"pipelines.{module}.open_input", fails)
+    with pytest.raises(error, match=rf"{name} {message}"):
         inspected(tmp_path)
 
 

@@ -24,7 +24,7 @@ from ray.exceptions import RayError
 from pipelines.decode import decode
 from pipelines.encode import encode
 from pipelines.envelope import Envelope
-from pipelines.errors import RunError
+from pipelines.errors import ModelError, PipelineError, RunError
 from pipelines.job_metrics import JobMetrics
 from pipelines.jsonl import compression_of
 from pipelines.ledger import Ledger
@@ -116,7 +116,8 @@ def _dry_run(plan: JobPlan, output: Location) -> Summary:
     try:
         found = estimate(plan) if plan.pending else None
     except RayError as error:
-        raise RunError(_root_cause(error)) from error
+        kind, cause = _root_cause(error)
+        raise kind(cause) from error
     return Summary.of(plan, parts=plan.parts, labelled=[], seconds=0.0, estimate=found)
 
 
@@ -164,7 +165,8 @@ def _label(plan: JobPlan, hardware: Hardware, meter: Meter) -> list[Part]:
     """Run what is pending through the pipeline and collect the parts' figures.
 
     Raises:
-        RunError: a stage failed, or too many records; what is finished stays.
+        PipelineError: a stage failed, of the kind of its own error; what is finished stays.
+        RunError: too many records failed.
     """
     _quiet_ray_data()
     logger.info("%s", describe_sharing(plan.passes))
@@ -187,7 +189,8 @@ def _label(plan: JobPlan, hardware: Hardware, meter: Meter) -> list[Part]:
                 meter.add(parts)
                 judge.add(parts)
     except RayError as error:
-        raise RunError(f"{_root_cause(error)} (finished parts stay: start the same command again)") from error
+        kind, cause = _root_cause(error)
+        raise kind(f"{cause} (finished parts stay: start the same command again)") from error
     finally:
         with suppress(RayError):  # the cluster may be gone
             ray.kill(ledger)
@@ -281,11 +284,14 @@ class _Tally:
         self.failed += part.failed
 
 
-def _root_cause(error: RayError) -> str:
-    """Our own error in the text that Ray hands over from a worker, or else its last line."""
+def _root_cause(error: RayError) -> tuple[type[PipelineError], str]:
+    """Our own error in the text that Ray hands over from a worker, or else its last line; before it, its kind."""
     text = str(error).strip()
-    own = re.findall(r"(?:convbert|pipelines)\.errors\.\w+: (.+)", text)
-    return redacted(own[-1] if own else text.splitlines()[-1])
+    own = re.findall(r"(convbert|pipelines)\.errors\.(\w+): (.+)", text)
+    package, name, message = own[-1] if own else ("", "", text.splitlines()[-1])
+    kinds = {kind.__name__: kind for kind in PipelineError.__subclasses__()}
+    kind = ModelError if package == "convbert" else kinds.get(name, RunError)  # workers load what a plan has checked
+    return kind, redacted(message)
 
 
 def pipeline(

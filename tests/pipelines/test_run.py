@@ -18,9 +18,10 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
 import transformers
+from ray.exceptions import RayError
 
 from pipelines import run as module
-from pipelines.errors import ModelError, OutputError, PipelineError, RunError, SourceError
+from pipelines.errors import ModelError, OutputError, PipelineError, RunError, SourceError, StoreError
 from pipelines.manifest import Manifest, ShardEntry, in_order
 from pipelines.nights import Meter
 from pipelines.plan import JobPlan, make_plan
@@ -283,7 +284,7 @@ def test_a_stage_that_fails_is_one_line_and_finished_parts_stay(
         shutil.rmtree(model)
 
     monkeypatch.setattr("pipelines.run.check_writable", lose_the_model)
-    with pytest.raises(RunError, match=r"no checkpoint folder at .*start the same command again") as raised:
+    with pytest.raises(ModelError, match=r"no checkpoint folder at .*start the same command again") as raised:
         run(job(corpus, tmp_path / "out", model))
     assert "\n" not in str(raised.value)
     assert {path.name: path.read_bytes() for path in parts(tmp_path / "out")} == finished
@@ -454,6 +455,23 @@ def test_a_run_that_has_gone_wrong_stops_and_says_why(checkpoint: Path, tmp_path
     assert not (tmp_path / "out/_manifest.json").exists()
     tolerant = run(spec.model_copy(update={"max_failed_fraction": 1.0}))
     assert (tolerant.rows, tolerant.failed) == (80, 80)
+
+
+@pytest.mark.parametrize(
+    ("last", "kind", "message"),
+    [
+        ("pipelines.errors.StoreError: s3://b/a.jsonl cannot be read", StoreError, "s3://b/a.jsonl cannot be read"),
+        ("pipelines.errors.OutputError: s3://k:s@b cannot be written", OutputError, "s3://***@b cannot be written"),
+        ("convbert.errors.CheckpointError: no checkpoint folder at /m", ModelError, "no checkpoint folder at /m"),
+        ("pipelines.errors.one_line: nothing of that kind", RunError, "nothing of that kind"),
+        ("ValueError: a fault of ours", RunError, "ValueError: a fault of ours"),
+    ],
+)
+def test_what_a_worker_raises_keeps_its_kind(last: str, kind: type[PipelineError], message: str) -> None:
+    text = f'ray::MapBatches()\n  File "x.py"\npipelines.errors.SourceError: the cause\n\n{last}\n'
+    if kind is RunError:
+        text = text.replace("pipelines.errors.SourceError", "KeyError")
+    assert module._root_cause(RayError(text)) == (kind, message)
 
 
 # --- the end of a run, on parts that this process has made --------------------------------------------

@@ -97,7 +97,7 @@ def local_folder(folder_or_url: str | Path) -> Path:
         return folder
     try:
         fs, root = open_store(str(folder_or_url))
-    except (ImportError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{url} cannot be opened: {reason(error)}") from error
     if isinstance(fs, fsspec.get_filesystem_class("file")):
         return local_folder(root)

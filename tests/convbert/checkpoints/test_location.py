@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -378,6 +379,15 @@ def test_a_remote_name_that_leads_out_of_the_cache_is_refused(remote: str) -> No
 def test_an_address_without_a_checkpoint_is_named(address: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         local_folder(address)
+
+
+def test_a_store_that_cannot_be_opened_is_named_without_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FTP, SFTP and SMB connect when they are opened."""
+    monkeypatch.setenv("CONVBERT_STORE_PATIENCE_S", "0")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(CheckpointError, match=rf"^ftp://me:\*\*\*@127\.0\.0\.1:{port}/in cannot be opened: .*refused"):
+        local_folder(f"ftp://me:pw@127.0.0.1:{port}/in")
 
 
 def test_a_file_url_is_a_local_folder(tmp_path: Path) -> None:

@@ -173,29 +173,36 @@ def _put_locally(path: Path, data: bytes) -> None:
 def _put_beside(target: Location, data: bytes) -> None:
     """Write to a temporary neighbour, in a folder that is made if need be, and rename."""
     fs, path = target
-    folder = fs._parent(path)
-    partial = f"{folder.rstrip('/')}/.partial-{uuid.uuid4().hex}"
+    folder, token = fs._parent(path), uuid.uuid4().hex
+    partial, replaced = (f"{folder.rstrip('/')}/.{what}-{token}" for what in ("partial", "replaced"))
     fs.invalidate_cache()
     _make_folder(fs, folder)
     try:
         fs.pipe_file(partial, data)
-        _replace(fs, partial, path)
+        _replace(fs, partial, path, replaced)
     except BaseException:
         with suppress(Exception):
-            fs.rm_file(partial)
+            if not fs.exists(replaced):  # else nothing but these two is left of the file
+                fs.rm_file(partial)
         raise
 
 
-def _replace(fs: FileSystem, partial: str, path: str) -> None:
-    """Rename over what may be there; some stores, such as SMB, rename over nothing: there it goes a moment before."""
+def _replace(fs: FileSystem, partial: str, path: str, replaced: str) -> None:
+    """Rename over what may be there; some stores, such as SMB, rename over nothing: there it goes aside before."""
     try:
         fs.mv(partial, path)
     except Exception:
         if not (fs.exists(partial) and fs.exists(path)):
             raise
     if fs.exists(partial):  # WebHDFS has refused in silence
-        fs.rm_file(path)
-        fs.mv(partial, path)
+        fs.mv(path, replaced)
+        try:
+            fs.mv(partial, path)
+        except BaseException:
+            fs.mv(replaced, path)
+            raise
+        with suppress(Exception):
+            fs.rm_file(replaced)
 
 
 def _make_folder(fs: FileSystem, folder: str) -> None:

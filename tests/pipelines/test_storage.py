@@ -207,6 +207,29 @@ def test_a_refused_rename_is_told_and_leaves_nothing(folders: Location, monkeypa
     assert names_in(folders) == {}
 
 
+@pytest.mark.parametrize("n_lost", [1, 2], ids=["comes back", "stays aside"])
+def test_a_file_that_no_rename_replaces_is_never_lost(
+    n_lost: int, folders: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the store goes away between the two renames, and before the old file is back."""
+    monkeypatch.setattr(FolderStore, "renames_over", "nothing")
+    put(folders.child("a.json"), b"old")
+    mv, n_moved = FolderStore.mv, 0
+
+    def lost(self: FolderStore, path1: str, path2: str) -> None:
+        nonlocal n_moved
+        n_moved += not Path(path2).exists()
+        if 2 <= n_moved < 2 + n_lost:
+            raise PermissionError("Forbidden")
+        mv(self, path1, path2)
+
+    monkeypatch.setattr(FolderStore, "mv", lost)
+    with pytest.raises(OutputError, match=r"a\.json cannot be written \(Forbidden\)"):
+        put(folders.child("a.json"), b"new")
+    there = {name.partition("-")[0]: read_bytes(folders.child(name)) for name in names_in(folders)}
+    assert there == ({"a.json": b"old"} if n_lost == 1 else {".partial": b"new", ".replaced": b"old"})
+
+
 @pytest.mark.parametrize("base", ["local", "memory://put-test"])
 def test_put_makes_the_file_and_its_folder(base: str, tmp_path: Path) -> None:
     folder = locate(str(tmp_path / "new") if base == "local" else base)

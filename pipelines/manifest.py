@@ -176,7 +176,7 @@ def read_manifest(output: Location) -> Manifest | None:
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise OutputError(
-            f"{redacted(target.url)} cannot be read ({reason(error)}): move it away, or use another --output"
+            f"{redacted(target.url)} cannot be read ({reason(error)}): put back a copy of it, or use another --output"
         ) from error
 
 

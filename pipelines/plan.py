@@ -18,13 +18,22 @@ import pyarrow as pa
 from convbert.stores import reason
 from pipelines.errors import OutputError, SourceError
 from pipelines.inspect import Inspection, check_columns, inspect, kept_schema
-from pipelines.manifest import Manifest, ShardEntry, by_group, differences, read_manifest
+from pipelines.manifest import (
+    MANIFEST_NAME,
+    SUCCESS_NAME,
+    Manifest,
+    ShardEntry,
+    by_group,
+    differences,
+    read_manifest,
+)
 from pipelines.models import EncoderPass, plan_passes
+from pipelines.morning import FIGURES_NAME
 from pipelines.partitions import own_files
 from pipelines.read import Columns
 from pipelines.resources import choose_device, choose_precision
 from pipelines.spec import DEFAULT_ID_COLUMN, JobSpec
-from pipelines.storage import Location, locate, many_at_a_time, put, redacted, remove
+from pipelines.storage import Location, exists, locate, many_at_a_time, put, redacted, remove
 from pipelines.units import (
     Shard,
     Stream,
@@ -140,6 +149,8 @@ def make_plan(spec: JobSpec) -> JobPlan:
     stay = _staying(labelled, fingerprints, present, prune=spec.prune)
     kept = {entry.url for group in stay for entry in group.entries}
     pieces, inspections = _pieces([shard for name, shard in shards.items() if name not in kept], spec, key)
+    if previous is None and not (spec.prune or spec.overwrite):
+        _check_no_manifest_is_lost(output, pieces, present)
     resumed = _resumed(output, pieces, present)
     pending = [task for piece in pieces for task in _pending(piece, resumed.get(piece.fingerprint, []))]
     parts = [*(part for group in stay for part in group.parts), *(part for its in resumed.values() for part in its)]
@@ -395,6 +406,21 @@ def _check_same_job(previous: Manifest, recipe: dict[str, Any], output: Location
         raise OutputError(
             f"{redacted(output.url)} was made by another job ({'; '.join(changed)}): "
             "use another --output, or --overwrite to label everything anew"
+        )
+
+
+def _check_no_manifest_is_lost(output: Location, pieces: list[_Piece], present: Names) -> None:
+    """Parts that no piece makes are what a killed run has left, unless a run has finished here: then they are its own.
+
+    Raises:
+        OutputError: they would go with this run.
+    """
+    wanted = {"", *(piece.fingerprint for piece in pieces)}  # files of partitions have none: indexes stand for them
+    others = sorted(name for name in present if fingerprint_of(name) not in wanted)
+    if others and any(exists(output.child(name)) for name in (FIGURES_NAME, SUCCESS_NAME)):
+        raise OutputError(
+            f"{redacted(output.url)} has lost its {MANIFEST_NAME}, and {len(others):,} of its parts, such as "
+            f"{others[0]}, are not of these inputs as they are now: put it back, or let their records go with --prune"
         )
 
 

@@ -76,6 +76,36 @@ def test_a_vanished_shard_whose_part_is_missing_is_named(corpus: Path, checkpoin
     assert len(make_plan(spec.model_copy(update={"prune": True})).parts) == 3
 
 
+@pytest.mark.parametrize("partition_by", [None, "prediction.label"], ids=["flat", "in folders"])
+def test_a_lost_manifest_costs_no_records_of_vanished_shards(
+    partition_by: str | None, corpus: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    spec, output = job(corpus, tmp_path / "out", checkpoint, partition_by=partition_by), tmp_path / "out"
+    run_here(spec)
+    (output / "_manifest.json").unlink()
+    assert (pending(make_plan(spec)), len(make_plan(spec).parts)) == ([], 4)
+    (corpus / "a.parquet").unlink()
+    lost = r"out has lost its _manifest\.json, and 3 of its parts, such as .*part-a-.*: put it back, .*--prune"
+    with pytest.raises(OutputError, match=lost):
+        make_plan(spec)
+    (output / "_SUCCESS").unlink()  # as while a run goes on
+    with pytest.raises(OutputError, match=lost):
+        make_plan(spec)
+    for letting_go in ("prune", "overwrite"):
+        assert len(make_plan(spec.model_copy(update={letting_go: True})).parts) == 1
+
+
+def test_after_an_overwrite_a_lost_manifest_labels_nothing_anew_unasked(
+    corpus: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    spec = job(corpus, tmp_path / "out", checkpoint)
+    for overwrite in (False, True):
+        run_here(spec.model_copy(update={"overwrite": overwrite}))
+    (tmp_path / "out/_manifest.json").unlink()
+    with pytest.raises(OutputError, match=r"has lost its _manifest\.json, and 4 of its parts"):
+        make_plan(spec)
+
+
 # --- what a killed run has left -----------------------------------------------------------------------
 
 
@@ -109,6 +139,18 @@ def test_a_part_that_cannot_be_read_is_labelled_again(
     assert "its unit is labelled again" in record.getMessage()
     run_here(spec)
     assert parts(tmp_path / "out")[1].read_bytes() == good
+
+
+def test_what_a_killed_first_run_has_left_of_other_inputs_holds_up_nothing(
+    corpus: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    spec = job(corpus, tmp_path / "out", checkpoint)
+    label_here(spec)
+    os.utime(corpus / "a.parquet", (1, 1))
+    plan = make_plan(spec)
+    assert (len(plan.pending), len(plan.parts)) == (3, 1)
+    run_here(spec)
+    assert len(parts(tmp_path / "out")) == 4
 
 
 def test_a_part_that_goes_while_it_is_looked_at_is_labelled_again(

@@ -180,7 +180,7 @@ def test_a_url_is_refused(
     save: Saving, kind: type[str | Path], chain: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    message = rf"^{chain}s3://\*\*\*@bucket/new is a URL: save to a local folder, then copy"
+    message = rf"^{chain}s3://key:\*\*\*@bucket/new is a URL: save to a local folder, then copy"
     with pytest.raises(CheckpointError, match=message):
         save(kind(f"{chain}s3://key:secret@bucket/new"))
     assert files(tmp_path) == ["vocab.txt"]

@@ -37,6 +37,12 @@ async def settle(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
+def fails_on_two(items: list[int]) -> list[int]:
+    if 2 in items:
+        raise ValueError("two")
+    return items
+
+
 def run(test: Callable[[Gate], Awaitable[None]]) -> None:
     asyncio.run(test(Gate()))  # type: ignore[arg-type]
 
@@ -283,11 +289,6 @@ def test_it_tells_how_busy_it_was_also_in_the_middle_of_a_batch() -> None:
 
 
 def test_it_tells_whether_batches_ran_and_none_failed() -> None:
-    def fails_on_two(items: list[int]) -> list[int]:
-        if 2 in items:
-            raise ValueError("two")
-        return items
-
     async def test(_: Gate) -> None:
         batches = batcher(fails_on_two)
         assert not batches.has_only_worked()
@@ -395,11 +396,6 @@ def test_an_empty_queue_takes_any_request() -> None:
 
 
 def test_an_error_is_its_batch_s_alone() -> None:
-    def fails_on_two(items: list[int]) -> list[int]:
-        if 2 in items:
-            raise ValueError("two")
-        return items
-
     async def test(_: Gate) -> None:
         batches = batcher(fails_on_two, max_batch_tokens=1)
         answers = await asyncio.gather(*(ask(batches, i, n_tokens=1) for i in range(4)), return_exceptions=True)

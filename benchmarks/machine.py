@@ -9,6 +9,8 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
+
 PACKAGES = ("torch", "transformers", "tokenizers", "onnxruntime", "openvino", "pyarrow", "ray")
 FAST_SETS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 
@@ -23,6 +25,11 @@ def describe() -> str:
             f"Python {platform.python_version()}, {versions}",
         ]
     )
+
+
+def device_line(device: str) -> str:
+    """A line that names the GPU, where it is one."""
+    return f"\n{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}" if device == "cuda" else ""
 
 
 def processor() -> str:

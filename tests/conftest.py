@@ -26,6 +26,8 @@ from tests.fault_proxy import FaultProxy
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(2)
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported: its kernels run as Python
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)  # whatever else the machine does
 hypothesis.settings.load_profile("repeatable")
 

@@ -35,18 +35,21 @@ def attend_runs(fused: Tensor, runs: list[Run], *, n_heads: int, out: Tensor) ->
         out[rows].view(run.n_records, run.length, n_heads, -1).copy_(attended)
 
 
-def attend_at_once(fused: Tensor, offsets: Tensor, *, longest: int, n_heads: int, out: Tensor) -> None:
-    """Attention of all records in one call, written into ``out``, where ``has_kernel`` allows it.
+def attend_at_once(fused: Tensor, offsets: Tensor, *, longest: int, n_heads: int, width: int) -> Tensor:
+    """Attention of all records in one call, where ``has_kernel`` allows it.
 
     Args:
         fused: (T, …) whose first 3A columns are queries, keys and values.
         offsets: (R + 1,) int32 first row of each record.
         longest: tokens of the longest.
-        out: (T, A).
+        width: A.
+
+    Returns:
+        (T, A).
     """
     attend: Any = _at_once()
-    q, k, v = fused[:, : 3 * out.shape[1]].view(len(out), 3, n_heads, -1).unbind(1)  # (T, N, d)
-    out.view(q.shape).copy_(attend(q, k, v, offsets, offsets, longest, longest))
+    q, k, v = fused[:, : 3 * width].view(len(fused), 3, n_heads, -1).unbind(1)  # (T, N, d)
+    return attend(q, k, v, offsets, offsets, longest, longest).flatten(1)
 
 
 def has_kernel(device: torch.device, dtype: torch.dtype, *, head_width: int) -> bool:

@@ -1,4 +1,4 @@
-"""A function of rows in, the same fused into one loop by torch's compiler out, where there is a compiler."""
+"""A function of rows in, the same in one pass out: by torch's compiler on a CPU, by a kernel of ours on a GPU."""
 
 from __future__ import annotations
 
@@ -26,13 +26,10 @@ class RowKernel:
 
     Args:
         function: a row of its result depends on the same row, or on rows near it, of each tensor.
-        dynamic: True compiles once for all sizes. None compiles for the sizes it is called with, then once more for
-            any size in those dimensions that have changed: the widths, which don't, stay constants, with which the
-            compiler makes better code for a GPU.
     """
 
-    def __init__(self, function: Callable[..., Any], *, dynamic: bool | None = True) -> None:
-        self._function, self._dynamic = function, dynamic
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
 
     def __call__(self, rows: Tensor, *others: Any) -> Any:
         """The function's result."""
@@ -49,7 +46,36 @@ class RowKernel:
 
     @cached_property
     def _compiled(self) -> Callable[..., Any]:
-        return torch.compile(self._function, dynamic=self._dynamic)
+        return torch.compile(self._function, dynamic=True)
+
+
+class Fused:
+    """A function of rows that a kernel of ``triton_kernels`` computes on a GPU.
+
+    It runs as written where there is no Triton, or where Triton fails: slower, with the same meaning.
+
+    Args:
+        function: what the kernel of the same name computes.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._has_failed = False
+
+    def __call__(self, rows: Tensor, *others: Any) -> Any:
+        """The function's result."""
+        if self._has_failed or not has_compiler(rows.device.type):
+            return self._function(rows, *others)
+        from triton.errors import TritonError  # not everywhere installed
+
+        from convbert.engine import triton_kernels
+
+        try:
+            return getattr(triton_kernels, self._function.__name__)(rows, *others)
+        except TritonError as error:
+            logger.warning("Triton cannot compile for %s, which runs slower than it could: %s", rows.device, error)
+        self._has_failed = True
+        return self._function(rows, *others)
 
 
 def _is_compilers(error: RuntimeError) -> bool:
@@ -59,7 +85,7 @@ def _is_compilers(error: RuntimeError) -> bool:
 
 
 def is_fused(device: torch.device) -> bool:
-    """Whether a device computes what lies between the products in row kernels rather than pass by pass.
+    """Whether a device computes what lies between the products in one pass (``Fused``) rather than in several.
 
     A GPU does, whose memory each pass over the rows waits for. On a CPU passes in float were measured to be as fast,
     and start at once.

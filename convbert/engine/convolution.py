@@ -1,7 +1,7 @@
 """Both convolutions of a block over a packed batch, in which no record sees its neighbours.
 
-Each has two forms: passes that torch has fast kernels for, on a CPU, and one function of rows for the compiler to
-fuse, on a GPU.
+Each has two forms: passes that torch has fast kernels for, on a CPU, and one function of rows, which is one kernel on
+a GPU.
 
 Shapes: T tokens, G gapped rows, H hidden width, N heads, d head width, A = N·d, K kernel taps.
 """
@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convbert.engine import compiler
-from convbert.engine.compiler import RowKernel
+from convbert.engine.compiler import Fused
+from convbert.engine.linear import Linear
 
 
 class DepthwiseConvolution:
@@ -32,18 +33,18 @@ class DepthwiseConvolution:
         # kernel for.
         self.image = weight[:, :, None].contiguous(memory_format=torch.channels_last)  # (H, 1, 1, K)
 
-    def __call__(self, x: Tensor, gapped_rows: Tensor, n_gapped: int, is_inside: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, gapped_rows: Tensor, n_gapped: int, sides: Tensor) -> Tensor:
         """(T, H) -> (T, H).
 
         Args:
             gapped_rows: (T,) row of each token in the buffer.
             n_gapped: G, its rows.
-            is_inside: (T, K) whether each tap falls on the token's own record, as ``taps_of`` gives it.
+            sides: as ``sides_of`` gives it.
         """
         if self.n_taps == 1:
             return x * self.taps[0]
         if compiler.is_fused(x.device):
-            return _DEPTHWISE_TAPS(x, self.taps, is_inside)
+            return _depthwise_taps(x, self.taps, sides)
         gapped = x.new_zeros(n_gapped, x.shape[1]).index_copy_(0, gapped_rows, x)  # (G, H)
         pixels = gapped[None, None].permute(0, 3, 1, 2)  # (1, H, 1, G)
         convolved = F.conv2d(pixels, self.image, groups=x.shape[1])  # (1, H, 1, G - K + 1)
@@ -51,25 +52,66 @@ class DepthwiseConvolution:
         return rows.index_select(0, gapped_rows - self.n_taps // 2)
 
 
-def taps_of(is_inside: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mask (T, K) of the taps as the convolutions of its device want it: a factor, or a condition."""
-    return is_inside if compiler.is_fused(is_inside.device) else is_inside.to(dtype)
-
-
-def dynamic_convolution(logits: Tensor, values: Tensor, is_inside: Tensor) -> Tensor:
-    """Each token's own kernels over its span: out[t, n] = Σ_j softmax(logits)[t, n, j] · values[t + j - K//2, n].
-
-    Zero outside the record. Paper equations 2 and 5.
+def sides_of(sides: Tensor, n_taps: int, dtype: torch.dtype) -> Tensor:
+    """Where each token's record begins and ends, as the convolutions of its device want it.
 
     Args:
-        logits: (T, N, K).
-        values: (T, A).
-        is_inside: (T, K) whether each tap falls on the token's own record, as ``taps_of`` gives it.
+        sides: (T, 2) how many tokens of its own record stand before each token and behind it.
 
     Returns:
-        (T, A).
+        The same on a GPU; on a CPU the mask (T, K) of its taps, as factors.
     """
-    return (_DYNAMIC_TAPS if compiler.is_fused(values.device) else _dynamic_passes)(logits, values, is_inside)
+    return sides if compiler.is_fused(sides.device) else _is_inside(sides, n_taps).to(dtype)
+
+
+def _is_inside(sides: Tensor, n_taps: int) -> Tensor:
+    """(T, 2) -> (T, K) whether each tap falls on the token's own record."""
+    steps = torch.arange(n_taps, device=sides.device) - n_taps // 2
+    return (steps >= -sides[:, :1]) & (steps <= sides[:, 1:])
+
+
+class KernelLogits:
+    """The logits of each token's own kernels, from its span's key and its query (paper equation 4).
+
+    Args:
+        weight: (N·K, A).
+        bias: (N·K,).
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        self.weight, self.bias = weight, bias
+        self.product = Linear(weight, bias)
+
+    def __call__(self, span_key: Tensor, query: Tensor) -> Tensor:
+        """Twice (T, A) -> (T, N·K)."""
+        if compiler.is_fused(span_key.device):
+            return _kernel_logits(span_key, query, self.weight, self.bias)
+        return self.product(span_key * query)
+
+
+def kernel_logits(span_key: Tensor, query: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``KernelLogits`` as one function of rows."""
+    return F.linear(span_key * query, weight, bias)
+
+
+def mix_into(
+    context: Tensor, logits: Tensor, values: Tensor, sides: Tensor, attended: Tensor | None = None, *, n_heads: int
+) -> None:
+    """Mix each token's span by its own kernels into the right half of ``context``. Paper equations 2 and 5:
+
+    out[t, n] = Σ_j softmax(logits)[t, n, j] · values[t + j - K//2, n], zero outside the record.
+
+    Args:
+        context: (T, 2A).
+        logits: (T, N·K).
+        values: (T, A).
+        sides: as ``sides_of`` gives it.
+        attended: (T, A) for the left half, or None where it is there.
+    """
+    if compiler.is_fused(context.device):
+        _mixed_taps(context, logits, values, sides, attended, n_heads)
+    else:
+        context[:, values.shape[1] :] = _dynamic_passes(logits.unflatten(1, (n_heads, -1)), values, sides)
 
 
 def _dynamic_passes(logits: Tensor, values: Tensor, is_inside: Tensor) -> Tensor:
@@ -81,12 +123,21 @@ def _dynamic_passes(logits: Tensor, values: Tensor, is_inside: Tensor) -> Tensor
     for tap in range(1, n_taps):
         mixed.addcmul_(padded[tap : tap + n_tokens], kernels[..., tap : tap + 1])
     if not mixed.sum(dtype=torch.float32).isfinite():  # 0 · inf is nan: spare the records beside one that overflows
-        return dynamic_taps(logits, values, is_inside.bool())
+        return _dynamic_taps(logits, values, is_inside.bool())
     return mixed.flatten(1)
 
 
-def dynamic_taps(logits: Tensor, values: Tensor, is_inside: Tensor) -> Tensor:
-    """``dynamic_convolution`` as one function of rows, summed in float32."""
+def mixed_taps(
+    context: Tensor, logits: Tensor, values: Tensor, sides: Tensor, attended: Tensor | None, n_heads: int
+) -> None:
+    """``mix_into`` as one function of rows, summed in float32."""
+    width, kernels = values.shape[1], logits.unflatten(1, (n_heads, -1))
+    if attended is not None:
+        context[:, :width] = attended
+    context[:, width:] = _dynamic_taps(kernels, values, _is_inside(sides, kernels.shape[2]))
+
+
+def _dynamic_taps(logits: Tensor, values: Tensor, is_inside: Tensor) -> Tensor:
     kernels = logits.float().softmax(-1).unbind(-1)  # K times (T, N)
     mixed = torch.zeros((), device=values.device)
     for own, reached in zip(kernels, _reached(values, is_inside), strict=True):
@@ -94,10 +145,10 @@ def dynamic_taps(logits: Tensor, values: Tensor, is_inside: Tensor) -> Tensor:
     return mixed.flatten(1).to(values.dtype)
 
 
-def depthwise_taps(x: Tensor, taps: Tensor, is_inside: Tensor) -> Tensor:
+def depthwise_taps(x: Tensor, taps: Tensor, sides: Tensor) -> Tensor:
     """``DepthwiseConvolution`` as one function of rows, summed in float32; ``taps`` is (K, H)."""
     mixed = torch.zeros((), device=x.device)
-    for tap, reached in zip(taps.float(), _reached(x, is_inside), strict=True):
+    for tap, reached in zip(taps.float(), _reached(x, _is_inside(sides, len(taps))), strict=True):
         mixed = mixed + reached * tap
     return mixed.to(x.dtype)
 
@@ -111,5 +162,6 @@ def _reached(x: Tensor, is_inside: Tensor) -> Iterator[Tensor]:
         yield torch.where(is_inside[:, tap, None], x[rows], 0).float()
 
 
-_DYNAMIC_TAPS = RowKernel(dynamic_taps, dynamic=None)
-_DEPTHWISE_TAPS = RowKernel(depthwise_taps, dynamic=None)
+_depthwise_taps = Fused(depthwise_taps)
+_kernel_logits = Fused(kernel_logits)
+_mixed_taps = Fused(mixed_taps)

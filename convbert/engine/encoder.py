@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from convbert import layers
 from convbert.activations import ACTIVATIONS
 from convbert.engine.attention import attend_at_once, attend_runs, has_kernel
-from convbert.engine.convolution import DepthwiseConvolution, dynamic_convolution, taps_of
-from convbert.engine.linear import Linear, stacked
+from convbert.engine.convolution import DepthwiseConvolution, KernelLogits, mix_into, sides_of
+from convbert.engine.linear import stacked
 from convbert.engine.packing import Indices, Layout, Packed, Run, layout
 from convbert.engine.precision import Kernels, kernels_for
 from convbert.engine.transfer import send, send_tensor
@@ -36,7 +36,7 @@ class _Rows(NamedTuple):
     types: Tensor  # (T,)
     gapped: Tensor  # (T,)
     n_gapped: int
-    is_inside: Tensor  # (T, K)
+    sides: Tensor  # as sides_of gives it
     runs: list[Run]
     offsets: Tensor | None  # (R + 1,) int32, where all records are attended to at once
     longest: int
@@ -105,14 +105,14 @@ class PackedEncoder:
         if attends_at_once:
             arrays["offsets"] = where.offsets
         there = dict(zip(arrays, send(*arrays.values(), device=self.device), strict=True))
-        is_inside = send_tensor(torch.from_numpy(where.is_inside), self.device)
+        sides = send_tensor(torch.from_numpy(where.sides), self.device)
         return _Rows(
             ids=there["ids"],
             positions=there["positions"],
             types=there["types"] if "types" in there else torch.zeros_like(there["ids"]),
             gapped=there["gapped"],
             n_gapped=where.n_gapped_rows,
-            is_inside=taps_of(is_inside, self.dtype),
+            sides=sides_of(sides, self.config.conv_kernel_size, self.dtype),
             runs=where.runs,
             offsets=there["offsets"].int() if attends_at_once else None,
             longest=where.longest,
@@ -130,7 +130,7 @@ class _PackedLayer:
         self.fused = kernels.linear(*stacked([mixed.query, mixed.key, mixed.value, mixed.conv_out_layer]))
         self.depthwise = DepthwiseConvolution(kernels.placed(separable.depthwise.weight))
         self.pointwise = kernels.linear(separable.pointwise.weight.detach()[..., 0], separable.bias.detach()[:, 0])
-        self.kernel_layer = Linear(
+        self.kernel_logits = KernelLogits(
             kernels.placed(mixed.conv_kernel_layer.weight), kernels.placed(mixed.conv_kernel_layer.bias)
         )
         self.attention_output = kernels.residual(layer.attention.output)
@@ -141,25 +141,23 @@ class _PackedLayer:
         fused = self.fused(hidden)  # (T, H) -> (T, 4A)
         query, conv_values = fused[:, : self.width], fused[:, 3 * self.width :]
         context = hidden.new_empty(len(hidden), 2 * self.width)
-        self._attend(fused, rows, out=context[:, : self.width])
-        kernels = self._kernels(hidden, query, rows)
-        context[:, self.width :] = dynamic_convolution(kernels, conv_values, rows.is_inside)
+        attended = self._attend(fused, rows, out=context[:, : self.width])
+        mix_into(context, self._logits(hidden, query, rows), conv_values, rows.sides, attended, n_heads=self.n_heads)
         if wanted is not None:
             context, hidden = context.index_select(0, wanted), hidden.index_select(0, wanted)
         return self.feed_forward(self.attention_output(context, hidden))
 
-    def _attend(self, fused: Tensor, rows: _Rows, *, out: Tensor) -> None:
-        if rows.offsets is None:
-            attend_runs(fused, rows.runs, n_heads=self.n_heads, out=out)
-        else:
-            attend_at_once(fused, rows.offsets, longest=rows.longest, n_heads=self.n_heads, out=out)
+    def _attend(self, fused: Tensor, rows: _Rows, *, out: Tensor) -> Tensor | None:
+        """Each record's own attention (T, A), or None where it went into ``out``."""
+        if rows.offsets is not None:
+            return attend_at_once(fused, rows.offsets, longest=rows.longest, n_heads=self.n_heads, width=self.width)
+        attend_runs(fused, rows.runs, n_heads=self.n_heads, out=out)
+        return None
 
-    def _kernels(self, hidden: Tensor, query: Tensor, rows: _Rows) -> Tensor:
-        """Logits of each token's convolution kernels (T, N, K), from its span (paper equation 4)."""
-        spans = self.depthwise(hidden, rows.gapped, rows.n_gapped, rows.is_inside)  # (T, H)
-        span_key = self.pointwise(spans)  # (T, H) -> (T, A)
-        kernels = self.kernel_layer(span_key * query)  # (T, A) -> (T, N·K)
-        return kernels.view(len(hidden), self.n_heads, -1)
+    def _logits(self, hidden: Tensor, query: Tensor, rows: _Rows) -> Tensor:
+        """Logits of each token's convolution kernels (T, N·K), from its span."""
+        spans = self.depthwise(hidden, rows.gapped, rows.n_gapped, rows.sides)  # (T, H)
+        return self.kernel_logits(self.pointwise(spans), query)
 
 
 def placed(module: _Module, device: torch.device, dtype: torch.dtype) -> _Module:

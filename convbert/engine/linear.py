@@ -38,6 +38,21 @@ class Linear:
         return F.linear(x, self.weight, self.bias)
 
 
+class TanhGelu:
+    """GELU(x · Wᵀ + b) by the formula with tanh, at the end of the product and without a pass of its own on a GPU.
+
+    The formula is 0.0005 off at most. In bf16 the result is still closer to the exact one than by GELU's own formula
+    on the product, which is rounded before it there (docs/performance.md).
+    """
+
+    def __init__(self, linear: Linear) -> None:
+        self.weight, self.bias = linear.weight.t(), linear.bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(T, I) -> (T, O)."""
+        return torch._addmm_activation(self.bias, x, self.weight, use_gelu=True)
+
+
 class Grouped:
     """Products side by side, each on its own columns: a block-diagonal matrix.
 

@@ -86,16 +86,13 @@ def micro_batches(lengths: Indices, max_batch_tokens: int) -> Iterator[Indices]:
         max_batch_tokens: most tokens of a batch of several records.
     """
     order = np.argsort(-lengths, kind="stable")
-    total = 0
-    first = 0
-    for position, record in enumerate(order):
-        is_full = total + lengths[record] > max_batch_tokens or position - first == MOST_RECORDS
-        if position > first and is_full:
-            yield order[first:position]
-            first, total = position, 0
-        total += int(lengths[record])
-    if first < len(order):
-        yield order[first:]
+    totals = np.cumsum(lengths[order])
+    first = n_before = 0
+    while first < len(order):
+        fitting = int(np.searchsorted(totals, n_before + max_batch_tokens, side="right"))
+        last = min(max(fitting, first + 1), first + MOST_RECORDS)
+        yield order[first:last]
+        first, n_before = last, int(totals[last - 1])
 
 
 class Run(NamedTuple):
@@ -118,7 +115,7 @@ class Layout(NamedTuple):
         gapped_rows: (T,) row of each token in a buffer with ``K // 2`` zero rows before, between and
             after the records, so that a convolution over the buffer never sees a neighbour.
         n_gapped_rows: rows of that buffer.
-        is_inside: (T, K) whether each tap around a token falls on the token's own record.
+        sides: (T, 2) how many tokens of its own record stand before each token and behind it.
         runs: neighbours of equal length, attended to in one call without padding.
         offsets: (R + 1,) first row of each record, and T.
         longest: tokens of the longest record.
@@ -127,7 +124,7 @@ class Layout(NamedTuple):
     positions: Indices
     gapped_rows: Indices
     n_gapped_rows: int
-    is_inside: NDArray[np.bool_]
+    sides: NDArray[np.int32]
     runs: list[Run]
     offsets: Indices
     longest: int
@@ -146,7 +143,6 @@ def layout(lengths: Indices, *, n_taps: int, max_length: int, attended: NDArray[
     n_tokens = int(lengths.sum())
     records = np.repeat(np.arange(len(lengths)), lengths)
     positions = np.arange(n_tokens) - starts[records]
-    taps = positions[:, None] + np.arange(-reach, n_taps - reach)
     edges = np.flatnonzero(np.diff(lengths) | np.diff(attended)) + 1  # where a run ends
     firsts = np.concatenate([[0], edges])
     counts = np.diff(np.concatenate([firsts, [len(lengths)]]))
@@ -154,7 +150,7 @@ def layout(lengths: Indices, *, n_taps: int, max_length: int, attended: NDArray[
         positions=positions,
         gapped_rows=np.arange(n_tokens) + reach * (records + 1),
         n_gapped_rows=n_tokens + reach * (len(lengths) + 1),
-        is_inside=(taps >= 0) & (taps < lengths[records, None]),
+        sides=np.stack([positions, lengths[records] - 1 - positions], 1).astype(np.int32),
         runs=[
             Run(int(starts[f]), int(n), int(lengths[f]), int(attended[f])) for f, n in zip(firsts, counts, strict=True)
         ],

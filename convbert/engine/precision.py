@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convbert.activations import ACTIVATIONS
 from convbert.engine import compiler
-from convbert.engine.compiler import RowKernel
+from convbert.engine.compiler import Fused
 from convbert.engine.int8 import Int8FeedForward, Int8Linear, Int8Residual, check_int8
-from convbert.engine.linear import Grouped, Linear, Product, parts_of
+from convbert.engine.linear import Grouped, Linear, Product, TanhGelu, parts_of
 from convbert.errors import InputError
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.float32}
@@ -89,7 +90,10 @@ class _FloatKernels:
         return _Residual(self.dense(output.dense), self._norm(output.LayerNorm))
 
     def feed_forward(self, layer: Any, activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        return _FeedForward(self.dense(layer.intermediate.dense), activation, self.residual(layer.output))
+        widen, close = self.dense(layer.intermediate.dense), self.residual(layer.output)
+        if compiler.is_fused(self.device) and isinstance(widen, Linear) and _is_tanh_gelu(activation, self.dtype):
+            return _FeedForward(TanhGelu(widen), close)
+        return _FeedForward(_Activated(widen, activation), close)
 
     def _norm(self, norm: nn.LayerNorm) -> nn.LayerNorm:
         there = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, device=self.device, dtype=self.dtype)
@@ -114,7 +118,7 @@ class _Int8Kernels(_FloatKernels):
         widen, close = self.dense(layer.intermediate.dense), self.residual(layer.output)
         if isinstance(widen, Int8Linear) and isinstance(close, Int8Residual):
             return Int8FeedForward(widen, activation, close)
-        return _FeedForward(widen, activation, close)
+        return _FeedForward(_Activated(widen, activation), close)
 
 
 class _Residual:
@@ -126,27 +130,42 @@ class _Residual:
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
         product = self.dense(x)
         if compiler.is_fused(product.device):
-            return _SUMMED_AND_NORMALISED(product, residual, self.norm.weight, self.norm.bias, self.norm.eps)
+            return _summed_and_normalised(product, residual, self.norm.weight, self.norm.bias, self.norm.eps)
         return self.norm(product.add_(residual))
 
 
-class _FeedForward:
-    """close(activation(widen(x)), x)."""
+class _Activated:
+    """activation(widen(x))."""
 
-    def __init__(
-        self, widen: Product, activation: Callable[[Tensor], Tensor], close: Callable[[Tensor, Tensor], Tensor]
-    ) -> None:
-        self.widen, self.close = widen, close
+    def __init__(self, widen: Product, activation: Callable[[Tensor], Tensor]) -> None:
+        self.widen = widen
         # in place, which saves a pass over the widest tensor
-        self.activated = torch.ops.aten.gelu_ if activation is F.gelu else activation
+        self.activation = torch.ops.aten.gelu_ if activation is F.gelu else activation
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.close(self.activated(self.widen(x)), x)
+        return self.activation(self.widen(x))
+
+
+class _FeedForward:
+    """close(inner(x), x)."""
+
+    def __init__(self, inner: Product, close: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.inner, self.close = inner, close
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.close(self.inner(x), x)
+
+
+def _is_tanh_gelu(activation: Callable[[Tensor], Tensor], dtype: torch.dtype) -> bool:
+    """Whether ``TanhGelu`` gives an activation as exactly as the type can show it."""
+    if dtype == torch.bfloat16 and activation is F.gelu:
+        return True
+    return dtype in (torch.bfloat16, torch.float16) and activation is ACTIVATIONS["gelu_pytorch_tanh"]
 
 
 def summed_and_normalised(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """LayerNorm(x + residual) in float32, (T, O) -> (T, O) of the type of x: one pass where it is compiled."""
+    """LayerNorm(x + residual) in float32, (T, O) -> (T, O) of the type of x."""
     return F.layer_norm(x.float() + residual.float(), weight.shape, weight.float(), bias.float(), eps).to(x.dtype)
 
 
-_SUMMED_AND_NORMALISED = RowKernel(summed_and_normalised, dynamic=None)
+_summed_and_normalised = Fused(summed_and_normalised)

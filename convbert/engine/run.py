@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from convbert.engine import compiler
@@ -21,6 +22,8 @@ from convbert.errors import InputError
 from convbert.models import ConvBertModel
 
 logger = logging.getLogger(__name__)
+
+N_AHEAD = 2  # micro-batches that a GPU has before it while the host fetches the results of the one before them
 
 
 class Engine:
@@ -78,7 +81,7 @@ class Engine:
     @torch.inference_mode()
     def _run_zeros(self, n_records: int, length: int) -> None:
         batch = Packed(np.zeros(n_records * length, np.int64), np.arange(n_records + 1) * length)
-        self._run(batch, np.arange(n_records)) if self.heads else self.encoder(batch)
+        self._run(batch) if self.heads else self.encoder(batch)
 
     @torch.inference_mode()
     def __call__(self, records: Packed) -> dict[str, Rows]:
@@ -129,41 +132,34 @@ class Engine:
     def _one_pass(self, records: Packed) -> dict[str, Rows]:
         """The encoder once over everything, and every head on what it gives."""
         lengths, before = records.lengths, self.max_batch_tokens
-        finished: list[_Finished] = []
+        results = {name: _Result(head.n_rows(records)) for name, head in self.heads.items()}
+        running: deque[_Started] = deque()
         pending = deque(micro_batches(lengths, self.max_batch_tokens))
         while pending:
             numbers = pending.popleft()
             try:
-                finished.append(self._run(records.take(numbers), numbers))
-                continue
+                running.append(_Started(numbers, self._run(records.take(numbers))))
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
                 if len(numbers) == 1:
                     self.max_batch_tokens = before  # it was the record, not the budget
                     raise
-            finished = [batch.on_host() for batch in finished]
+            else:
+                _fetch(running, results, n_left=N_AHEAD)
+                continue
+            _fetch(running, results)
             self._lower_budget(int(lengths[numbers].sum()))
             left = np.concatenate([numbers, *pending])
             pending = deque(left[batch] for batch in micro_batches(lengths[left], self.max_batch_tokens))
-        order = np.concatenate([batch.numbers for batch in finished])
-        return {
-            name: _in_order(
-                torch.cat([batch.values[name].cpu() for batch in finished]),
-                np.concatenate([batch.counts[name] for batch in finished]),
-                order,
-            )
-            for name in self.heads
-        }
+        _fetch(running, results)
+        return {name: result.rows() for name, result in results.items()}
 
-    def _run(self, batch: Packed, numbers: Indices) -> _Finished:
+    def _run(self, batch: Packed) -> dict[str, Tensor]:
+        """Each head's rows of a micro-batch, which the device may still be computing."""
         read = reduce(np.union1d, (head.reads(batch) for head in self.heads.values()))
         hidden = self.encoder(batch, read if len(read) < len(batch.input_ids) else None)
-        return _Finished(
-            numbers,
-            {name: head(hidden, batch).float() for name, head in self.heads.items()},
-            {name: head.n_rows(batch) for name, head in self.heads.items()},
-        )
+        return {name: head(hidden, batch).float() for name, head in self.heads.items()}
 
     def _lower_budget(self, n_tokens: int) -> None:
         """Half of what was too much, from now on."""
@@ -178,21 +174,44 @@ class Engine:
             torch.cuda.empty_cache()
 
 
-class _Finished(NamedTuple):
-    """Every head's rows of a micro-batch, and how many each record has.
-
-    Attributes:
-        numbers: the records.
-        values, counts: by head; the values are on the device until they are fetched.
-    """
+class _Started(NamedTuple):
+    """A micro-batch under way: its records' numbers, and each head's rows on the device."""
 
     numbers: Indices
     values: dict[str, Tensor]
-    counts: dict[str, Indices]
 
-    def on_host(self) -> _Finished:
-        """The same, with no memory of the device held."""
-        return self._replace(values={name: values.cpu() for name, values in self.values.items()})
+
+def _fetch(running: deque[_Started], results: dict[str, _Result], *, n_left: int = 0) -> None:
+    """Put the rows of the first micro-batches into their places, but for the last few."""
+    while len(running) > n_left:
+        numbers, values = running.popleft()
+        for name, result in results.items():
+            result.put(numbers, values[name])
+
+
+class _Result:
+    """A head's rows, in the records' order, as they come.
+
+    Args:
+        counts: (R,) rows of each record.
+    """
+
+    def __init__(self, counts: Indices) -> None:
+        self._counts = counts
+        self._offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self._values: NDArray[np.float32] | None = None
+
+    def put(self, numbers: Indices, values: Tensor) -> None:
+        """Take the rows (N, …) of some records, when the device has them."""
+        if self._values is None:
+            self._values = np.empty((self._offsets[-1], *values.shape[1:]), np.float32)
+        places, _ = gather(self._offsets[numbers], self._counts[numbers])
+        self._values[places] = values.cpu().numpy()
+
+    def rows(self) -> Rows:
+        """All of them."""
+        assert self._values is not None
+        return Rows(self._values, self._offsets)
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -201,11 +220,3 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
     )
-
-
-def _in_order(values: Tensor, counts: Indices, order: Indices) -> Rows:
-    """Rows as the micro-batches gave them back into the records' order."""
-    back = np.empty_like(order)
-    back[order] = np.arange(len(order))
-    rows, offsets = gather((np.cumsum(counts) - counts)[back], counts[back])
-    return Rows(values.numpy()[rows], offsets)

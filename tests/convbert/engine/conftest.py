@@ -24,6 +24,14 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def in_triton(as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's way with Triton's kernels, which Triton's interpreter runs; an error of theirs is the test's."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(compiler, "has_compiler", lambda device_type: True)
+    monkeypatch.setattr("convbert.engine.compiler.logger.warning", None)  # as Fused calls it for such an error
+
+
+@pytest.fixture
 def compiled_rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Row kernels run compiled on the processor, and a test fails where they run as written instead."""
     if not compiler.has_compiler("cpu"):

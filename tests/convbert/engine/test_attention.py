@@ -45,18 +45,17 @@ def test_runs_give_each_record_its_own_attention() -> None:
 def test_all_at_once_give_each_record_its_own_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_at_once", lambda: varlen_reference)
     rows = fused()
-    context = torch.zeros(len(rows), 2 * N_HEADS * HEAD_WIDTH)
-    attend_at_once(rows, offsets(), longest=7, n_heads=N_HEADS, out=context[:, : N_HEADS * HEAD_WIDTH])
-    torch.testing.assert_close(context[:, : N_HEADS * HEAD_WIDTH], by_record(rows))
-    assert not context[:, N_HEADS * HEAD_WIDTH :].any()
+    attended = attend_at_once(rows, offsets(), longest=7, n_heads=N_HEADS, width=N_HEADS * HEAD_WIDTH)
+    torch.testing.assert_close(attended, by_record(rows))
 
 
 def test_torch_takes_the_call() -> None:
     """Without a GPU, for shapes alone."""
     if attention._at_once() is None:
         pytest.skip("torch has it from 2.10 on")
-    out = torch.empty(LENGTHS.sum(), N_HEADS * HEAD_WIDTH, device="meta", dtype=torch.bfloat16)
-    attend_at_once(fused("meta", torch.bfloat16), offsets("meta"), longest=7, n_heads=N_HEADS, out=out)
+    rows, width = fused("meta", torch.bfloat16), N_HEADS * HEAD_WIDTH
+    attended = attend_at_once(rows, offsets("meta"), longest=7, n_heads=N_HEADS, width=width)
+    assert attended.shape == (len(rows), width)
 
 
 @pytest.mark.parametrize(

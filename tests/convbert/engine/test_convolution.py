@@ -1,4 +1,4 @@
-"""Both convolutions over a packed batch, pass by pass and as row kernels, against the reference modules."""
+"""Both convolutions over a packed batch, pass by pass and as functions of rows, against the reference modules."""
 
 from __future__ import annotations
 
@@ -10,22 +10,18 @@ import torch
 
 from convbert import layers
 from convbert.engine import compiler
-from convbert.engine.convolution import DepthwiseConvolution, dynamic_convolution, taps_of
+from convbert.engine.convolution import DepthwiseConvolution, KernelLogits, mix_into, sides_of
 from convbert.engine.packing import layout
 
 N_HEADS, WIDTH = 2, 16
 LENGTHS = np.array([3, 1, 1, 9, 2])
-FORMS = ["passes", "as written", "compiled"]
 
 
-@pytest.fixture(params=FORMS)
+@pytest.fixture(params=["passes", "as written"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How a CPU computes, and how a GPU does without and with a compiler."""
-    monkeypatch.setattr(compiler, "is_fused", lambda device: request.param != "passes")
+    """How a CPU computes, and how a GPU does without Triton; test_triton_kernels.py has the third."""
     if request.param == "as written":
-        monkeypatch.setattr(compiler.RowKernel, "__call__", lambda self, *args: self._function(*args))
-    elif request.param == "compiled":
-        request.getfixturevalue("compiled_rows")
+        request.getfixturevalue("as_on_a_gpu")
     return request.param
 
 
@@ -39,17 +35,27 @@ def rows(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(int(LENGTHS.sum()), *shape, generator=torch.Generator().manual_seed(seed))
 
 
-def mask(n_taps: int) -> torch.Tensor:
+def sides(n_taps: int) -> torch.Tensor:
     where = layout(LENGTHS, n_taps=n_taps, max_length=9)
-    return taps_of(torch.from_numpy(where.is_inside), torch.float32)
+    return sides_of(torch.from_numpy(where.sides), n_taps, torch.float32)
 
 
 @torch.inference_mode()
 def test_dynamic_convolution_is_the_references_on_each_record(form: str) -> None:
-    logits, values = rows(N_HEADS, 3, seed=0), rows(WIDTH, seed=1)
+    logits, values, attended = rows(N_HEADS, 3, seed=0), rows(WIDTH, seed=1), rows(WIDTH, seed=2)
     expected = by_record(layers.dynamic_convolution, logits.softmax(-1), values.unflatten(1, (N_HEADS, -1)))
     columns = torch.cat([values, values], 1)[:, WIDTH:]  # as they stand beside others in a block
-    torch.testing.assert_close(dynamic_convolution(logits, columns, mask(3)), expected.flatten(1))
+    for given in (None,) if form == "passes" else (None, attended):
+        context = torch.cat([attended if given is None else torch.zeros_like(values), torch.zeros_like(values)], 1)
+        mix_into(context, logits.flatten(1), columns, sides(3), given, n_heads=N_HEADS)
+        torch.testing.assert_close(context, torch.cat([attended, expected.flatten(1)], 1))
+
+
+@torch.inference_mode()
+def test_kernels_come_from_the_spans_key_and_the_query(form: str) -> None:
+    span_key, query = rows(WIDTH, seed=0), torch.cat([rows(WIDTH, seed=1)] * 2, 1)[:, :WIDTH]
+    layer = torch.nn.Linear(WIDTH, 3 * N_HEADS)
+    torch.testing.assert_close(KernelLogits(layer.weight, layer.bias)(span_key, query), layer(span_key * query))
 
 
 @torch.inference_mode()
@@ -60,7 +66,7 @@ def test_depthwise_convolution_is_the_references_on_each_record(form: str, n_tap
     expected = by_record(lambda record: reference(record.transpose(1, 2)).transpose(1, 2), x)
     where = layout(LENGTHS, n_taps=n_taps, max_length=9)
     gapped = torch.from_numpy(where.gapped_rows)
-    result = DepthwiseConvolution(reference.weight)(x, gapped, where.n_gapped_rows, mask(n_taps))
+    result = DepthwiseConvolution(reference.weight)(x, gapped, where.n_gapped_rows, sides(n_taps))
     torch.testing.assert_close(result, expected)
 
 
@@ -75,13 +81,19 @@ def test_a_neighbour_that_is_no_number_stays_outside(
     monkeypatch.setattr(compiler, "has_compiler", lambda device_type: False)
     logits, values = rows(N_HEADS, 5, seed=0).to(dtype), rows(WIDTH, seed=1).to(dtype)
     where = layout(LENGTHS, n_taps=5, max_length=9)
-    mask, gapped = taps_of(torch.from_numpy(where.is_inside), dtype), torch.from_numpy(where.gapped_rows)
+    mask, gapped = sides_of(torch.from_numpy(where.sides), 5, dtype), torch.from_numpy(where.gapped_rows)
     depthwise = DepthwiseConvolution(torch.ones(WIDTH, 1, 5, dtype=dtype))
     spoilt = values.clone()
     spoilt[3] = no_number  # the second record
     others = torch.arange(len(values)) != 3
+
+    def mixed(x: torch.Tensor) -> torch.Tensor:
+        context = x.new_zeros(len(x), 2 * WIDTH)
+        mix_into(context, logits.flatten(1), x, mask, n_heads=N_HEADS)
+        return context[:, WIDTH:]
+
     for convolve in (
-        lambda x: dynamic_convolution(logits, x, mask),
+        mixed,
         lambda x: depthwise(x, gapped, where.n_gapped_rows, mask),
     ):
         result, expected = convolve(spoilt), convolve(values)

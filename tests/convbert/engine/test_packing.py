@@ -4,10 +4,12 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from convbert import InputError
+from convbert.engine.convolution import sides_of
 from convbert.engine.packing import MOST_RECORDS, Packed, layout, micro_batches
 
 lengths_of = st.lists(st.integers(1, 40), min_size=1, max_size=60).map(lambda lengths: np.array(lengths))
@@ -62,7 +64,8 @@ def test_taps_are_inside_where_they_fall_on_the_tokens_own_record(lengths: np.nd
     owners = np.pad(np.repeat(np.arange(len(lengths)), lengths), reach, constant_values=-1)
     n_tokens = int(lengths.sum())
     expected = [owners[token : token + 2 * reach + 1] == owners[token + reach] for token in range(n_tokens)]
-    np.testing.assert_array_equal(layout(lengths, n_taps=2 * reach + 1, max_length=40).is_inside, expected)
+    sides = torch.from_numpy(layout(lengths, n_taps=2 * reach + 1, max_length=40).sides)
+    np.testing.assert_array_equal(sides_of(sides, 2 * reach + 1, torch.bool), expected)
 
 
 @given(lengths_of)

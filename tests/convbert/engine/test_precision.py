@@ -28,18 +28,6 @@ def test_the_sum_and_its_norm_are_rounded_once(dtype: torch.dtype, tolerance: fl
         torch.testing.assert_close(result.double(), norm(x.double() + residual.double()), rtol=tolerance, atol=1e-5)
 
 
-@torch.inference_mode()
-@pytest.mark.usefixtures("compiled_rows")
-def test_the_sum_and_its_norm_are_the_same_compiled_for_any_number_of_rows() -> None:
-    generator = torch.Generator().manual_seed(0)
-    for n_rows in (9, 5):
-        x, residual, weight, bias = (
-            torch.randn(*shape, generator=generator).bfloat16() for shape in [(n_rows, 32), (n_rows, 32), (32,), (32,)]
-        )
-        result = precision._SUMMED_AND_NORMALISED(x, residual, weight, bias, 1e-12)
-        torch.testing.assert_close(result, summed_and_normalised(x, residual, weight, bias, 1e-12))
-
-
 def test_int8_packs_each_groups_matrix_once(monkeypatch: pytest.MonkeyPatch) -> None:
     packed: list[torch.Size] = []
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,8 +8,8 @@ import pytest
 import torch
 from torch._dynamo.exc import TorchDynamoException
 
-from convbert.engine import compiler
-from convbert.engine.compiler import RowKernel
+from convbert.engine import compiler, convolution, precision
+from convbert.engine.compiler import Fused, RowKernel
 
 
 def failing_compiler(monkeypatch: pytest.MonkeyPatch, error: Exception) -> list[Callable[..., object]]:
@@ -123,5 +124,41 @@ def test_a_machine_without_a_compiler_runs_as_written(
     assert "_compiled" not in vars(doubled)
 
 
-def test_only_gpus_run_row_kernels_for_floats() -> None:
+def test_where_triton_fails_the_function_runs_as_written(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    errors = pytest.importorskip("triton.errors")
+    triton_kernels = pytest.importorskip("convbert.engine.triton_kernels", exc_type=ImportError)
+    calls: list[float] = []
+
+    def doubled(x: torch.Tensor, factor: float) -> torch.Tensor:
+        return factor * x
+
+    def failing(x: torch.Tensor, factor: float) -> torch.Tensor:
+        calls.append(factor)
+        raise (errors.TritonError("out of resource: shared memory") if factor == 2 else torch.OutOfMemoryError("full"))
+
+    monkeypatch.setattr(compiler, "has_compiler", lambda device_type: True)
+    monkeypatch.setattr(triton_kernels, "doubled", failing, raising=False)
+    fused = Fused(doubled)
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        fused(torch.ones(2), 3.0)  # the caller's, and no reason to give up the kernel
+    for _ in range(2):
+        assert fused(torch.ones(2), 2.0).tolist() == [2, 2]
+    assert calls == [3, 2]
+    assert "cannot compile for cpu, which runs slower than it could: out of resource" in caplog.text
+
+
+def test_every_fused_function_has_its_kernel() -> None:
+    triton_kernels = pytest.importorskip("convbert.engine.triton_kernels", exc_type=ImportError)
+    fused = [
+        value for module in (convolution, precision) for value in vars(module).values() if isinstance(value, Fused)
+    ]
+    assert len(fused) == 4
+    for function in (one._function for one in fused):
+        kernel = getattr(triton_kernels, function.__name__)
+        assert list(inspect.signature(kernel).parameters) == list(inspect.signature(function).parameters)
+
+
+def test_only_gpus_fuse_what_lies_between_the_products() -> None:
     assert [compiler.is_fused(torch.device(name)) for name in ("cpu", "cuda")] == [False, True]

@@ -192,6 +192,7 @@ class Model:
     def __init__(self, spec: ServeSpec, passes: Sequence[EncoderPass], device: str, precision: str) -> None:
         thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._predictor, speed = thread.submit(self._load, spec, passes, device, precision).result()
+        self._refusal_s = refusal_s(spec.timeout_s)
         self._batcher: Batcher[Request, Answer] = Batcher(
             self._predictor,
             max_batch_tokens=self._predictor.max_batch_tokens,
@@ -235,7 +236,7 @@ class Model:
             slices = sliced(request, n_tokens, self._predictor.max_batch_tokens)
             return joined(await self._batcher.submit(slices))
         except (QueueFullError, UnknownHeadError):
-            await asyncio.sleep(REFUSAL_S)
+            await asyncio.sleep(self._refusal_s)
             return None
         except TooLongError as error:
             return Answer(refusal=f"{error} (half of timeout_s): send fewer or shorter texts at a time")
@@ -373,6 +374,11 @@ class Replicas:
             except (asyncio.TimeoutError, BackPressureError, DeploymentUnavailableError, RayActorError):
                 return False
         return self._is_ready
+
+
+def refusal_s(timeout_s: float) -> float:
+    """Seconds that a full replica takes for a no, so few that every try's is told well within ``timeout_s``."""
+    return min(REFUSAL_S, timeout_s / 10)
 
 
 def sliced(request: Request, n_tokens: Sequence[int], max_tokens: int) -> list[tuple[Request, int]]:

@@ -220,6 +220,7 @@ def model_of(predictor: Any, run: Any = None, **limits: Any) -> serving.Model:
     """A replica without Serve; to be made in a running loop."""
     model = serving.Model.__new__(serving.Model)
     model._predictor = predictor
+    model._refusal_s = serving.REFUSAL_S
     values = {"max_wait_s": 0.0, "max_queued_tokens": 10**6, **limits}
     model._batcher = Batcher(run or predictor, max_batch_tokens=predictor.max_batch_tokens, **values)
     return model
@@ -293,6 +294,19 @@ def test_a_full_queue_is_told_by_no_answer_and_not_at_once() -> None:
         return answers
 
     assert asyncio.run(go()) == [Answer(), None, None]
+
+
+@pytest.mark.parametrize(("timeout_s", "seconds"), [(30, 0.2), (2, 0.2), (0.4, 0.04)])
+def test_a_no_comes_before_the_time_is_up(timeout_s: float, seconds: float) -> None:
+    assert serving.refusal_s(timeout_s) == pytest.approx(seconds)
+
+
+def test_a_replica_says_no_as_fast_as_its_timeout_asks(checkpoints: dict[str, Path]) -> None:
+    """Of the shortest timeouts two refusals took longer than the whole: what was refused got 504."""
+    heads = {"spam": str(checkpoints["spam"])}
+    spec = ServeSpec.of({"head": heads, "timeout_s": 0.3, "threads": 1})
+    model = serving.Model(spec, plan_service(heads, {}), "cpu", "fp32")
+    assert model._refusal_s * serving.MOST_TRIES < spec.timeout_s / 2
 
 
 def test_a_request_that_no_replica_can_do_in_time_is_refused_for_good() -> None:

@@ -1,7 +1,6 @@
 """Rates, efficiency and prices in, machines, hours and money for a corpus out.
 
-Nothing is measured here: rates come from the other benchmarks, and what is not given is an assumption, which the
-output says. Prices are assumptions always; look up your own.
+Nothing is measured here: rates come from the other benchmarks. Prices are assumptions; look up your own.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import NamedTuple
 
-from benchmarks.tokenising import H100_TOKENS_PER_S
+from benchmarks.tokenising import H200_TOKENS_PER_S
 
 ASSUMED_ON = "2026-11-25"
 CPU_CORES = 16  # of a machine
@@ -59,22 +58,22 @@ def main() -> None:
     parser.add_argument("--efficiency", type=float, default=0.95, help="of the actors (default: 0.95)")
     parser.add_argument("--core-tokens-per-second", type=float, required=True, help="of a CPU core, measured")
     parser.add_argument("--cores", type=int, default=CPU_CORES, help=f"of a CPU machine (default: {CPU_CORES})")
-    parser.add_argument("--gpu-tokens-per-second", type=float, help="of a GPU, measured (default: an assumption)")
+    parser.add_argument("--gpu", default="one H200", help="its name (default: one H200)")
+    parser.add_argument(
+        "--gpu-tokens-per-second", type=float, default=H200_TOKENS_PER_S, help="of it (default: as measured on an H200)"
+    )
     parser.add_argument("--cpu-price", type=float, default=CPU_USD_PER_HOUR, help="USD an hour of a CPU machine")
     parser.add_argument("--gpu-price", type=float, default=GPU_USD_PER_HOUR, help="USD an hour of a machine with a GPU")
     options = parser.parse_args()
-    gpu_rate = options.gpu_tokens_per_second or H100_TOKENS_PER_S
     machines = [
         Machine(f"{options.cores} CPU cores", options.cores * options.core_tokens_per_second, options.cpu_price),
-        Machine("one H100", gpu_rate, options.gpu_price),
+        Machine(options.gpu, options.gpu_tokens_per_second, options.gpu_price),
     ]
     print(f"{options.tokens:,.0f} tokens at efficiency {options.efficiency}")
     print(
         f"prices are assumptions of {ASSUMED_ON}: "
         + ", ".join(f"{m.name} {m.usd_per_hour:.2f} USD/h" for m in machines)
     )
-    if options.gpu_tokens_per_second is None:
-        print(f"the GPU's rate is an assumption, not measured: {gpu_rate:,.0f} tokens/s")
     print(f"{'machine':<14}{'tokens/s':>12}{'machines':>10}{'hours':>12}{'days':>10}{'USD':>12}")
     for machine in machines:
         for n_machines in options.machines:

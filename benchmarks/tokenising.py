@@ -2,7 +2,7 @@
 
 Measured on real texts: tokens a second of the job's encode stage on one core, and of the engine in fp32, base size,
 on all cores of this machine. An encoder of 16 cores is taken to be as many times as fast as it has more cores, which
-favours it. The rate of a GPU is an assumption, not a measurement.
+favours it. The rate of a GPU is what benchmarks/gpu.py measured on another machine.
 """
 
 from __future__ import annotations
@@ -31,10 +31,7 @@ from pipelines.sequences import sequences_of
 from pipelines.spec import JobSpec
 
 ENCODER_CORES = 16
-FLOP_A_TOKEN = 163e6  # of a base encoder's matrix products
-H100_PEAK_FLOP_S = 989e12  # dense bf16, by its data sheet
-H100_SHARE = 0.55  # of it: assumed
-H100_TOKENS_PER_S = H100_SHARE * H100_PEAK_FLOP_S / FLOP_A_TOKEN
+H200_TOKENS_PER_S = 2_330_745  # base size, bf16: benchmarks/results/2026-11-27-gpu.md
 
 
 class Rates(NamedTuple):
@@ -59,13 +56,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3, help="runs of each; the median counts (default: 3)")
     options = parser.parse_args()
     rates = measure_rates(options.texts, options.encoded, options.runs)
-    gpu, cores = H100_TOKENS_PER_S, ENCODER_CORES * rates.encoder
+    cores = ENCODER_CORES * rates.encoder
     print(f"# benchmarks/tokenising.py, {describe()}")
     print(f"tokenising, one core: {rates.tokeniser:,.0f} tokens/s, {rates.texts:,.0f} texts/s")
     print(f"encoder, base, fp32: {rates.encoder:,.0f} tokens/s a core, {cores:,.0f} on {ENCODER_CORES} cores if linear")
     print(f"cores that tokenise for it: {cores / rates.tokeniser:.3f}")
-    print(f"H100, ASSUMED: {H100_SHARE:.0%} of {H100_PEAK_FLOP_S / 1e12:.0f} TFLOP/s, {gpu:,.0f} tokens/s")
-    print(f"cores that tokenise for it: {gpu / rates.tokeniser:.1f}")
+    print(f"encoder, base, bf16, one H200, measured there: {H200_TOKENS_PER_S:,} tokens/s")
+    print(f"cores that tokenise for it: {H200_TOKENS_PER_S / rates.tokeniser:.1f}")
     for row in rows_of(rates):
         print(row)
 
@@ -79,14 +76,14 @@ def rows_of(rates: Rates) -> list[Row]:
     """How many times 16 cores could tokenise what an encoder takes."""
     cores = ENCODER_CORES * rates.encoder
     each = f"one core tokenises {rates.tokeniser:,.0f} tokens/s"
-    gpu = f"a GPU takes {H100_TOKENS_PER_S / rates.tokeniser:.1f} cores; its rate is assumed, not measured"
+    gpu = f"the GPU, of {H200_TOKENS_PER_S:,} tokens/s, takes {H200_TOKENS_PER_S / rates.tokeniser:.1f} cores"
     return [
         Row("tokenising, 1 core", f"encoder on {ENCODER_CORES} CPU cores, fp32", 1.0, rates.tokeniser / cores, each),
         Row(
             f"tokenising, {ENCODER_CORES} cores",
-            f"encoder on {ENCODER_CORES} CPU cores + one H100",
+            f"encoder on {ENCODER_CORES} CPU cores + one H200",
             1.0,
-            ENCODER_CORES * rates.tokeniser / (cores + H100_TOKENS_PER_S),
+            ENCODER_CORES * rates.tokeniser / (cores + H200_TOKENS_PER_S),
             gpu,
         ),
     ]

@@ -7,7 +7,7 @@ import platform
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from convbert.stores import reason
@@ -20,7 +20,8 @@ from pipelines.write import Part
 MANIFEST_NAME = "_manifest.json"
 SUCCESS_NAME = "_SUCCESS"
 FORMAT = 2
-_PACKAGES = ("convbert-pipelines", "pyarrow", "ray", "tokenizers", "torch")
+OURS = "convbert-pipelines"
+_PACKAGES = (OURS, "pyarrow", "ray", "tokenizers", "torch")
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,15 @@ def unmark_success(output: Location) -> None:
 
 def versions() -> dict[str, str]:
     """Versions that the numbers in a part depend on."""
-    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+    return {"python": platform.python_version(), **{name: version_of(name) for name in _PACKAGES}}
+
+
+def version_of(package: str) -> str:
+    """An installed package's version; ours may run from its source, as Ray's ``working_dir`` has it."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def total_labels(parts: Iterable[Part]) -> dict[str, dict[str, int]]:

@@ -8,11 +8,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
-from importlib.metadata import version
 from typing import Literal
 
 from convbert.errors import one_line
 from pipelines.errors import PipelineError
+from pipelines.manifest import OURS, version_of
 from pipelines.report import Summary
 from pipelines.storage import locate, put, redacted
 
@@ -58,7 +58,7 @@ class Outcome:
     @classmethod
     def begun(cls, now: datetime, environment: Mapping[str, str] = os.environ) -> Outcome:
         """A run that has just been started."""
-        return cls("running", _iso(now), submission_id(environment), version("convbert-pipelines"))
+        return cls("running", _iso(now), submission_id(environment), version_of(OURS))
 
     def ended(
         self,

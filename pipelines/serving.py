@@ -6,7 +6,6 @@ serve run pipelines.serving:build head.spam=examples/spam/checkpoint
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 import logging
 import os
 import socket
@@ -29,6 +28,7 @@ from starlette.types import ASGIApp
 from convbert import ConvBertTokenizer
 from pipelines.batching import Batcher, BatchStats, QueueFullError, Speed, TooLongError
 from pipelines.errors import DeviceError, RunError, SpecError
+from pipelines.manifest import OURS, version_of
 from pipelines.models import EncoderPass
 from pipelines.online import Answer, OnlinePredictor, RefusedError, Request, UnknownHeadError, plan_service
 from pipelines.page import PAGE, content_security_policy
@@ -100,7 +100,7 @@ def describe(spec: ServeSpec, passes: Sequence[EncoderPass], *, device: str, pre
         "device": device,
         "precision": precision,
         "versions": {
-            "convbert": importlib.metadata.version("convbert-pipelines"),
+            "convbert": version_of(OURS),
             "torch": str(torch.__version__),
             "ray": ray.__version__,
         },

@@ -27,16 +27,12 @@ def budget_of(*, free_bytes: int, bytes_per_token: float, longest: int) -> int:
 def warm_up(run: Callable[[int, int], object], *, longest: int, max_tokens: int | None) -> None:
     """Compile what a device compiles, and allocate what stays there, before there is work for it.
 
-    Row kernels are compiled for the first number of tokens they meet, and at the second for any (``RowKernel``).
-
     Args:
         run: computes that many records of that length.
         longest: tokens of the longest record.
         max_tokens: token budget of a micro-batch, where it is known.
     """
-    n_records = max(1, min(PROBED_TOKENS, max_tokens or PROBED_TOKENS) // longest)
-    for length in (longest, max(1, longest // 2)):
-        run(n_records, length)
+    run(max(1, min(PROBED_TOKENS, max_tokens or PROBED_TOKENS) // longest), longest)
 
 
 def probed_budget(run: Callable[[int, int], object], *, longest: int, device: torch.device) -> int:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import platform
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
 
+from pipelines import manifest
 from pipelines.errors import OutputError
 from pipelines.manifest import (
     Manifest,
@@ -17,6 +20,7 @@ from pipelines.manifest import (
     read_manifest,
     total_reasons,
     unmark_success,
+    version_of,
     write_manifest,
 )
 from pipelines.storage import locate
@@ -135,3 +139,14 @@ def test_differences_are_told_in_words() -> None:
     assert differences({"a": 1, "b": [1]}, {"a": 2, "b": [1], "c": "x"}) == ["a was 1, now 2", 'c was null, now "x"']
     before, now = ({"heads": [{"name": "x", "task": "t", "threshold": value}]} for value in (0.5, 0.7))
     assert differences(before, now) == ["head x threshold was 0.5, now 0.7"]
+
+
+def test_what_runs_from_its_source_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a cluster that is sent the code with the job."""
+
+    def nothing(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    assert version_of("torch") == version("torch")
+    monkeypatch.setattr(manifest, "version", nothing)
+    assert set(manifest.versions().values()) == {platform.python_version(), "not installed"}

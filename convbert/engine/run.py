@@ -18,12 +18,13 @@ from convbert.engine.budget import CPU_BATCH_TOKENS, probed_budget, warm_up
 from convbert.engine.encoder import PackedEncoder, placed
 from convbert.engine.heads import Head, PseudoLikelihood, Rows
 from convbert.engine.packing import Indices, Packed, gather, micro_batches
+from convbert.engine.transfer import Arriving
 from convbert.errors import InputError
 from convbert.models import ConvBertModel
 
 logger = logging.getLogger(__name__)
 
-N_AHEAD = 2  # micro-batches that a GPU has before it while the host fetches the results of the one before them
+N_AHEAD = 2  # micro-batches that a GPU has before it while the host waits for the results of the one before them
 
 
 class Engine:
@@ -138,7 +139,8 @@ class Engine:
         while pending:
             numbers = pending.popleft()
             try:
-                running.append(_Started(numbers, self._run(records.take(numbers))))
+                values = self._run(records.take(numbers))
+                running.append(_Started(numbers, {name: Arriving(rows) for name, rows in values.items()}))
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -175,10 +177,10 @@ class Engine:
 
 
 class _Started(NamedTuple):
-    """A micro-batch under way: its records' numbers, and each head's rows on the device."""
+    """A micro-batch under way: its records' numbers, and each head's rows."""
 
     numbers: Indices
-    values: dict[str, Tensor]
+    values: dict[str, Arriving]
 
 
 def _fetch(running: deque[_Started], results: dict[str, _Result], *, n_left: int = 0) -> None:
@@ -186,7 +188,7 @@ def _fetch(running: deque[_Started], results: dict[str, _Result], *, n_left: int
     while len(running) > n_left:
         numbers, values = running.popleft()
         for name, result in results.items():
-            result.put(numbers, values[name])
+            result.put(numbers, values[name].wait())
 
 
 class _Result:
@@ -201,12 +203,12 @@ class _Result:
         self._offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self._values: NDArray[np.float32] | None = None
 
-    def put(self, numbers: Indices, values: Tensor) -> None:
-        """Take the rows (N, …) of some records, when the device has them."""
+    def put(self, numbers: Indices, values: NDArray[np.float32]) -> None:
+        """Take the rows (N, …) of some records."""
         if self._values is None:
             self._values = np.empty((self._offsets[-1], *values.shape[1:]), np.float32)
         places, _ = gather(self._offsets[numbers], self._counts[numbers])
-        self._values[places] = values.cpu().numpy()
+        self._values[places] = values
 
     def rows(self) -> Rows:
         """All of them."""

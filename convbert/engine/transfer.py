@@ -1,8 +1,9 @@
-"""A micro-batch's index arrays in, the same on the device out, without waiting for it."""
+"""Index arrays in, the same on the device out, and results back, without waiting for what else the device does."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,3 +26,24 @@ def send_tensor(tensor: Tensor, device: torch.device) -> Tensor:
     micro-batch while a GPU computes this one; torch keeps the pinned memory until the copy is done.
     """
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+class Arriving:
+    """A tensor on its way to the host.
+
+    The copy is queued behind the kernels that make the tensor and before those of the next micro-batches, so that a
+    GPU computes them while the host waits for this one.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._here = tensor.to("cpu", non_blocking=True)  # which torch puts into pinned memory
+        self._copied: torch.cuda.Event | None = None
+        if tensor.device.type == "cuda":
+            self._copied = torch.cuda.Event()
+            self._copied.record(torch.cuda.current_stream(tensor.device))
+
+    def wait(self) -> NDArray[Any]:
+        """Its values, when they are here."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._here.numpy()

@@ -18,6 +18,7 @@ from convbert.engine import (
     PseudoLikelihood,
     is_out_of_memory,
 )
+from convbert.engine.transfer import Arriving
 from tests.conftest import VOCAB, save_checkpoint, tiny_config
 
 Batches = Callable[..., list[int]]
@@ -226,6 +227,34 @@ def test_scorers_lower_the_budget_too(tmp_path: Path, batches_of: Batches) -> No
     with pytest.raises(torch.OutOfMemoryError):
         engine(batch)
     assert engine.max_batch_tokens == 50
+
+
+def test_results_come_back_while_the_next_micro_batches_run(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
+    engine = Engine(model.base_model, {"head": FirstToken(model.classifier)}, max_batch_tokens=10)
+    expected = engine(packed([10, 9, 8, 7, 6], 60))["head"].values
+    steps: list[str] = []
+    run = Engine._run
+
+    def started(self: Engine, batch: Packed) -> dict[str, torch.Tensor]:
+        steps.append(f"run {len(batch.input_ids)}")
+        return run(self, batch)
+
+    class Watched(Arriving):
+        def __init__(self, rows: torch.Tensor) -> None:
+            super().__init__(rows)
+            self.of = steps[-1].split()[1]
+            steps.append(f"copy {self.of}")
+
+        def wait(self) -> np.ndarray:
+            steps.append(f"wait {self.of}")
+            return super().wait()
+
+    monkeypatch.setattr(Engine, "_run", started)
+    monkeypatch.setattr("convbert.engine.run.Arriving", Watched)
+    np.testing.assert_array_equal(engine(packed([10, 9, 8, 7, 6], 60))["head"].values, expected)
+    assert steps[:7] == ["run 10", "copy 10", "run 9", "copy 9", "run 8", "copy 8", "wait 10"]
+    assert steps[7:] == ["run 7", "copy 7", "wait 9", "run 6", "copy 6", "wait 8", "wait 7", "wait 6"]
 
 
 def test_what_is_out_of_memory() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import subprocess
 import sysconfig
 from collections.abc import Callable
 from functools import cache, cached_property
@@ -52,7 +53,8 @@ class RowKernel:
 class Fused:
     """A function of rows that a kernel of ``triton_kernels`` computes on a GPU.
 
-    It runs as written where there is no Triton, or where Triton fails: slower, with the same meaning.
+    It runs as written where there is no Triton, and from when Triton fails, for whatever model: slower, with the same
+    meaning.
 
     Args:
         function: what the kernel of the same name computes.
@@ -66,16 +68,26 @@ class Fused:
         """The function's result."""
         if self._has_failed or not has_compiler(rows.device.type):
             return self._function(rows, *others)
-        from triton.errors import TritonError  # not everywhere installed
-
-        from convbert.engine import triton_kernels
+        from convbert.engine import triton_kernels  # it needs Triton, which is not everywhere installed
 
         try:
-            return getattr(triton_kernels, self._function.__name__)(rows, *others)
-        except TritonError as error:
+            with torch.cuda.device_of(rows):  # Triton starts its kernels on the current device
+                return getattr(triton_kernels, self._function.__name__)(rows, *others)
+        except Exception as error:
+            if not _is_tritons(error):
+                raise
             logger.warning("Triton cannot compile for %s, which runs slower than it could: %s", rows.device, error)
         self._has_failed = True
         return self._function(rows, *others)
+
+
+def _is_tritons(error: Exception) -> bool:
+    """Whether Triton failed before it started a kernel: a shape, its C compiler, its folder, the driver's library."""
+    from triton.errors import TritonError
+
+    if isinstance(error, (TritonError, OSError, subprocess.SubprocessError, AssertionError)):
+        return True
+    return isinstance(error, RuntimeError) and str(error).startswith(("PassManager::run", "Failed to find C compiler"))
 
 
 def _is_compilers(error: RuntimeError) -> bool:

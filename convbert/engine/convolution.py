@@ -18,6 +18,8 @@ from convbert.engine import compiler
 from convbert.engine.compiler import Fused
 from convbert.engine.linear import Linear
 
+_MOST_LOGITS = 512  # of a token: for more Triton compiles half a minute or more
+
 
 class DepthwiseConvolution:
     """One kernel a channel, on a CPU over a buffer with zero rows between the records.
@@ -84,7 +86,7 @@ class KernelLogits:
 
     def __call__(self, span_key: Tensor, query: Tensor) -> Tensor:
         """Twice (T, A) -> (T, N·K)."""
-        if compiler.is_fused(span_key.device):
+        if compiler.is_fused(span_key.device) and len(self.weight) <= _MOST_LOGITS:
             return _kernel_logits(span_key, query, self.weight, self.bias)
         return self.product(span_key * query)
 

@@ -136,7 +136,7 @@ def layout(lengths: Indices, *, n_taps: int, max_length: int, attended: NDArray[
     Raises:
         InputError: a record without tokens, or with more than ``max_length``.
     """
-    _check_lengths(lengths, max_length)
+    check_lengths(lengths, max_length)
     attended = lengths if attended is None else attended
     reach = n_taps // 2
     starts = np.cumsum(lengths) - lengths
@@ -159,7 +159,12 @@ def layout(lengths: Indices, *, n_taps: int, max_length: int, attended: NDArray[
     )
 
 
-def _check_lengths(lengths: Indices, max_length: int) -> None:
+def check_lengths(lengths: Indices, max_length: int) -> None:
+    """See that an encoder takes records of these lengths.
+
+    Raises:
+        InputError: no records, one without tokens, or one with more than ``max_length``.
+    """
     if len(lengths) == 0:
         raise InputError("a batch needs at least one record")
     if lengths.min() < 1:

@@ -90,10 +90,11 @@ class _FloatKernels:
         return _Residual(self.dense(output.dense), self._norm(output.LayerNorm))
 
     def feed_forward(self, layer: Any, activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        widen, close = self.dense(layer.intermediate.dense), self.residual(layer.output)
-        if compiler.is_fused(self.device) and isinstance(widen, Linear) and _is_tanh_gelu(activation, self.dtype):
-            return _FeedForward(TanhGelu(widen), close)
-        return _FeedForward(_Activated(widen, activation), close)
+        dense, close = layer.intermediate.dense, self.residual(layer.output)
+        parts = parts_of(dense)
+        if compiler.is_fused(self.device) and len(parts) == 1 and is_tanh_gelu(activation, self.dtype):
+            return _FeedForward(TanhGelu(*map(self.placed, parts[0])), close)
+        return _FeedForward(_Activated(self.dense(dense), activation), close)
 
     def _norm(self, norm: nn.LayerNorm) -> nn.LayerNorm:
         there = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, device=self.device, dtype=self.dtype)
@@ -156,8 +157,8 @@ class _FeedForward:
         return self.close(self.inner(x), x)
 
 
-def _is_tanh_gelu(activation: Callable[[Tensor], Tensor], dtype: torch.dtype) -> bool:
-    """Whether ``TanhGelu`` gives an activation as exactly as the type can show it."""
+def is_tanh_gelu(activation: Callable[[Tensor], Tensor], dtype: torch.dtype) -> bool:
+    """Whether ``TanhGelu`` is an activation, or on the whole no further from it than the type's rounding."""
     if dtype == torch.bfloat16 and activation is F.gelu:
         return True
     return dtype in (torch.bfloat16, torch.float16) and activation is ACTIVATIONS["gelu_pytorch_tanh"]

@@ -17,7 +17,7 @@ from convbert.engine import compiler
 from convbert.engine.budget import CPU_BATCH_TOKENS, probed_budget, warm_up
 from convbert.engine.encoder import PackedEncoder, placed
 from convbert.engine.heads import Head, PseudoLikelihood, Rows
-from convbert.engine.packing import Indices, Packed, gather, micro_batches
+from convbert.engine.packing import Indices, Packed, check_lengths, gather, micro_batches
 from convbert.engine.transfer import Arriving
 from convbert.errors import InputError
 from convbert.models import ConvBertModel
@@ -73,6 +73,7 @@ class Engine:
         longest = self.encoder.config.max_position_embeddings
         try:
             warm_up(self._run_zeros, longest=longest, max_tokens=max_batch_tokens)
+            self._run_zeros(1, 2, attended=np.array([1]))  # which has another kernel
             return max_batch_tokens or probed_budget(self._run_zeros, longest=longest, device=self.device)
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -80,8 +81,9 @@ class Engine:
             return max_batch_tokens or longest
 
     @torch.inference_mode()
-    def _run_zeros(self, n_records: int, length: int) -> None:
-        batch = Packed(np.zeros(n_records * length, np.int64), np.arange(n_records + 1) * length)
+    def _run_zeros(self, n_records: int, length: int, attended: Indices | None = None) -> None:
+        ids, offsets = np.zeros(n_records * length, np.int64), np.arange(n_records + 1) * length
+        batch = Packed(ids, offsets, attended=attended)
         self._run(batch) if self.heads else self.encoder(batch)
 
     @torch.inference_mode()
@@ -96,6 +98,7 @@ class Engine:
         if len(records.lengths) == 0:
             raise InputError("there are no records to run: give at least one")
         records = records.trimmed()
+        check_lengths(records.lengths, self.encoder.config.max_position_embeddings)
         self._check_ids(records)
         results = {name: self._score(scorer, records) for name, scorer in self.scorers.items()}
         if self.heads:
@@ -139,8 +142,7 @@ class Engine:
         while pending:
             numbers = pending.popleft()
             try:
-                values = self._run(records.take(numbers))
-                running.append(_Started(numbers, {name: Arriving(rows) for name, rows in values.items()}))
+                running.append(self._started(records.take(numbers), numbers))
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -156,6 +158,9 @@ class Engine:
             pending = deque(left[batch] for batch in micro_batches(lengths[left], self.max_batch_tokens))
         _fetch(running, results)
         return {name: result.rows() for name, result in results.items()}
+
+    def _started(self, batch: Packed, numbers: Indices) -> _Started:
+        return _Started(numbers, {name: Arriving(rows) for name, rows in self._run(batch).items()})
 
     def _run(self, batch: Packed) -> dict[str, Tensor]:
         """Each head's rows of a micro-batch, which the device may still be computing."""
@@ -218,7 +223,12 @@ class _Result:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether a device had too little memory, and is otherwise as it was."""
-    signs = ("DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    signs = (
+        "DefaultCPUAllocator: can't allocate memory",
+        "CUDA error: out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "Triton Error [CUDA]: out of memory",
+    )
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
     )

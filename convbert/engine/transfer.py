@@ -36,7 +36,7 @@ class Arriving:
     """
 
     def __init__(self, tensor: Tensor) -> None:
-        self._here = tensor.to("cpu", non_blocking=True)  # which torch puts into pinned memory
+        self._here = tensor.to("cpu", non_blocking=tensor.device.type == "cuda")  # where torch pins what it copies to
         self._copied: torch.cuda.Event | None = None
         if tensor.device.type == "cuda":
             self._copied = torch.cuda.Event()

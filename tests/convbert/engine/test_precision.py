@@ -7,9 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from convbert import ConvBertConfig, ConvBertModel, InputError
+from convbert.activations import ACTIVATIONS
 from convbert.engine import precision
 from convbert.engine.int8 import Int8Linear
-from convbert.engine.precision import computes_bf16, kernels_for, summed_and_normalised
+from convbert.engine.precision import computes_bf16, is_tanh_gelu, kernels_for, summed_and_normalised
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,23 @@ def test_the_sum_and_its_norm_are_rounded_once(dtype: torch.dtype, tolerance: fl
     assert result.dtype == dtype
     with torch.inference_mode():
         torch.testing.assert_close(result.double(), norm(x.double() + residual.double()), rtol=tolerance, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "expected"),
+    [
+        ("gelu", torch.bfloat16, True),
+        ("gelu", torch.float16, False),  # whose rounding is finer than the formula is exact
+        ("gelu", torch.float32, False),
+        ("gelu_new", torch.bfloat16, True),
+        ("gelu_new", torch.float16, True),
+        ("gelu_new", torch.float32, False),
+        ("relu", torch.bfloat16, False),
+        ("gelu_10", torch.bfloat16, False),
+    ],
+)
+def test_which_activation_is_taken_with_its_product(name: str, dtype: torch.dtype, expected: bool) -> None:
+    assert is_tanh_gelu(ACTIVATIONS[name], dtype) is expected
 
 
 def test_int8_packs_each_groups_matrix_once(monkeypatch: pytest.MonkeyPatch) -> None:

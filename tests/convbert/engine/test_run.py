@@ -16,6 +16,7 @@ from convbert.engine import (
     Packed,
     PackedEncoder,
     PseudoLikelihood,
+    TokensWithId,
     is_out_of_memory,
 )
 from convbert.engine.transfer import Arriving
@@ -139,6 +140,9 @@ def test_bad_input_is_named(checkpoint: Path) -> None:
         engine(Packed(np.array([], np.int64), np.array([0])))
     with pytest.raises(InputError, match="record 0 of the batch has no tokens"):
         engine(Packed(np.array([], np.int64), np.array([0, 0])))
+    masks = Engine(model.base_model, {"masks": TokensWithId(model.classifier.dense, 4)})
+    with pytest.raises(InputError, match="record 1 of the batch has no tokens"):
+        masks(Packed(np.array([4, 5]), np.array([0, 2, 2])))
 
 
 @pytest.mark.parametrize(
@@ -274,6 +278,8 @@ def test_what_is_out_of_memory() -> None:
         (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported"), True),
         (torch.AcceleratorError("CUDA error: device-side assert triggered"), False),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), True),
+        (RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), False),
         (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"), False),
     ],
     ids=repr,
@@ -320,7 +326,7 @@ def test_the_way_through_a_gpu_gives_each_record_its_own(
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
-@pytest.mark.parametrize(("budget", "expected"), [(None, [4096]), (300, [256]), (1, [128])])
+@pytest.mark.parametrize(("budget", "expected"), [(None, [4096, 2]), (300, [256, 2]), (1, [128, 2])])
 def test_a_gpu_compiles_before_there_is_work(
     checkpoint: Path, batches_of: Batches, budget: int | None, expected: list[int]
 ) -> None:

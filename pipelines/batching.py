@@ -54,7 +54,8 @@ class Load:
     Attributes:
         fullness: the part of what may wait that does, by tokens or by seconds, whichever is fuller; 1 where a
             request was not taken.
-        busy: the part of the time in which batches ran.
+        busy: the part of the time that the tokens of what ran take in full batches. Where many batches are nearly
+            empty, fewer replicas would have fuller ones.
     """
 
     fullness: float
@@ -88,7 +89,7 @@ class Speed:
 
     def note(self, n_tokens: int, seconds: float, *, budget: int) -> None:
         """Take a batch into account, of which so many tokens would have been a full one."""
-        if seconds and (2 * n_tokens >= budget or n_tokens / seconds > self.tokens_per_s):
+        if seconds and n_tokens and (2 * n_tokens >= budget or n_tokens / seconds > self.tokens_per_s):
             share = min(1.0, budget / n_tokens)
             self.n_tokens = self.n_tokens / 2 + share * n_tokens
             self.seconds = self.seconds / 2 + share * seconds
@@ -109,10 +110,11 @@ class Batcher(Generic[Item, Answer]):
         max_queued_tokens: tokens that may wait.
         max_queued_s: seconds of work that may wait before a request's last turn is over, its own with it, as fast as
             the latest batches were: what would be answered too late is not taken, or a queue in which all wait too
-            long would answer nobody. A request that is more by itself is never taken. No batch is more, so that
-            all are answered in twice this time. While none waits, a request is taken, whatever
-            ``max_queued_tokens`` says.
+            long would answer nobody. A request that is more by itself is never taken. No batch is more, so that what
+            comes in one piece is answered in twice this time; what comes in several may be overtaken. While none
+            waits, a request is taken, whatever ``max_queued_tokens`` says.
         speed: what is known of it, noted on from here.
+        is_work: whether an answer was computed: what was refused at once tells nothing of the speed.
         observe: told of every batch that ran.
         thread: the one that ``run`` is called in; None makes one.
     """
@@ -126,6 +128,7 @@ class Batcher(Generic[Item, Answer]):
         max_queued_tokens: int,
         max_queued_s: float = math.inf,
         speed: Speed | None = None,
+        is_work: Callable[[Answer], bool] = lambda answer: True,
         observe: Callable[[BatchStats], None] | None = None,
         thread: ThreadPoolExecutor | None = None,
     ) -> None:
@@ -135,16 +138,17 @@ class Batcher(Generic[Item, Answer]):
         self._max_queued_tokens = max_queued_tokens
         self._max_queued_s = max_queued_s
         self._speed = speed or Speed()
+        self._is_work = is_work
         self._first_tokens_per_s = speed.tokens_per_s if speed else 0.0
         self._observe = observe
         self._queue: list[_Waiting[Item, Answer]] = []  # by their turns
         self._queued_tokens = 0
         self._is_crowded = False  # whether the last batch had several requests
-        self._outcomes: set[bool] = set()  # of batches, since somebody asked
         self._has_refused = False
         self._asked_s = time.perf_counter()  # when somebody asked for the load
         self._busy_s = 0.0  # since then, without the batch that runs
         self._running_since_s: float | None = None
+        self._left_s = 0.0  # of what its tokens take
         self._changed = asyncio.Event()
         self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._worker: asyncio.Task[None] | None = None
@@ -165,14 +169,11 @@ class Batcher(Generic[Item, Answer]):
         self._asked_s, self._busy_s, self._has_refused = now_s, 0.0, False
         return load
 
-    def has_only_worked(self) -> bool:
-        """Whether batches have run since this was last asked, and none of them failed."""
-        outcomes, self._outcomes = self._outcomes, set()
-        return outcomes == {True}
-
     def _note_work(self, now_s: float, *, goes_on: bool) -> None:
         if self._running_since_s is not None:
-            self._busy_s += now_s - self._running_since_s
+            worked_s = min(now_s - self._running_since_s, self._left_s)
+            self._busy_s += worked_s
+            self._left_s -= worked_s
         self._running_since_s = now_s if goes_on else None
 
     async def submit(self, items: Sequence[tuple[Item, int]]) -> list[Answer]:
@@ -194,7 +195,7 @@ class Batcher(Generic[Item, Answer]):
                 f"about {own:,} tokens take {own / best_tokens_per_s:.0f} s here, "
                 f"above the limit of {self._max_queued_s:g} s"
             )
-        turns_s = [now_s + n / tokens_per_s for n in before]
+        turns_s = [now_s + n / best_tokens_per_s for n in before]
         ahead = own + sum(waiting.n_tokens for waiting in self._queue if waiting.turn_s <= turns_s[-1])
         n_tokens = self._queued_tokens + own
         if self._queue and (n_tokens > self._max_queued_tokens or ahead > self._max_queued_s * tokens_per_s):
@@ -243,20 +244,22 @@ class Batcher(Generic[Item, Answer]):
                 continue
             n_tokens = sum(waiting.n_tokens for waiting in batch)
             started_s = self._running_since_s = time.perf_counter()
+            self._left_s = n_tokens / self._speed.tokens_per_s if self._speed.seconds else math.inf
             items = [waiting.item for waiting in batch]
             try:
                 answers = await self.call(partial(self._run, items))
                 if len(answers) != len(batch):
                     raise RuntimeError(f"{len(answers)} answers to {len(batch)} requests")
             except Exception as error:
-                self._outcomes.add(False)
                 _give_all(batch, error)
             else:
-                self._outcomes.add(True)
                 for waiting, answer in zip(batch, answers, strict=True):
                     if not waiting.answer.done():
                         waiting.answer.set_result(answer)
-                self._speed.note(n_tokens, time.perf_counter() - started_s, budget=self._max_batch_tokens)
+                n_computed = sum(
+                    waiting.n_tokens for waiting, answer in zip(batch, answers, strict=True) if self._is_work(answer)
+                )
+                self._speed.note(n_computed, time.perf_counter() - started_s, budget=self._max_batch_tokens)
             self._note_work(time.perf_counter(), goes_on=False)
             if self._observe is not None:
                 waits_s = [started_s - waiting.since_s for waiting in batch]

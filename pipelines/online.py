@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from convbert import ConvBertConfig, ConvBertTokenizer
 from pipelines.batching import Speed
@@ -24,9 +25,10 @@ from pipelines.encode import Encoding, encode
 from pipelines.errors import ModelError, SpecError
 from pipelines.heads import Head, head_for
 from pipelines.models import EncoderPass, HeadPlan, encoding_for, share_passes
-from pipelines.predict import RESULT, Predictor
+from pipelines.predict import N_TOKENS, RESULT, Predictor
 from pipelines.read import Columns, checked_lists, checked_texts, text_name
 from pipelines.spec import JobSpec
+from pipelines.storage import redacted
 
 MOST_WORDS = 100  # for a [MASK], that a request may ask for
 MOST_CACHED = 128  # settings of requests
@@ -129,11 +131,25 @@ class OnlinePredictor:
         self._plans = {plan.name: plan for one in passes for plan in one.heads}
         self._tokenizers = {name: ConvBertTokenizer.from_pretrained(plan.url) for name, plan in self._plans.items()}
         self._pass_of = {plan.name: one.encoding for one in passes for plan in one.heads}
+        for name in self._plans:
+            self._check_tokenizer(name)
         self._variant = lru_cache(maxsize=MOST_CACHED)(self._make_variant)
         self._encodings = lru_cache(maxsize=MOST_CACHED)(self._make_encodings)
         loaded = [replace(one, heads=tuple(map(self._most_general, one.heads))) for one in passes]
         self._loaded = {plan.name: plan.head for one in loaded for plan in one.heads}
         self._predictors = {one.encoding.name: Predictor([one], **options) for one in loaded}
+        self._worked: set[str] = set()  # those of them that have computed something since somebody asked
+
+    def _check_tokenizer(self, name: str) -> None:
+        """See that texts become the same tokens of a head as when it was planned."""
+        plan, planned = self._plans[name], self._pass_of[name]
+        spec = head_spec(plan.url, self._settings.get(name, {}))
+        now = encoding_for(plan.head, plan.config, self._tokenizers[name], spec, source=name)
+        if (now.fingerprint, now.max_length, now.stride) != (planned.fingerprint, planned.max_length, planned.stride):
+            raise ModelError(
+                f"{name}: the tokenizer at {redacted(plan.url)} has changed since the service was planned: "
+                "start it again"
+            )
 
     @property
     def max_batch_tokens(self) -> int:
@@ -186,13 +202,15 @@ class OnlinePredictor:
         return speed
 
     def check(self) -> None:
-        """Run every encoder on the shortest input.
+        """Run the shortest input through every encoder that has not computed anything since this was last asked.
 
         Raises:
             Exception: it does not work any more.
         """
-        for predictor in self._predictors.values():
-            predictor.check()
+        worked, self._worked = self._worked, set()
+        for name, predictor in self._predictors.items():
+            if name not in worked:
+                predictor.check()
 
     def _answer_together(
         self,
@@ -211,6 +229,8 @@ class OnlinePredictor:
         tokenizer = self._tokenizers[asked[numbers[0]][encoding][0].plan.name]
         block = without_culprits(block, partial(_encoded, encoding=encoding_now, tokenizer=tokenizer), what="encoding")
         block = self._predictors[encoding.name](block)
+        if pc.any(pc.greater(block[N_TOKENS], 0)).as_py():
+            self._worked.add(encoding.name)
         places = np.cumsum([0, *(len(requests[number].records) for number in numbers)])
         alike: dict[tuple[_Variant, ...], list[int]] = defaultdict(list)
         for place, number in enumerate(numbers):

@@ -200,6 +200,7 @@ class Model:
             max_queued_tokens=spec.max_queued_tokens,
             max_queued_s=spec.timeout_s / 2,  # the other half is for the batch that runs
             speed=speed,
+            is_work=lambda answer: answer.n_tokens > 0,
             observe=_BatchMetrics(),
             thread=thread,
         )
@@ -255,12 +256,11 @@ class Model:
         return asdict(self._batcher.load())
 
     async def check_health(self) -> None:
-        """Run the shortest input between two batches, unless batches have shown that the models work.
+        """Run the shortest input between two batches through every model that no batch has shown to work.
 
         Serve replaces a replica that cannot.
         """
-        if not self._batcher.has_only_worked():
-            await self._batcher.call(self._predictor.check)
+        await self._batcher.call(self._predictor.check)
 
 
 class _BatchMetrics:

@@ -288,14 +288,48 @@ def test_it_tells_how_busy_it_was_also_in_the_middle_of_a_batch() -> None:
     run(test)
 
 
-def test_it_tells_whether_batches_ran_and_none_failed() -> None:
+def test_nearly_empty_batches_count_as_what_their_tokens_take_in_full_ones() -> None:
     async def test(_: Gate) -> None:
-        batches = batcher(fails_on_two)
-        assert not batches.has_only_worked()
+        def slow(items: list[int]) -> list[int]:
+            time.sleep(0.02)
+            return items
+
+        batches = batcher(slow, speed=Speed(n_tokens=1000, seconds=1))
+        batches.load()
+        started_s = time.perf_counter()
         await ask(batches, 1, n_tokens=1)
-        assert [batches.has_only_worked() for _ in range(2)] == [True, False]
-        await asyncio.gather(*(ask(batches, item, n_tokens=10) for item in (1, 2, 3)), return_exceptions=True)
-        assert not batches.has_only_worked()
+        busy, whole_s = batches.load().busy, time.perf_counter() - started_s
+        assert busy * whole_s == pytest.approx(0.001, rel=0.2)
+        await batches.close()
+
+    run(test)
+
+
+def test_what_was_not_computed_tells_nothing_of_the_speed() -> None:
+    async def test(_: Gate) -> None:
+        speed = Speed(n_tokens=10, seconds=1)
+        batches = batcher(lambda items: [0 for _ in items], speed=speed, is_work=bool)
+        await ask(batches, 1, n_tokens=10)
+        assert (speed.n_tokens, speed.seconds) == (10, 1)
+        await batches.close()
+
+    run(test)
+
+
+def test_turns_follow_the_speed_that_requests_are_taken_by() -> None:
+    """In a slow moment the slices of one would else come after all that others ask for when it is over."""
+
+    async def test(gate: Gate) -> None:
+        speed = Speed(n_tokens=1000, seconds=1)
+        batches = batcher(gate, speed=speed, max_queued_s=1.0)
+        tasks = await held_back(gate, batches, [])
+        speed.n_tokens, speed.seconds = 10, 1
+        tasks.append(asyncio.create_task(batches.submit([(1, 1), (2, 1)])))
+        await asyncio.sleep(0)
+        first, second = (waiting.turn_s for waiting in batches._queue)
+        assert second - first == pytest.approx(0.001)
+        gate.open.set()
+        await asyncio.gather(*tasks)
         await batches.close()
 
     run(test)

@@ -15,6 +15,7 @@ from pipelines.encode import encode
 from pipelines.errors import ModelError
 from pipelines.models import plan_passes
 from pipelines.online import Answer, OnlinePredictor, Request, plan_service, settings_of
+from pipelines.predict import Predictor
 from tests.conftest import save_checkpoint, with_labels
 from tests.pipelines.labelling import job, label
 
@@ -275,15 +276,40 @@ def test_labels_are_those_that_the_service_was_planned_with(checkpoints: dict[st
     assert OnlinePredictor(passes)([ask([{"text": "mail"}], spam={})]) == before
 
 
-def test_a_replica_that_finds_another_tokenizer_refuses_to_start(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    folder = tmp_path / "spam"
-    shutil.copytree(checkpoints["spam"], folder)
-    passes = plan_service({"spam": str(folder)}, {})
-    for file in ("vocab.txt", "tokenizer.json"):
-        if (folder / file).exists():
-            (folder / file).write_text((folder / file).read_text().replace("mail", "liam"))
-    with pytest.raises(ModelError, match="the tokenizer at .* has changed"):
-        OnlinePredictor(passes)([ask([{"text": "mail"}], spam={})])
+@pytest.mark.parametrize("head", ["spam", "words"])
+@pytest.mark.parametrize("change", ["vocabulary", "length"])
+def test_a_replica_that_finds_another_tokenizer_refuses_to_start(
+    head: str, change: str, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    """Be it of a head whose texts another one tokenises."""
+    for name in ("spam", "words"):
+        shutil.copytree(checkpoints[name], tmp_path / name)
+    passes = plan_service({name: str(tmp_path / name) for name in ("spam", "words")}, {})
+    assert len(passes) == 1
+    files = ("vocab.txt", "tokenizer.json") if change == "vocabulary" else ("tokenizer_config.json",)
+    old, new = ("mail", "liam") if change == "vocabulary" else ("128", "16")
+    for file in (tmp_path / head / name for name in files):
+        if file.exists():
+            file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(ModelError, match=f"{head}: the tokenizer at .* has changed since the service was planned"):
+        OnlinePredictor(passes)
+
+
+def test_a_health_check_runs_what_no_batch_has_shown_to_work(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("spam", "words", "answers")  # the first two share a pass
+    online = OnlinePredictor(plan_service({name: str(checkpoints[name]) for name in names}, {}))
+    checked: list[Predictor] = []
+    monkeypatch.setattr(Predictor, "check", lambda self: checked.append(self))
+    first, second = online._predictors.values()
+    online([ask([{"text": "mail"}], spam={})])
+    online.check()
+    assert checked == [second]
+    checked.clear()
+    online([ask([{"text": "no mask, and so no work"}], words={})])
+    online.check()
+    assert checked == [first, second]
 
 
 def test_a_service_whose_head_fills_masks_with_many_words_gives_them(

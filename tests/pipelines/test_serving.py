@@ -378,16 +378,8 @@ def test_a_health_check_runs_the_models() -> None:
     async def go(stub: Stub) -> None:
         await model_of(stub).check_health()
 
-    async def go_after_a_batch(stub: Stub) -> None:
-        model = model_of(stub)
-        await model.answer(ASKED)
-        for _ in range(2):
-            await model.check_health()
-
     asyncio.run(go(good := Stub()))
     assert good.n_checks == 1
-    asyncio.run(go_after_a_batch(busy := Stub()))
-    assert busy.n_checks == 1  # the first time the batch has shown it
     with pytest.raises(RuntimeError, match="lost"):
         asyncio.run(go(Stub(RuntimeError("lost"))))
 

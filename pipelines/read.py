@@ -343,15 +343,25 @@ def _parquet_block(batch: pa.RecordBatch, places: list[str], columns: Columns) -
         reasons.append(why)
     kept = []
     for f in columns.kept:
-        try:
-            array, why = _cast(_as_bytes(batch.column(f.name)), f.type), [None] * len(batch)
-        except (*_MISFITS, KeyError):
-            array, why = kept_array(values(f.name), f)
+        if f.name in batch.schema.names:
+            array, why = _kept_column(_as_bytes(batch.column(f.name)), f)
+        else:
+            array, why = pa.nulls(len(batch), f.type), [None] * len(batch)
         kept.append(array)
         reasons.append(why)
     found = _id_values(batch.column(columns.id)) if columns.id in batch.schema.names else [None] * len(batch)
     ids = [_id(value, place) for value, place in zip(found, places, strict=True)]
     return _block(ids, texts, kept, reasons, columns)
+
+
+def _kept_column(column: pa.Array, f: pa.Field) -> tuple[pa.Array, Reasons]:
+    """The column in the kept type, and for each value that does not fit the reason why."""
+    try:
+        return _cast(column, f.type), [None] * len(column)
+    except _MISFITS:
+        values, unshown = _shown(column, f.name)
+    array, misfits = kept_array(values, f)
+    return array, [first or second for first, second in zip(unshown, misfits, strict=True)]
 
 
 def _cast(column: pa.Array, type_: pa.DataType) -> pa.Array:
@@ -362,6 +372,23 @@ def _cast(column: pa.Array, type_: pa.DataType) -> pa.Array:
     if pa.types.is_nested(type_) and not array.cast(column.type).equals(column):
         raise pa.ArrowInvalid(f"{column.type} does not fit into {type_}")
     return array
+
+
+def _shown(column: pa.Array, name: str) -> tuple[list[Any], Reasons]:
+    """Its values, and for each that Python has none for the reason why: a date after 9999, an unknown time zone."""
+    try:
+        return column.to_pylist(), [None] * len(column)
+    except _MISFITS:
+        pass
+    pairs = [_shown_value(value, name) for value in column]
+    return [value for value, _ in pairs], [reason for _, reason in pairs]
+
+
+def _shown_value(value: pa.Scalar, name: str) -> tuple[Any, str | None]:
+    try:
+        return value.as_py(), None
+    except _MISFITS:
+        return None, f"{name} holds a value that Python cannot show"
 
 
 def _id_values(column: pa.Array) -> list[Any]:
@@ -476,7 +503,7 @@ def _array_of(values: Sequence[Any], type_: pa.DataType) -> pa.Array:
     return pa.array(values, type_)
 
 
-_MISFITS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, UnicodeError)
+_MISFITS = (ValueError, OverflowError, pa.ArrowTypeError, pa.ArrowNotImplementedError)  # ArrowInvalid is a ValueError
 
 
 def _as_json(value: Any) -> Any:

@@ -349,6 +349,41 @@ def test_a_kept_type_that_arrow_cannot_cast_fails_records_only(tmp_path: Path) -
     ]
 
 
+INFINITY = 9223371331200000000  # PostgreSQL's, as Spark writes it
+
+
+@pytest.mark.parametrize(
+    ("column", "planned", "kept", "errors"),
+    [
+        (pa.array([INFINITY, 0], pa.timestamp("us")), pa.timestamp("ns"), [None, "1970-01-01 00:00:00"], [True, False]),
+        (pa.array([0, None], pa.timestamp("us", "US/Nowhere")), pa.string(), [None, None], [True, False]),
+        (
+            pa.array([{"t": INFINITY}, {"t": None}], pa.struct([("t", pa.timestamp("us"))])),
+            pa.string(),
+            [None, '{"t": null}'],
+            [True, False],
+        ),
+    ],
+    ids=["beyond Python's years", "unknown time zone", "in a struct"],
+)
+def test_a_kept_value_that_python_cannot_show_fails_its_record_only(
+    column: pa.Array, planned: pa.DataType, kept: list[str | None], errors: list[bool], tmp_path: Path
+) -> None:
+    pq.write_table(pa.table({"text": ["x", "y"], "c": column}), tmp_path / "a.parquet")
+    block = read_unit(unit(tmp_path / "a.parquet", 0, 2), columns(("c", planned)))
+    assert [None if value is None else str(value) for value in block["c"].to_pylist()] == kept
+    assert block["error"].to_pylist() == [
+        "c holds a value that Python cannot show" if is_error else None for is_error in errors
+    ]
+
+
+@pytest.mark.parametrize("type_", [pa.timestamp("us"), pa.date32(), pa.time64("us"), pa.duration("us")], ids=str)
+def test_a_number_of_json_that_is_none_does_not_fit_into_a_time(type_: pa.DataType, tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", b'{"text": "x", "c": NaN}', b'{"text": "y", "c": null}')
+    block = read_unit(unit(path), columns(("c", type_)))
+    assert rows(block, "c", "error") == [(None, f"c holds nan, not {type_}"), (None, None)]
+
+
 @pytest.mark.parametrize("type_", [pa.list_(pa.uuid()), pa.list_(pa.null(), 2)], ids=str)
 def test_nulls_of_a_kept_type_that_arrow_cannot_build_are_no_errors(type_: pa.DataType, tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["fine"], "meta": pa.nulls(1, type_)}), tmp_path / "a.parquet")

@@ -24,7 +24,7 @@ from ray.exceptions import RayError
 from pipelines.decode import decode
 from pipelines.encode import encode
 from pipelines.envelope import Envelope
-from pipelines.errors import ModelError, PipelineError, RunError
+from pipelines.errors import ModelError, PipelineError, RunError, SpecError
 from pipelines.job_metrics import JobMetrics
 from pipelines.jsonl import compression_of
 from pipelines.ledger import Ledger
@@ -291,6 +291,8 @@ def _root_cause(error: RayError) -> tuple[type[PipelineError], str]:
     package, name, message = own[-1] if own else ("", "", text.splitlines()[-1])
     kinds = {kind.__name__: kind for kind in PipelineError.__subclasses__()}
     kind = ModelError if package == "convbert" else kinds.get(name, RunError)  # workers load what a plan has checked
+    if kind is SpecError:  # the plan has taken the flags: a worker lacks something
+        kind = RunError
     return kind, redacted(message)
 
 

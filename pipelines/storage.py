@@ -198,6 +198,8 @@ def _replace(fs: FileSystem, partial: str, path: str, replaced: str) -> None:
         fs.mv(path, replaced)
         try:
             fs.mv(partial, path)
+            if fs.exists(partial):
+                raise OSError("the store has not renamed it, and does not say why")
         except BaseException:
             fs.mv(replaced, path)
             raise

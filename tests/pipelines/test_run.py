@@ -463,6 +463,11 @@ def test_a_run_that_has_gone_wrong_stops_and_says_why(checkpoint: Path, tmp_path
         ("pipelines.errors.StoreError: s3://b/a.jsonl cannot be read", StoreError, "s3://b/a.jsonl cannot be read"),
         ("pipelines.errors.OutputError: s3://k:s@b cannot be written", OutputError, "s3://k:***@b cannot be written"),
         ("convbert.errors.CheckpointError: no checkpoint folder at /m", ModelError, "no checkpoint folder at /m"),
+        (
+            "pipelines.errors.SpecError: s3://b cannot be opened: install s3fs",
+            RunError,
+            "s3://b cannot be opened: install s3fs",
+        ),
         ("pipelines.errors.one_line: nothing of that kind", RunError, "nothing of that kind"),
         ("ValueError: a fault of ours", RunError, "ValueError: a fault of ours"),
     ],

@@ -230,6 +230,22 @@ def test_a_file_that_no_rename_replaces_is_never_lost(
     assert there == ({"a.json": b"old"} if n_lost == 1 else {".partial": b"new", ".replaced": b"old"})
 
 
+def test_the_old_file_comes_back_where_a_store_refuses_twice_in_silence(
+    folders: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(folders.child("a.json"), b"old")
+    mv = FolderStore.mv
+
+    def refused(self: FolderStore, path1: str, path2: str) -> None:
+        if ".partial-" not in path1:
+            mv(self, path1, path2)
+
+    monkeypatch.setattr(FolderStore, "mv", refused)
+    with pytest.raises(OutputError, match=r"a\.json cannot be written \(the store has not renamed it"):
+        put(folders.child("a.json"), b"new")
+    assert {name: read_bytes(folders.child(name)) for name in names_in(folders)} == {"a.json": b"old"}
+
+
 @pytest.mark.parametrize("base", ["local", "memory://put-test"])
 def test_put_makes_the_file_and_its_folder(base: str, tmp_path: Path) -> None:
     folder = locate(str(tmp_path / "new") if base == "local" else base)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,10 +156,34 @@ def own_files(output: Location, recipes: Iterable[Mapping[str, Any]]) -> dict[st
         OutputError: it cannot be listed.
     """
     found = {name: info for name, info in names_in(output).items() if fingerprint_of(name) or is_data_file(name)}
-    keys = {escaped(its.key) for its in map(Partitioning.of_recipe, recipes) if its}
+    keys = _keys(recipes)
     if not keys:
         return found
     folders = [name for name in folders_in(output) if name == INDEX_FOLDER or name.partition("=")[0] in keys]
+    return {**found, **_own_files_in(output, folders)}
+
+
+def files_parted_otherwise(output: Location, recipe: Mapping[str, Any]) -> list[str]:
+    """Files that jobs have made in folders into which ``own_files`` does not look for this recipe.
+
+    Raises:
+        OutputError: the output cannot be listed.
+    """
+    keys = _keys([recipe])
+    folders = [
+        name
+        for name in folders_in(output)
+        if (name == INDEX_FOLDER and not keys) or ("=" in name and name.partition("=")[0] not in keys)
+    ]
+    return sorted(_own_files_in(output, folders))
+
+
+def _keys(recipes: Iterable[Mapping[str, Any]]) -> set[str]:
+    return {escaped(its.key) for its in map(Partitioning.of_recipe, recipes) if its}
+
+
+def _own_files_in(output: Location, folders: Sequence[str]) -> dict[str, Info]:
+    found = {}
     for folder, names in zip(folders, many_at_a_time(lambda name: names_in(output.child(name)), folders), strict=True):
         for name, info in names.items():
             if fingerprint_of(name) if folder == INDEX_FOLDER else is_data_file(name):

@@ -29,7 +29,7 @@ from pipelines.manifest import (
 )
 from pipelines.models import EncoderPass, plan_passes
 from pipelines.morning import FIGURES_NAME
-from pipelines.partitions import own_files
+from pipelines.partitions import files_parted_otherwise, own_files
 from pipelines.read import Columns
 from pipelines.resources import choose_device, choose_precision
 from pipelines.spec import DEFAULT_ID_COLUMN, JobSpec
@@ -149,8 +149,10 @@ def make_plan(spec: JobSpec) -> JobPlan:
     stay = _staying(labelled, fingerprints, present, prune=spec.prune)
     kept = {entry.url for group in stay for entry in group.entries}
     pieces, inspections = _pieces([shard for name, shard in shards.items() if name not in kept], spec, key)
-    if previous is None and not (spec.prune or spec.overwrite):
-        _check_no_manifest_is_lost(output, pieces, present)
+    if previous is None and (lost := _lost_manifest(spec, output, recipe, pieces, present)):
+        if exists(output.child(MANIFEST_NAME)):  # another run has written it meanwhile
+            return make_plan(spec)
+        raise OutputError(lost)
     resumed = _resumed(output, pieces, present)
     pending = [task for piece in pieces for task in _pending(piece, resumed.get(piece.fingerprint, []))]
     parts = [*(part for group in stay for part in group.parts), *(part for its in resumed.values() for part in its)]
@@ -409,19 +411,30 @@ def _check_same_job(previous: Manifest, recipe: dict[str, Any], output: Location
         )
 
 
-def _check_no_manifest_is_lost(output: Location, pieces: list[_Piece], present: Names) -> None:
-    """Parts that no piece makes are what a killed run has left, unless a run has finished here: then they are its own.
+def _lost_manifest(
+    spec: JobSpec, output: Location, recipe: Mapping[str, Any], pieces: list[_Piece], present: Names
+) -> str | None:
+    """What to say where this run would take parts of another state with it, or leave them beside its own; else None.
 
-    Raises:
-        OutputError: they would go with this run.
+    Parts that no piece makes are what a killed run has left, unless a run has finished here: then they are its own.
     """
+    if otherwise := files_parted_otherwise(output, recipe):
+        folders = sorted({name.partition("/")[0] for name in otherwise})
+        return (
+            f"{redacted(output.url)} has no {MANIFEST_NAME}, and {len(otherwise):,} files of a job with another "
+            f"--partition-by, such as {otherwise[0]}: put it back, remove the folders ({', '.join(folders[:3])}"
+            f"{', …' if len(folders) > 3 else ''}), or choose another --output"
+        )
+    if spec.prune or spec.overwrite:
+        return None
     wanted = {"", *(piece.fingerprint for piece in pieces)}  # files of partitions have none: indexes stand for them
     others = sorted(name for name in present if fingerprint_of(name) not in wanted)
     if others and any(exists(output.child(name)) for name in (FIGURES_NAME, SUCCESS_NAME)):
-        raise OutputError(
+        return (
             f"{redacted(output.url)} has lost its {MANIFEST_NAME}, and {len(others):,} of its parts, such as "
             f"{others[0]}, are not of these inputs as they are now: put it back, or let their records go with --prune"
         )
+    return None
 
 
 def _with_known_order(spec: JobSpec, previous: Manifest | None) -> JobSpec:

@@ -14,7 +14,9 @@ import pytest
 
 from pipelines import plan as module
 from pipelines.errors import OutputError, PipelineError, SourceError
+from pipelines.models import EncoderPass
 from pipelines.plan import JobPlan, check_writable, make_plan
+from pipelines.spec import JobSpec
 from pipelines.storage import Location, locate
 from pipelines.units import Stream
 from pipelines.write import Part
@@ -104,6 +106,47 @@ def test_after_an_overwrite_a_lost_manifest_labels_nothing_anew_unasked(
     (tmp_path / "out/_manifest.json").unlink()
     with pytest.raises(OutputError, match=r"has lost its _manifest\.json, and 4 of its parts"):
         make_plan(spec)
+
+
+@pytest.mark.parametrize("letting_go", [None, "prune", "overwrite"])
+@pytest.mark.parametrize(("before", "now"), [("prediction.label", None), ("prediction.label", "n"), ("n", None)])
+def test_parts_in_other_folders_are_not_doubled_where_the_manifest_is_lost(
+    before: str | None, now: str | None, letting_go: str | None, corpus: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    spec, output = job(corpus, tmp_path / "out", checkpoint), tmp_path / "out"
+    label_here(spec.model_copy(update={"partition_by": before, "keep_column": ["n"]}))
+    changed = spec.model_copy(update={"partition_by": now, "keep_column": ["n"]})
+    if letting_go:
+        changed = changed.model_copy(update={letting_go: True})
+    with pytest.raises(OutputError, match=r"another --partition-by, such as .*: put it back, remove the folders \("):
+        make_plan(changed)
+    for folder in output.glob("*"):
+        shutil.rmtree(folder)
+    assert make_plan(changed).parts == []
+
+
+def test_folders_of_others_are_nobodys_lost_parts(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "out/day=1/part-00000-6ff0d4a5.c000.snappy.parquet"
+    foreign.parent.mkdir(parents=True)
+    foreign.touch()
+    assert len(make_plan(job(corpus, tmp_path / "out", checkpoint)).pending) > 0
+
+
+def test_a_manifest_that_another_run_writes_meanwhile_is_not_lost(
+    corpus: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (job(corpus / name, tmp_path / "out", checkpoint) for name in ("a.parquet", "b.parquet"))
+    plan_passes = module.plan_passes
+
+    def slow(spec: JobSpec) -> list[EncoderPass]:
+        monkeypatch.setattr(module, "plan_passes", plan_passes)
+        run_here(first)
+        return plan_passes(spec)
+
+    monkeypatch.setattr(module, "plan_passes", slow)
+    plan = make_plan(second)
+    assert plan.vanished == [str(corpus / "a.parquet")]
+    assert (len(plan.parts), len(plan.pending)) == (3, 1)
 
 
 # --- what a killed run has left -----------------------------------------------------------------------

@@ -29,6 +29,7 @@ def in_triton(as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     monkeypatch.setattr(compiler, "has_compiler", lambda device_type: True)
     monkeypatch.setattr("convbert.engine.compiler.logger.warning", None)  # as Fused calls it for such an error
+    monkeypatch.setattr("convbert.engine.run.warm_up", lambda *args, **kwargs: None)  # the interpreter takes seconds
 
 
 @pytest.fixture

@@ -288,7 +288,6 @@ class OnlinePredictor:
             encoding,
             name=own.name,
             tokenizer=own.tokenizer,
-            fingerprint=own.fingerprint,  # as planned: the tokenizer may be another by now
             needs_spans=head.needs_spans,
             needs_mask=head.needs_mask,
         )

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -193,10 +194,10 @@ class OnlinePredictor:
         return [answers[number] for number in range(len(requests))]
 
     def speed(self) -> Speed:
-        """As fast as full micro-batches are."""
+        """As fast as full micro-batches are, the faster of two each: the machine may be busy with a start just now."""
         speed = Speed()
         for predictor in self._predictors.values():
-            n_tokens, seconds = predictor.time_batch()
+            n_tokens, seconds = min((predictor.time_batch() for _ in range(2)), key=itemgetter(1))
             speed.n_tokens += n_tokens
             speed.seconds += seconds
         return speed

@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +311,12 @@ def test_a_health_check_runs_what_no_batch_has_shown_to_work(
     online([ask([{"text": "no mask, and so no work"}], words={})])
     online.check()
     assert checked == [first, second]
+
+
+def test_a_slow_moment_at_the_start_is_not_the_speed(online: OnlinePredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = cycle([3.0, 1.0])
+    monkeypatch.setattr(Predictor, "time_batch", lambda self: (100, next(seconds)))
+    assert online.speed().tokens_per_s == 100
 
 
 def test_a_service_whose_head_fills_masks_with_many_words_gives_them(

@@ -72,6 +72,7 @@ class PreTrainedModel(nn.Module):
         Raises:
             CheckpointError: the folder holds no readable checkpoint.
             WeightsError: a weight has another shape than the config asks for.
+            ConfigError: config.json describes no ConvBERT, or one that no memory holds.
         """
         checkpoint = located(folder_or_url)
         model, report = cls.load(checkpoint, config=config)

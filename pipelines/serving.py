@@ -115,6 +115,7 @@ def start(spec: ServeSpec, *, name: str = "convbert") -> str:
 
     Raises:
         SpecError: the port is another's, or Serve listens elsewhere.
+        SpecError, ModelError: settings, tokens or checkpoints that cannot work.
         RunError: Serve cannot run it.
     """
     application = build(spec)

@@ -116,7 +116,7 @@ class Stream:
     Attributes:
         shard: the file.
         stem: names of its parts, without number and suffix.
-        unit_bytes: unit n has the lines that begin in the bytes [n, n + 1) times this.
+        unit_bytes: a unit takes the next lines until they hold so many bytes.
         present: numbers of the units whose parts are there already.
     """
 

@@ -53,7 +53,7 @@ class Backend(Protocol):
         """
 
     async def ready(self) -> bool:
-        """Whether requests would be answered now."""
+        """Whether the models have been up."""
 
 
 @dataclass(frozen=True)

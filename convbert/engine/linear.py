@@ -42,7 +42,7 @@ class TanhGelu:
     """GELU(x · Wᵀ + b) by the formula with tanh, at the end of the product and without a pass of its own on a GPU.
 
     The formula is 0.0005 off at most. In bf16 the results are on the whole still closer to the exact ones than by
-    GELU's own formula on the product, which is rounded before it there (docs/performance.md).
+    GELU's own formula on the product, which is rounded before it there (docs/decisions/0018-triton.md).
 
     Args:
         weight: (O, I) on its device, in the type to compute in.

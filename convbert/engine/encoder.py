@@ -1,8 +1,8 @@
 """A packed batch in, each token's hidden state as if its record were alone out.
 
 The same weights as convbert.layers, another way through them: matrix products run over the tokens and
-nothing else, attention over runs of equal length or, on a GPU, of all records in one call, both convolutions without seeing a neighbour. No
-record sees padding or another record.
+nothing else, attention over runs of equal length or, on a GPU, of all records in one call, both convolutions without
+seeing a neighbour. No record sees padding or another record.
 
 Shapes: T tokens, H hidden width, N heads, d head width, A = N·d, K kernel taps.
 """

@@ -152,7 +152,10 @@ def given_values(
     for name in heads:
         if name in given:
             given[name] = urls_by_name(given[name], flag(name))
-    return {**(read_config(config) if config else {}), **given}
+    settings = read_config(config) if config else {}
+    if {"model", "head"} & given.keys():  # two ways to say the same
+        settings = {name: value for name, value in settings.items() if name not in ("model", "head")}
+    return {**settings, **given}
 
 
 def prepare_environment() -> None:

@@ -7,8 +7,6 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from pipelines.figures import Histogram
-
 Verdict = Literal["steady", "unclear", "shifted", "changed"]
 SHIFTED, CHANGED = 0.1, 0.25  # the thresholds of credit scoring, where the index comes from (Siddiqi 2006)
 _SMOOTHING = 0.5  # added to each count, so that a category that one side lacks makes no infinity
@@ -63,12 +61,6 @@ def drift(before: Mapping[_Key, int], now: Mapping[_Key, int]) -> Drift | None:
     index = psi(before, now)
     chance = (1 / n_before + 1 / n_now) * chi_square_99(len(categories) - 1)
     return Drift(index, chance, n_before, n_now, _verdict(index, chance))
-
-
-def drift_of(before: Histogram, now: Histogram) -> Drift | None:
-    """Of histograms of one scale, by the bins of the coarser one."""
-    exponent = (before + now).exponent
-    return drift(before.widened(exponent).counts, now.widened(exponent).counts)
 
 
 def psi(before: Mapping[_Key, int], now: Mapping[_Key, int]) -> float:

@@ -120,7 +120,7 @@ def is_damage(error: Exception) -> bool:
 
 
 def infer_schema(sample: Iterable[bytes]) -> pa.Schema:
-    """Columns of the records in these lines: truth values, whole numbers, numbers, or else strings."""
+    """Columns of the records in these lines: truth values, whole numbers, numbers, or what no number takes, strings."""
     values: dict[str, list[Any]] = {}
     for line in sample:
         try:
@@ -139,9 +139,15 @@ def _scalar_type(column: Sequence[Any]) -> pa.DataType:
         return pa.null()
     if kinds == {bool}:
         return pa.bool_()
-    if kinds == {int} and all(-(2**63) <= value < 2**63 for value in column if value is not None):
+    if not kinds <= {int, float}:
+        return pa.string()
+    integers = [value for value in column if type(value) is int]
+    least, greatest = min(integers, default=0), max(integers, default=0)
+    if float in kinds:
+        return pa.float64() if least >= -(2**53) and greatest <= 2**53 else pa.string()  # beyond, it rounds integers
+    if least >= -(2**63) and greatest < 2**63:
         return pa.int64()
-    return pa.float64() if kinds <= {int, float} else pa.string()
+    return pa.uint64() if least >= 0 and greatest < 2**64 else pa.string()
 
 
 def check_columns(
@@ -171,6 +177,8 @@ def check_columns(
         for name in [*needed, *other_columns]:
             if name not in schema.names and (shard.is_parquet or name not in seen):
                 raise SourceError(f"{shard.name} has no column {name!r}: it has {', '.join(schema.names)}")
+            if schema.names.count(name) > 1:
+                raise SourceError(f"{shard.name} has several columns {name!r}: rename all but one")
         for name in text_columns if shard.is_parquet else ():
             if not is_text(schema.field(name).type):
                 raise SourceError(
@@ -236,10 +244,27 @@ def kept_schema(inspections: Iterable[Inspection], names: Sequence[str]) -> pa.S
 
 
 def _common_type(types: Sequence[pa.DataType]) -> pa.DataType:
-    plain = [type_.value_type if pa.types.is_dictionary(type_) else type_ for type_ in types]
+    plain = [_without_views(type_.value_type if pa.types.is_dictionary(type_) else type_) for type_ in types]
+    if pa.uint64() in plain and any(map(pa.types.is_signed_integer, plain)):
+        return pa.string()  # no integer is as wide
     schemas = [pa.schema([("column", type_)]) for type_ in dict.fromkeys(plain)]
     try:
         common = pa.unify_schemas(schemas, promote_options="permissive").field(0).type if schemas else pa.null()
     except (pa.ArrowTypeError, pa.ArrowInvalid):
         return pa.string()
     return pa.string() if pa.types.is_null(common) else common
+
+
+def _without_views(type_: pa.DataType) -> pa.DataType:
+    """The type with strings and bytes as Arrow's kernels take them, which know few views yet."""
+    types = pa.types
+    if types.is_string_view(type_) or types.is_binary_view(type_):
+        return pa.string() if types.is_string_view(type_) else pa.binary()
+    if types.is_struct(type_):
+        return pa.struct([f.with_type(_without_views(f.type)) for f in type_])
+    if types.is_map(type_):
+        return pa.map_(_without_views(type_.key_type), _without_views(type_.item_type))
+    if types.is_list(type_) or types.is_large_list(type_):
+        make = pa.list_ if types.is_list(type_) else pa.large_list
+        return make(type_.value_field.with_type(_without_views(type_.value_type)))
+    return type_

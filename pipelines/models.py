@@ -18,9 +18,9 @@ from convbert import (
 from convbert.checkpoints import Checkpoint, fingerprint, located
 from convbert.models import PreTrainedModel
 from pipelines.encode import Encoding
-from pipelines.errors import ModelError
-from pipelines.heads import Head, head_for
-from pipelines.spec import JobSpec
+from pipelines.errors import ModelError, SpecError
+from pipelines.heads import HEADS, Head, PseudoLogLikelihood, head_for
+from pipelines.spec import JobSpec, flag
 from pipelines.storage import absolute, redacted
 
 JOBS = {
@@ -32,6 +32,7 @@ JOBS = {
     "feature-extraction": "embed_corpus.py",
 }
 """The script in jobs/ for each task."""
+_COLUMNS = ("text_column", "text_pair_column", "question_column", "context_column", "choices_column")
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def plan_passes(spec: JobSpec) -> list[EncoderPass]:
 
     Raises:
         ModelError: a checkpoint that cannot be read or cannot label, or none for the job's task.
+        SpecError: a setting that no head looks at, which would be ignored in silence.
     """
     passes = share_passes({name: (url, spec) for name, url in spec.head.items()})
     tasks = {plan.name: plan.head.task for encoder_pass in passes for plan in encoder_pass.heads}
@@ -105,7 +107,27 @@ def plan_passes(spec: JobSpec) -> list[EncoderPass]:
         found = ", ".join(f"--head {name} is for {task}" for name, task in tasks.items())
         jobs = " or ".join(sorted({JOBS[task] for task in tasks.values()}))
         raise ModelError(f"this job is for {spec.task}, but {found}: start {jobs}, or give another checkpoint")
+    if ignored := _ignored_settings(spec, passes):
+        raise SpecError(f"{', '.join(map(flag, ignored))}: no head of this job looks at it: leave it out")
     return passes
+
+
+def _ignored_settings(spec: JobSpec, passes: Sequence[EncoderPass]) -> list[str]:
+    """What the job sets otherwise than by default and none of its heads looks at."""
+    heads = [plan.head for encoder_pass in passes for plan in encoder_pass.heads]
+    columns = {column for head in heads for column in head.inputs.columns}
+    looked_at = {name for head in heads for name in head.settings}
+    looked_at |= {name for name in _COLUMNS if getattr(spec, name) in columns}
+    if any(encoder_pass.encoding.long_text == "window" for encoder_pass in passes):
+        looked_at.add("stride")
+    kinds: list[type[Head]] = [*HEADS.values(), PseudoLogLikelihood]
+    of_heads = {name for kind in kinds for name in kind.settings}
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in JobSpec.model_fields.items()}
+    return [
+        name
+        for name in defaults
+        if name in {*of_heads, *_COLUMNS, "stride"} - looked_at and getattr(spec, name) != defaults[name]
+    ]
 
 
 def share_passes(heads: Mapping[str, tuple[str, JobSpec]]) -> list[EncoderPass]:

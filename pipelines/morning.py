@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.drift import CHANGED, SHIFTED, drift, drift_of
+from pipelines.drift import CHANGED, SHIFTED, drift
 from pipelines.figures import Figures, Histogram
 from pipelines.manifest import Manifest, total_labels
 from pipelines.report_page import page_of
@@ -163,7 +163,7 @@ def _histogram(now: Histogram, before: Histogram) -> Values:
     """Bins with their counts and shares, in both nights, and how far they have moved."""
     both = now + before
     now, before = now.widened(both.exponent), before.widened(both.exponent)
-    moved = drift_of(before, now)
+    moved = drift(before.counts, now.counts)
     return {
         "scale": now.scale,
         "n": now.n,

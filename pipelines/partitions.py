@@ -116,7 +116,8 @@ class Partitioning:
         if pa.types.is_date(values.type):
             values = values.cast(pa.date32())
         values = values.cast(pa.string())
-        return pc.if_else(pc.equal(values, ""), pa.scalar(None, pa.string()), values)  # Hive knows no empty name
+        is_null = pc.is_in(values, pa.array(["", NULL_VALUE]))  # Hive knows no empty name
+        return pc.if_else(is_null, pa.scalar(None, pa.string()), values)
 
     def _folder(self, value: str | None) -> str:
         folder = f"{escaped(self.key)}={NULL_VALUE if value is None else escaped(value)}"

@@ -7,9 +7,11 @@ all is well).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date, datetime, time, timezone
 from itertools import count
 from typing import Any, cast
 
@@ -300,9 +302,10 @@ def _parquet_blocks(shard: Shard, start: int, stop: int | None, columns: Columns
             row, last = max(group_start, start), min(group_stop, stop)
             for batch in _slices(file, group, columns, row - group_start, last - group_start):
                 if isinstance(batch, str):
-                    for first in range(row, last, _BATCH_ROWS):
-                        ids = [f"{base}#{i}" for i in range(first, min(first + _BATCH_ROWS, last))]
+                    for ids in _ids_alone(file, group, columns.id, row - group_start, last - group_start):
+                        ids = [_id(value, f"{base}#{row + i}") for i, value in enumerate(ids)]
                         yield _failed(ids, [batch] * len(ids), columns)
+                        row += len(ids)
                 else:
                     yield _parquet_block(batch, [f"{base}#{row + i}" for i in range(len(batch))], columns)
                     row += len(batch)
@@ -332,9 +335,21 @@ def _slices(
         yield f"row group {group} of the shard cannot be read: {error}"
 
 
+def _ids_alone(file: pq.ParquetFile, group: int, column: str | None, start: int, stop: int) -> Iterator[list[Any]]:
+    """Ids of rows [start, stop) that cannot be read as a whole; None where the ids cannot be, either."""
+    if column is not None:
+        for batch in _slices(file, group, Columns(texts=(), id=column, kept=pa.schema([])), start, stop):
+            if not isinstance(batch, str):
+                yield _id_values(batch, column)
+                start += len(batch)
+    for first in range(start, stop, _BATCH_ROWS):
+        yield [None] * min(_BATCH_ROWS, stop - first)
+
+
 def _parquet_block(batch: pa.RecordBatch, places: list[str], columns: Columns) -> pa.Table:
     def values(name: str | None, default: Any = None) -> list[Any]:
-        return _as_bytes(batch.column(name)).to_pylist() if name in batch.schema.names else [default] * len(batch)
+        column = _only(batch, name)
+        return [default] * len(batch) if column is None else _as_bytes(column).to_pylist()
 
     texts: dict[str, list[Any]] = {}
     reasons: list[Reasons] = [[None] * len(batch)]
@@ -343,15 +358,21 @@ def _parquet_block(batch: pa.RecordBatch, places: list[str], columns: Columns) -
         reasons.append(why)
     kept = []
     for f in columns.kept:
-        if f.name in batch.schema.names:
-            array, why = _kept_column(_as_bytes(batch.column(f.name)), f)
-        else:
+        column = _only(batch, f.name)
+        if column is None:
             array, why = pa.nulls(len(batch), f.type), [None] * len(batch)
+        else:
+            array, why = _kept_column(_as_bytes(column), f)
         kept.append(array)
         reasons.append(why)
-    found = _id_values(batch.column(columns.id)) if columns.id in batch.schema.names else [None] * len(batch)
-    ids = [_id(value, place) for value, place in zip(found, places, strict=True)]
+    ids = [_id(value, place) for value, place in zip(_id_values(batch, columns.id), places, strict=True)]
     return _block(ids, texts, kept, reasons, columns)
+
+
+def _only(batch: pa.RecordBatch, name: str | None) -> pa.Array | None:
+    """The column with this name; None where there is none, or more than one."""
+    place = batch.schema.get_field_index(name or "")
+    return batch.column(place) if place >= 0 else None
 
 
 def _kept_column(column: pa.Array, f: pa.Field) -> tuple[pa.Array, Reasons]:
@@ -365,13 +386,19 @@ def _kept_column(column: pa.Array, f: pa.Field) -> tuple[pa.Array, Reasons]:
 
 
 def _cast(column: pa.Array, type_: pa.DataType) -> pa.Array:
-    """The column in another type, and an error of Arrow's where that drops fields of structs, as it does in silence."""
+    """The column in another type, or an error of Arrow's, which drops fields and takes numbers for times in silence."""
     if column.type == type_:
         return column
+    if pa.types.is_null(column.type):
+        return pa.nulls(len(column), type_)
     array = column.cast(type_)
-    if pa.types.is_nested(type_) and not array.cast(column.type).equals(column):
+    means_another = not _is_string(type_) and any(is_(type_) != is_(column.type) for is_ in _MEANINGS)
+    if means_another or (pa.types.is_nested(type_) and not array.cast(column.type).equals(column)):
         raise pa.ArrowInvalid(f"{column.type} does not fit into {type_}")
     return array
+
+
+_MEANINGS = (pa.types.is_boolean, pa.types.is_temporal)
 
 
 def _shown(column: pa.Array, name: str) -> tuple[list[Any], Reasons]:
@@ -391,10 +418,11 @@ def _shown_value(value: pa.Scalar, name: str) -> tuple[Any, str | None]:
         return None, f"{name} holds a value that Python cannot show"
 
 
-def _id_values(column: pa.Array) -> list[Any]:
+def _id_values(batch: pa.RecordBatch, name: str | None) -> list[Any]:
     """UUIDs in hex; decimals, dates, timestamps as Arrow writes them; bytes and numbers as they are; else nothing."""
-    if not is_id(column.type):
-        return [None] * len(column)
+    column = _only(batch, name)
+    if column is None or not is_id(column.type):
+        return [None] * len(batch)
     column = _as_bytes(column.storage if isinstance(column, pa.ExtensionArray) else column)
     if pa.types.is_timestamp(column.type):
         column = column.cast(pa.timestamp(column.type.unit))  # in UTC, without the name of a zone, which may be none
@@ -489,7 +517,7 @@ def kept_array(values: Sequence[Any], f: pa.Field) -> tuple[pa.Array, Reasons]:
         values = [_as_json(value) for value in values]
     try:
         array = _array_of(values, f.type)
-        if not any(_has_other_fields(value, f.type) for value in values):
+        if all(map(_is_kept, values, array.to_pylist())):
             return array, [None] * len(values)
     except _MISFITS:
         pass
@@ -524,22 +552,36 @@ def _kept_value(value: Any, f: pa.Field) -> tuple[Any, str | None]:
         return None, None
     try:
         found = pa.scalar(value, f.type).as_py()
-        if not _has_other_fields(value, f.type):
+        if _is_kept(value, found):
             return found, None
     except _MISFITS:
         pass
     return None, f"{f.name} holds {value!a:.40}, not {f.type}"
 
 
-def _has_other_fields(value: Any, type_: pa.DataType) -> bool:
-    """Whether there is something in fields that the type's structs lack."""
-    if pa.types.is_struct(type_) and isinstance(value, dict):
-        types = {f.name: f.type for f in type_}
-        return any(
-            name not in types or _has_other_fields(its, types[name]) for name, its in value.items() if its is not None
-        )
-    if _is_list(type_) and isinstance(value, list):
-        return any(_has_other_fields(its, type_.value_type) for its in value)
-    if pa.types.is_map(type_) and isinstance(value, list):
-        return any(_has_other_fields(its, type_.item_type) for _, its in value)
-    return False
+def _is_kept(value: Any, found: Any) -> bool:
+    """Whether what the column holds is the value: Arrow cuts numbers and times in silence, and drops fields of structs.
+
+    Floats may be rounded, as a column of shorter ones does.
+    """
+    if isinstance(value, dict) and isinstance(found, dict):
+        return all(its is None or (name in found and _is_kept(its, found[name])) for name, its in value.items())
+    if isinstance(found, list):
+        its = list(value.items() if isinstance(value, dict) else value)  # an object may become a map
+        return len(its) == len(found) and all(map(_is_kept, its, found))
+    if isinstance(found, tuple):
+        return all(map(_is_kept, value, found))
+    if isinstance(value, bool) or isinstance(found, bool):
+        return value is found
+    if isinstance(found, float) and isinstance(value, float):
+        return math.isclose(found, value, rel_tol=1e-3) or value != value
+    return bool(_plain(value) == _plain(found))
+
+
+def _plain(value: Any) -> Any:
+    """The value as others of its meaning are, too: texts as their bytes, days as their midnights, times in UTC."""
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, datetime):
+        return value.astimezone(timezone.utc).replace(tzinfo=None) if value.tzinfo else value
+    return datetime.combine(value, time()) if isinstance(value, date) else value

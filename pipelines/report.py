@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from pipelines.estimate import Estimate
@@ -20,6 +21,11 @@ def reasons_in_words(parts: Sequence[Part], n: int = 3) -> str:
     counts, examples = total_reasons(parts, n)
     such_as = {reason: f", such as {example}" for reason, example in examples.items()}
     return "; ".join(f"{reason} ({count:,}{such_as.get(reason, '')})" for reason, count in counts.items())
+
+
+def is_above(fraction: float, failed: int, rows: int) -> bool:
+    """Whether more failed than a fraction, which is the decimal that the user wrote and not the float beside it."""
+    return failed > Fraction(str(fraction)) * rows
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ class Summary:
         A night is judged by itself too: in a large output it would not show.
         """
         for failed, rows, new in ((self.failed, self.rows, ""), (self.night_failed, self.night_rows, "new ")):
-            if failed > self.max_failed_fraction * rows:
+            if is_above(self.max_failed_fraction, failed, rows):
                 return (
                     f"{failed:,} of {rows:,} {new}records failed, more than --max-failed-fraction "
                     f"{self.max_failed_fraction}"

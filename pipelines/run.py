@@ -46,7 +46,7 @@ from pipelines.plan import JobPlan, check_writable, is_there, is_whole_stream, m
 from pipelines.predict import Predictor
 from pipelines.progress import Progress
 from pipelines.read import Columns, read
-from pipelines.report import Summary, reasons_in_words
+from pipelines.report import Summary, is_above, reasons_in_words
 from pipelines.resources import Hardware, connect, share_out
 from pipelines.sample import estimate
 from pipelines.spec import JobSpec
@@ -229,7 +229,7 @@ class _Judge:
         if self._n_untold and self._limit > 0:
             return
         for tally, new in ((self._whole, ""), (self._new, "new ")):
-            if tally.failed > self._limit * (tally.rows + self._n_to_come):
+            if is_above(self._limit, tally.failed, tally.rows + self._n_to_come):
                 raise RunError(
                     f"stopped, since {tally.failed:,} of {tally.rows:,} {new}records have failed, too many for "
                     f"--max-failed-fraction {self._limit} whatever follows: {reasons_in_words(tally.parts)}. "
@@ -284,9 +284,13 @@ class _Tally:
         self.failed += part.failed
 
 
+_RETRIES = re.compile(r"(\\n|[\s,'\"])*Failed to .+ after \d+/\d+ attempts \(total backoff.*", re.DOTALL)
+"""What Ray Data appends to an error of a worker: how often it tried, and which of its settings say so."""
+
+
 def _root_cause(error: RayError) -> tuple[type[PipelineError], str]:
     """Our own error in the text that Ray hands over from a worker, or else its last line; before it, its kind."""
-    text = str(error).strip()
+    text = _RETRIES.sub("", str(error)).strip()
     own = re.findall(r"(convbert|pipelines)\.errors\.(\w+): (.+)", text)
     package, name, message = own[-1] if own else ("", "", text.splitlines()[-1])
     kinds = {kind.__name__: kind for kind in PipelineError.__subclasses__()}

@@ -139,11 +139,12 @@ def _put_files(table: pa.Table, part: Part, output: Location, output_format: For
         put(output.child(name + suffix), data)
         return name + suffix, [len(rows), len(data)]
 
-    return replace(
-        part,
-        name=f"{INDEX_FOLDER}/{unit}{INDEX_SUFFIX}",
-        files=dict(many_at_a_time(put_one, by.split(table, unit))),
-    )
+    files = dict(many_at_a_time(put_one, by.split(table, unit)))
+    if sum(rows for rows, _ in files.values()) != part.rows:
+        raise RunError(
+            f"the files of unit {unit} hold {sum(rows for rows, _ in files.values())} of its {part.rows} rows"
+        )
+    return replace(part, name=f"{INDEX_FOLDER}/{unit}{INDEX_SUFFIX}", files=files)
 
 
 def _n_bytes(part: Part, size: int) -> int:

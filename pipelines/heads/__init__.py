@@ -49,4 +49,4 @@ def head_for(config: ConvBertConfig, tokenizer: ConvBertTokenizer, spec: JobSpec
     )
 
 
-__all__ = ["HEADS", "Head", "Results", "head_for"]
+__all__ = ["HEADS", "Head", "PseudoLogLikelihood", "Results", "head_for"]

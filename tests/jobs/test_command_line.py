@@ -33,6 +33,13 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
     assert (spec.unit_rows, spec.text_column) == (9, "body")
 
 
+def test_a_flag_overrides_the_files_other_way_to_name_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text("input: [a]\nmodel: m\n")
+    (tmp_path / "many.yaml").write_text("input: [a]\nhead: {topic: t, mood: m}\n")
+    assert spec_of("--config", str(tmp_path / "one.yaml"), "--head", "topic=u").head == {"topic": "u"}
+    assert spec_of("--config", str(tmp_path / "many.yaml"), "--model", "u").head == {"prediction": "u"}
+
+
 @pytest.mark.parametrize("head", ["topic", "topic=", "=u"])
 def test_heads_need_a_name_and_a_url(head: str) -> None:
     for option in ("--head", "--embed"):

@@ -187,10 +187,12 @@ def test_json_columns_get_the_narrowest_type_that_holds_them() -> None:
     lines = [
         b'{"i": 1, "f": 1, "s": "x", "b": true, "m": 1, "o": {"a": 1}, "z": null, "big": 99999999999999999999}',
         b'{"i": null, "f": 0.5, "s": null, "b": false, "m": "one", "o": [1], "z": null, "big": 1}',
+        b'{"h": 18446744073709551615, "g": 9007199254740993}',
+        b'{"h": 1, "g": 0.5}',
         b"{broken",
     ]
     names = {"i": "int64", "f": "double", "s": "string", "b": "bool", "m": "string", "o": "string", "z": "null"}
-    names["big"] = "double"
+    names |= {"big": "string", "h": "uint64", "g": "string"}  # no double tells 2**53 + 1
     assert {f.name: str(f.type) for f in infer_schema(lines)} == names
 
 
@@ -202,3 +204,34 @@ def test_kept_columns_get_one_type_for_all_shards(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_bytes(b'{"text": "y", "n": 0.5, "d": 3, "e": null}\n')
     kept = kept_schema(inspected(tmp_path), ["n", "d", "e"])
     assert {f.name: str(f.type) for f in kept} == {"n": "double", "d": "string", "e": "string"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kept"),
+    [
+        (pa.uint64(), pa.uint64(), pa.uint64()),
+        (pa.uint64(), pa.int64(), pa.string()),
+        (pa.uint64(), pa.uint8(), pa.uint64()),
+        (pa.string_view(), pa.string(), pa.string()),
+        (pa.binary_view(), pa.binary_view(), pa.binary()),
+        (pa.list_(pa.struct([("a", pa.string_view())])), pa.null(), pa.list_(pa.struct([("a", pa.string())]))),
+        (pa.map_(pa.string_view(), pa.int8()), pa.null(), pa.map_(pa.string(), pa.int8())),
+    ],
+    ids=str,
+)
+def test_a_kept_type_holds_all_values_and_can_be_parted(
+    first: pa.DataType, second: pa.DataType, kept: pa.DataType, tmp_path: Path
+) -> None:
+    for name, type_ in (("a", first), ("b", second)):
+        parquet(tmp_path / f"{name}.parquet", {"text": ["x"], "c": pa.nulls(1, type_)})
+    found = kept_schema(inspected(tmp_path), ["c"]).field("c").type
+    assert found == kept
+    pa.nulls(3, found).take(pa.array([2, 0]))
+
+
+def test_columns_of_one_name_are_refused_where_the_job_reads_them(tmp_path: Path) -> None:
+    twice = pa.table([pa.array(["x"])] * 3, names=["text", "b", "b"])
+    pq.write_table(twice, tmp_path / "a.parquet")
+    check_columns(inspected(tmp_path), text_columns=["text"], other_columns=[])
+    with pytest.raises(SourceError, match=r"a\.parquet has several columns 'b': rename all but one"):
+        check_columns(inspected(tmp_path), text_columns=["text"], other_columns=["b"])

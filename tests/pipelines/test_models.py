@@ -27,9 +27,9 @@ from convbert.checkpoints import fingerprint
 from convbert.models import PreTrainedModel
 from pipelines import models
 from pipelines.encode import Inputs
-from pipelines.errors import ModelError
+from pipelines.errors import ModelError, SpecError
 from pipelines.models import plan_passes, weights_fingerprint
-from pipelines.spec import JobSpec
+from pipelines.spec import JobSpec, flag
 from tests.conftest import save_checkpoint, tiny_config
 
 
@@ -42,6 +42,19 @@ def test_a_plan_says_what_the_checkpoint_predicts(checkpoint: Path) -> None:
     (head,) = only.heads
     assert (head.name, head.head.task, head.head.labels) == ("prediction", "text-classification", ["ham", "spam"])
     assert (only.encoding.max_length, only.encoding.inputs) == (128, Inputs("text", ("text",)))
+
+
+def test_a_setting_that_no_head_looks_at_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    tagger = save_checkpoint(tmp_path / "tagger", architecture="ConvBertForTokenClassification")
+    both = {"topic": str(checkpoint), "entities": str(tagger)}
+    for changes in ({"text_pair_column": "b"}, {"threshold": 0.7}, {"normalize": True}, {"question_column": "q"}):
+        with pytest.raises(SpecError, match=f"{flag(next(iter(changes)))}: no head of this job looks at it"):
+            plan_passes(spec(model=str(tagger), **changes))
+    plan_passes(spec(model=str(tagger), text_column="body", threshold=0.5, aggregation="max"))
+    plan_passes(spec(head=both, text_pair_column="b", threshold=0.7, aggregation="max"))
+    with pytest.raises(SpecError, match="--stride: no head"):
+        plan_passes(spec(head=both, stride=7))
+    plan_passes(spec(head=both, stride=7, long_text="window"))
 
 
 @pytest.mark.parametrize("architectures", [None, 3, "ConvBertForMaskedLM", [], [1], [["ConvBertModel"]], ["BertModel"]])

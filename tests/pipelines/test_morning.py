@@ -3,13 +3,17 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipelines import manifest as manifest_module
 from pipelines import morning
+from pipelines.drift import SHIFTED
 from pipelines.errors import OutputError
+from pipelines.figures import numbers
 from pipelines.manifest import Manifest
 from pipelines.morning import FIGURES_NAME, REPORT_NAME, report_of, write_report
 from pipelines.report_page import page_of
@@ -53,6 +57,19 @@ def test_counts_are_those_of_the_night_and_of_the_output(manifest: Manifest) -> 
     scores = report["heads"][0]["scores"]["score"]
     assert [each["from"] for each in scores["bins"]] == pytest.approx([n / 20 for n in range(20)])
     assert sum(each["count"] for each in scores["bins"]) == scores["n"] == 500
+
+
+def test_scores_are_compared_by_the_bins_of_the_wider_night() -> None:
+    narrow, wide = numbers(np.linspace(10, 12, 1000)), numbers(np.linspace(10, 20, 1000))
+    assert narrow.exponent < wide.exponent
+    found = morning._histogram(wide, narrow)
+    assert sum(each["count"] for each in found["bins"]) == 1000
+    assert found["drift"]["verdict"] == "changed"
+    rng = np.random.default_rng(0)
+    nights = [numbers(rng.normal(15, 1, 1000)) for _ in range(100)]
+    for before, now in pairwise(nights):
+        assert morning._histogram(now, before)["drift"]["psi"] < SHIFTED
+    assert morning._histogram(numbers([]), wide)["drift"] is None
 
 
 @pytest.mark.parametrize(

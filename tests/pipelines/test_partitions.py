@@ -32,13 +32,14 @@ def split(table: pa.Table, by: Partitioning) -> dict[str, pa.Table]:
 @pytest.mark.parametrize(
     ("values", "folders"),
     [
+        (["de", NULL_VALUE, None, "en", "", NULL_VALUE], ["lang=__HIVE_DEFAULT_PARTITION__", "lang=de", "lang=en"]),
         (["de", "en", "de", None, ""], ["lang=__HIVE_DEFAULT_PARTITION__", "lang=de", "lang=en"]),
         ([3, -1, None], ["lang=-1", "lang=3", "lang=__HIVE_DEFAULT_PARTITION__"]),
         ([True, False], ["lang=false", "lang=true"]),
         ([datetime.date(2026, 11, 25)], ["lang=2026-11-25"]),
         (["a/b=c%", "ü é"], ["lang=a%2Fb%3Dc%25", "lang=ü é"]),
     ],
-    ids=["strings", "numbers", "booleans", "dates", "odd characters"],
+    ids=["Hive's own name for null", "strings", "numbers", "booleans", "dates", "odd characters"],
 )
 def test_each_value_has_a_folder_and_rows_keep_their_order(values: list[Any], folders: list[str]) -> None:
     table = pa.table({"id": [str(n) for n in range(len(values))], "lang": values})

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import errno
 import gzip
 import io
 import json
+import math
 import os
 import random
 import uuid
@@ -19,7 +20,7 @@ import pytest
 
 from pipelines.envelope import Envelope
 from pipelines.errors import SourceError, StoreError
-from pipelines.read import Columns, ids_of, read, read_unit, text_name
+from pipelines.read import Columns, ids_of, kept_array, read, read_unit, text_name
 from pipelines.storage import locate, put
 from pipelines.units import Stream, Unit, list_shards
 from tests.fault_proxy import FaultProxy
@@ -196,7 +197,7 @@ def test_every_kind_of_text_column_reads_alike(values: pa.Array, tmp_path: Path)
 
 
 UUIDS = [uuid.UUID(int=255), uuid.UUID(bytes=b"happens to be it")]
-NOON = datetime.datetime(2026, 11, 26, 12, 0, 0, 500, datetime.UTC)
+NOON = dt.datetime(2026, 11, 26, 12, 0, 0, 500, dt.UTC)
 IDS: list[tuple[pa.Array, list[str | None]]] = [
     (pa.array([Decimal(10**37 + 1), None], pa.decimal128(38, 0)), ["1" + "0" * 36 + "1", None]),  # Snowflake, Oracle
     (pa.array([Decimal("7.50")], pa.decimal128(9, 2)), ["7.50"]),
@@ -269,6 +270,23 @@ def test_a_damaged_row_group_fails_its_rows_only(tmp_path: Path) -> None:
     assert block["error"].to_pylist()[:50] == [None] * 50
     assert all(error.startswith("row group 1 of the shard cannot be read") for error in block["error"].to_pylist()[50:])
     assert block["id"].to_pylist() == [f"{path}#{row}" for row in range(100)]
+
+
+def test_rows_whose_text_is_damaged_keep_their_ids(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pa.table({"text": [f"text number {i} of many" for i in range(400)], "id": [f"r{i}" for i in range(400)]})
+    pq.write_table(table, path, row_group_size=100, use_dictionary=False, write_page_checksum=True)
+    column = pq.read_metadata(path).row_group(1).column(0)
+    data = bytearray(path.read_bytes())
+    middle = column.data_page_offset + column.total_compressed_size // 2
+    data[middle : middle + 40] = b"\0" * 40
+    path.write_bytes(data)
+    block = read_unit(unit(path, 50, 350), columns())
+    failed = [place for place, error in enumerate(block["error"].to_pylist()) if error]
+    assert failed == list(range(50, 150))
+    assert block["id"].to_pylist() == [f"r{i}" for i in range(50, 350)]
+    shard = list_shards([str(path)])[0]
+    assert list(ids_of(shard, "id")) == table["id"].to_pylist()
 
 
 def test_rows_that_only_the_footer_counts_are_failures(tmp_path: Path) -> None:
@@ -401,6 +419,64 @@ def test_a_fault_of_ours_is_no_damage_of_the_shard(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("pipelines.read._parquet_block", fails)
     with pytest.raises(pa.ArrowInvalid, match="ours"):
         read_unit(unit(tmp_path / "a.parquet", 0, 1), columns())
+
+
+@pytest.mark.parametrize(
+    ("type_", "fits", "misfits"),
+    [
+        (pa.int64(), [10, 1.0, None, -1], [10.75, True, Decimal("1.5")]),
+        (pa.bool_(), [True, None], [1, 0]),
+        (pa.float64(), [0.5, 3, math.nan], [True, 2**53 + 1]),
+        (pa.float32(), [0.1, 3], [1e300]),
+        (pa.timestamp("us"), [dt.datetime(2026, 11, 27, 1, 2, 3, 4)], [1_700_000_000, 0.5]),
+        (
+            pa.timestamp("s", "UTC"),
+            [dt.datetime(2026, 11, 27, tzinfo=dt.timezone.utc)],
+            [dt.datetime(2026, 11, 27, 1, 2, 3, 4)],
+        ),
+        (pa.date32(), [dt.date(2026, 11, 27), dt.datetime(2026, 11, 27)], [dt.datetime(2026, 11, 27, 1)]),
+        (pa.list_(pa.list_(pa.int64())), [[[1], None, []]], [[[1.5]]]),
+        (pa.struct([("a", pa.int64())]), [{"a": 1}, {}, {"a": None}], [{"a": 1.5}, {"a": 1, "b": 2}]),
+        (pa.map_(pa.string(), pa.int64()), [{"a": 1}, [("b", 2)]], [{"a": 1.5}]),
+        (pa.binary(), [b"\xff", "text"], [1]),
+        (pa.string(), [b"text", "text", 1.5, {"a": [1]}], [b"\xff"]),
+    ],
+    ids=str,
+)
+def test_a_kept_value_is_kept_whole_or_is_its_records_error(
+    type_: pa.DataType, fits: list[Any], misfits: list[Any]
+) -> None:
+    array, reasons = kept_array(fits, pa.field("c", type_))
+    assert reasons == [None] * len(fits)
+    assert [value is None for value in array.to_pylist()] == [value is None for value in fits]
+    for value in misfits:
+        array, reasons = kept_array([*fits, value], pa.field("c", type_))
+        assert reasons == [None] * len(fits) + [f"c holds {value!a:.40}, not {type_}"]
+        assert array[-1].as_py() is None
+
+
+@pytest.mark.parametrize(
+    ("column", "planned", "fits"),
+    [
+        (pa.array([1, 0]), pa.bool_(), False),
+        (pa.array([True, False]), pa.int64(), False),
+        (pa.array([1_700_000_000, 0]), pa.timestamp("us"), False),
+        (pa.array([3.99, 0.5]), pa.int64(), False),
+        (pa.array([3.0, 5.0]), pa.int64(), True),
+        (pa.array([dt.date(2026, 11, 27)] * 2), pa.timestamp("us"), True),
+        (pa.array([Decimal("1.50")] * 2), pa.float64(), True),
+        (pa.array([True, False]), pa.string(), True),
+        (pa.nulls(2), pa.bool_(), True),
+    ],
+    ids=lambda value: str(value.type) if isinstance(value, pa.Array) else str(value),
+)
+def test_a_column_of_parquet_takes_no_other_meaning(
+    column: pa.Array, planned: pa.DataType, fits: bool, tmp_path: Path
+) -> None:
+    pq.write_table(pa.table({"text": ["x"] * 2, "c": column}), tmp_path / "a.parquet")
+    block = read_unit(unit(tmp_path / "a.parquet", 0, 2), columns(("c", planned)))
+    assert [error is None for error in block["error"].to_pylist()] == [fits, fits]
+    assert block["c"].null_count == (2 if not fits or pa.types.is_null(column.type) else 0)
 
 
 def test_objects_of_json_have_no_other_fields_than_a_struct_that_is_kept(tmp_path: Path) -> None:

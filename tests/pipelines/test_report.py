@@ -3,7 +3,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from pipelines.report import reasons_in_words
+from pipelines.report import is_above, reasons_in_words
 from pipelines.write import Part
 from tests.pipelines.nights import SUMMARY
 
@@ -53,3 +53,10 @@ def test_reasons_of_many_parts_are_told_at_once() -> None:
     started = time.process_time()
     assert reasons_in_words(each, n=1) == "r0 (1, such as id0)"
     assert time.process_time() - started < 5
+
+
+def test_a_limit_is_the_decimal_that_was_written() -> None:
+    assert 29 > 0.29 * 100  # as floats have it
+    assert not is_above(0.29, 29, 100)
+    assert is_above(0.29, 30, 100)
+    assert is_above(0.0, 1, 10**9)

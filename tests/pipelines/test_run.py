@@ -470,6 +470,17 @@ def test_a_run_that_has_gone_wrong_stops_and_says_why(checkpoint: Path, tmp_path
         ),
         ("pipelines.errors.one_line: nothing of that kind", RunError, "nothing of that kind"),
         ("ValueError: a fault of ours", RunError, "ValueError: a fault of ours"),
+        (
+            "ValueError: a fault of ours\nFailed to map after 1/1 attempts (total backoff 0.0s).\nTo change retry "
+            "attempts, configure `ray.data.DataContext.get_current()` if you believe this to be transient.",
+            RunError,
+            "ValueError: a fault of ours",
+        ),
+        (
+            "KeyError: 'text\\nFailed to map after 1/1 attempts (total backoff 0.0s).\\nTo change it, configure'",
+            RunError,
+            "KeyError: 'text",
+        ),
     ],
 )
 def test_what_a_worker_raises_keeps_its_kind(last: str, kind: type[PipelineError], message: str) -> None:

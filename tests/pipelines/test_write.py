@@ -12,6 +12,7 @@ from pipelines.envelope import Envelope
 from pipelines.errors import RunError
 from pipelines.figures import shares, total_figures
 from pipelines.heads.sequence_classification import SequenceClassification
+from pipelines.partitions import Partitioning
 from pipelines.predict import N_COPIED, N_TOKENS
 from pipelines.storage import locate
 from pipelines.write import Format, Part, part_figures, write_part
@@ -116,6 +117,20 @@ def test_a_unit_that_has_lost_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="part-a-0123-00000 arrived with 3 of its 5 rows"):
         write(block(3), tmp_path, n_rows=5)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_overwrite_each_other_are_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Partitioning, "split", lambda self, table, part: [("x=1/a", table[:2]), ("x=1/a", table[2:])])
+    envelope = Envelope("part-a-0123-00000", 3, True, block(3), busy_s=0.0)
+    with pytest.raises(RunError, match="the files of unit part-a-0123-00000 hold 1 of its 3 rows"):
+        write_part(
+            envelope,
+            output=str(tmp_path),
+            output_format="parquet",
+            heads={"prediction": HEAD},
+            partitioning=Partitioning("x"),
+        )
+    assert not (tmp_path / "_units").exists()
 
 
 def test_reasons_that_differ_in_numbers_count_as_one(tmp_path: Path) -> None:

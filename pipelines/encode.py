@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from convbert import ConvBertTokenizer
 from convbert.engine import Packed
+from pipelines.culprits import good_rows, with_errors
 from pipelines.errors import ModelError
 from pipelines.read import text_name
 from pipelines.sequences import Sequences, add_sequences, at_rows
@@ -76,7 +77,7 @@ def encode(block: pa.Table, encodings: Sequence[Encoding]) -> pa.Table:
 
 
 def _encode(block: pa.Table, encoding: Encoding) -> pa.Table:
-    rows = np.flatnonzero(block["error"].is_null().to_numpy())
+    rows = good_rows(block)
     values = [at_rows(block[text_name(name)], pa.array(rows)).to_pylist() for name in encoding.inputs.columns]
     tokenizer = _tokenizer(encoding.tokenizer, encoding.fingerprint)
     refused = _refusals(tokenizer, encoding, values)
@@ -87,9 +88,7 @@ def _encode(block: pa.Table, encoding: Encoding) -> pa.Table:
     for row, reason in zip(fit, _misfits(tokenizer, encoding, sequences), strict=True):
         refused[row] = reason
     block = add_sequences(block, encoding.name, sequences, rows[fit])
-    errors = np.array(block["error"].to_pylist(), object)
-    errors[rows] = refused
-    return block.set_column(block.schema.get_field_index("error"), "error", pa.array(errors, pa.string()))
+    return with_errors(block, {int(row): reason for row, reason in zip(rows, refused, strict=True) if reason})
 
 
 # --- each kind of record ------------------------------------------------------------------------------

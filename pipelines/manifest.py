@@ -6,7 +6,7 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -101,7 +101,7 @@ class Manifest:
             "recipe": self.recipe,
             "versions": self.versions,
             "nights": self.nights,
-            "shards": [asdict(shard) for shard in self.shards],
+            "shards": [vars(shard) for shard in self.shards],
             **self._parts_and_indexes(),
         }
         return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
@@ -130,7 +130,7 @@ def _with_files(values: dict[str, Any]) -> Iterator[Part]:
 
 def _entry(part: Part) -> dict[str, Any]:
     """A part in the manifest, which stays small: of stages and histograms it keeps each night's sums."""
-    return {name: value for name, value in asdict(part).items() if name not in ("stages_s", "figures")}
+    return {name: value for name, value in vars(part).items() if name not in ("stages_s", "figures")}
 
 
 def in_order(parts: Iterable[Part]) -> list[Part]:

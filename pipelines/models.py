@@ -138,7 +138,7 @@ def share_passes(heads: Mapping[str, tuple[str, JobSpec]]) -> list[EncoderPass]:
     """
     groups: dict[tuple[str, Encoding], list[HeadPlan]] = {}
     for name, (url, spec) in heads.items():
-        plan, encoder, encoding = _inspect(name, absolute(url), spec)
+        plan, encoder, encoding = _inspect(name, absolute(url), spec, shares=len(heads) > 1)
         groups.setdefault((encoder, encoding), []).append(plan)
     return [
         EncoderPass(
@@ -155,14 +155,14 @@ def share_passes(heads: Mapping[str, tuple[str, JobSpec]]) -> list[EncoderPass]:
     ]
 
 
-def _inspect(name: str, url: str, spec: JobSpec) -> tuple[HeadPlan, str, Encoding]:
-    """The head's plan, and what must be equal to share its pass: encoder and encoding."""
+def _inspect(name: str, url: str, spec: JobSpec, *, shares: bool) -> tuple[HeadPlan, str, Encoding]:
+    """The head's plan, and what must be equal to share its pass, if there is another: encoder and encoding."""
     try:
         checkpoint = located(url)
         config = ConvBertConfig.from_pretrained(checkpoint)
         tokenizer = ConvBertTokenizer.from_pretrained(checkpoint)
         head = head_for(config, tokenizer, spec, source=checkpoint.source)
-        model = load_model(head, name, checkpoint, config)
+        model = load_model(head, checkpoint, config)
         encoding = encoding_for(head, config, tokenizer, spec, source=checkpoint.source)
     except ConvBertError as error:
         raise ModelError(f"--head {name}: {redacted(str(error))}") from error
@@ -170,7 +170,7 @@ def _inspect(name: str, url: str, spec: JobSpec) -> tuple[HeadPlan, str, Encodin
         raise ModelError(f"--head {name}: {error}") from error
     settings = {field: getattr(spec, field) for field in head.settings}
     plan = HeadPlan(name, url, head, weights_fingerprint(model), settings, config)
-    return plan, weights_fingerprint(model.base_model), encoding
+    return plan, weights_fingerprint(model.base_model) if shares else "", encoding
 
 
 def encoding_for(
@@ -217,7 +217,7 @@ def encoding_for(
     )
 
 
-def load_model(head: Head, name: str, url: str | Checkpoint, config: ConvBertConfig | None = None) -> PreTrainedModel:
+def load_model(head: Head, url: str | Checkpoint, config: ConvBertConfig) -> PreTrainedModel:
     """A head's model with all its weights.
 
     Raises:

@@ -170,7 +170,7 @@ def _with_more(block: pa.Table, name: str, rows: NDArray[np.int64], counts: NDAr
 
 
 def _load(plan: HeadPlan) -> PreTrainedModel:
-    model = load_model(plan.head, plan.name, plan.url, plan.config)
+    model = load_model(plan.head, plan.url, plan.config)
     if weights_fingerprint(model) != plan.fingerprint:
         raise ModelError(
             f"--head {plan.name}: the weights at {redacted(plan.url)} have changed since the job was planned: "

@@ -25,7 +25,6 @@ from ray.serve.metrics import Counter, Histogram
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
-from convbert import ConvBertTokenizer
 from pipelines.batching import Batcher, BatchStats, QueueFullError, Speed, TooLongError
 from pipelines.errors import DeviceError, RunError, SpecError
 from pipelines.manifest import OURS, version_of
@@ -50,7 +49,7 @@ REFUSAL_S = 0.2
 
 BOUNDARIES_MS: list[float] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 30000]
 BOUNDARIES_TOKENS: list[float] = [16, 64, 256, 1024, 4096, 16384, 65536, 262144]
-LABELS = {"id": "1", "text": "the", "question": "the", "context": "the", "choices": ["the"]}
+WARM_UP = {"text": "the", "question": "the", "context": "the", "choices": ["the"]}
 
 
 def build(args: Mapping[str, Any] | ServeSpec) -> serve.Application:
@@ -90,8 +89,8 @@ def build(args: Mapping[str, Any] | ServeSpec) -> serve.Application:
 def describe(spec: ServeSpec, passes: Sequence[EncoderPass], *, device: str, precision: str) -> dict[str, Any]:
     """What ``/info`` tells."""
     heads = {plan["name"]: plan for one in passes for plan in one.describe()}
-    for name, url in spec.urls.items():
-        heads[name]["mask_token"] = ConvBertTokenizer.from_pretrained(url).mask_token
+    for plan in (plan for one in passes for plan in one.heads):
+        heads[plan.name]["mask_token"] = getattr(plan.head, "mask_token", None)
     limits = ("max_body_bytes", "max_texts", "max_characters", "timeout_s", "max_queued_tokens", "max_queued_requests")
     return {
         "heads": [heads[name] for name in spec.urls],
@@ -225,7 +224,7 @@ class Model:
         )
         for plan in (plan for one in passes for plan in one.heads):
             mask = getattr(plan.head, "mask_token", "[MASK]")
-            predictor([Request(({**LABELS, "text": f"the {mask}"},), ((plan.name, ()),))])
+            predictor([Request(({**WARM_UP, "text": f"the {mask}"},), ((plan.name, ()),))])
         return predictor, predictor.speed()
 
     async def answer(self, request: Request) -> Answer | None:

@@ -40,6 +40,7 @@ class FillMask(Head):
         self.inputs = Inputs("text", (spec.text_column,))
         self.labels = []
         self.mask_id = _mask_id(tokenizer)
+        self.mask_token = tokenizer.mask_token
         self.top_k = min(spec.top_k or 5, config.vocab_size)
         self.words = _words(tokenizer, config.vocab_size)
 

@@ -8,6 +8,9 @@ import pytest
 
 from pipelines.errors import ModelError
 from pipelines.models import plan_passes
+from pipelines.online import plan_service
+from pipelines.serve_spec import ServeSpec
+from pipelines.serving import Model, describe
 from tests.conftest import save_checkpoint
 from tests.oracle import fill, pseudo_log_likelihood
 from tests.pipelines.labelling import job, label
@@ -58,6 +61,18 @@ def test_a_text_is_as_likely_as_its_tokens_behind_masks(model: Path, sentences: 
 def test_windows_score_every_token_once(model: Path) -> None:
     spec = job(model, pseudo_log_likelihood=True, long_text="window", max_length=16, stride=5)
     assert label(spec, text=["the free mail " * 20])["prediction"][0].as_py()["tokens"] == 60
+
+
+def test_a_mask_has_the_tokenizer_s_name(model: Path) -> None:
+    vocab = (model / "vocab.txt").read_text(encoding="utf-8").replace("[MASK]", "<mask>")
+    (model / "vocab.txt").write_text(vocab, encoding="utf-8")
+    (model / "tokenizer_config.json").write_text(json.dumps({"mask_token": "<mask>"}), encoding="utf-8")
+    spec = ServeSpec.of({"head": {"words": str(model)}})
+    passes = plan_service(spec.urls, {})
+    (told,) = describe(spec, passes, device="cpu", precision="fp32")["heads"]
+    assert told["mask_token"] == "<mask>"
+    predictor, _ = Model._load(spec, passes, "cpu", "fp32")
+    assert predictor._worked == {passes[0].encoding.name}  # the first request had a mask to fill
 
 
 def test_a_tokenizer_without_a_mask_is_refused(model: Path) -> None:

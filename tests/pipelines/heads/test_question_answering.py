@@ -84,8 +84,8 @@ def test_records_without_a_question_or_a_context_say_so() -> None:
 def test_long_contexts_are_read_in_windows_unless_told_otherwise() -> None:
     row = max(range(len(RECORDS)), key=lambda i: len(RECORDS[i]["context"]))
     windows, cut, refused = (
-        answered(max_length=48, stride=10, **changes)
-        for changes in ({}, {"long_text": "truncate"}, {"long_text": "error"})
+        answered(max_length=48, **changes)
+        for changes in ({"stride": 10}, {"long_text": "truncate"}, {"long_text": "error"})
     )
     assert windows["error"].null_count == cut["error"].null_count == len(RECORDS)
     assert cut["prediction"].to_pylist()[row]["end"] < 200

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import count
 from typing import Any
@@ -26,7 +26,7 @@ from pipelines.encode import encode
 from pipelines.envelope import Envelope
 from pipelines.errors import ModelError, PipelineError, RunError, SpecError
 from pipelines.job_metrics import JobMetrics
-from pipelines.jsonl import compression_of
+from pipelines.judge import Judge
 from pipelines.ledger import Ledger
 from pipelines.manifest import (
     Manifest,
@@ -46,20 +46,19 @@ from pipelines.plan import JobPlan, check_writable, is_there, is_whole_stream, m
 from pipelines.predict import Predictor
 from pipelines.progress import Progress
 from pipelines.read import Columns, read
-from pipelines.report import Summary, is_above, reasons_in_words
+from pipelines.report import Summary
 from pipelines.resources import Hardware, connect, share_out
 from pipelines.sample import estimate
 from pipelines.spec import JobSpec
 from pipelines.storage import Location, absolute, locate, many_at_a_time, redacted, remove
 from pipelines.survive import counted, open_ledger, surviving, surviving_actor
-from pipelines.units import Stream, Task, Unit, fingerprint_of, number_of, unit_of
+from pipelines.units import Stream, Task, fingerprint_of, number_of, unit_of
 from pipelines.write import Part, write_part
 
 logger = logging.getLogger(__name__)
 LABELLING = "labelling"  # what model actors tell the ledger that they do
 _UNITS_AHEAD = 4  # that wait at each actor while it computes another
 _ROUNDS = 3  # plans, where other runs change the output meanwhile
-_JUDGED_UNITS = 10  # a smaller job comes out whole, with all of its errors to look at
 _SHOWN = 5  # vanished shards that are named
 
 
@@ -172,7 +171,7 @@ def _label(plan: JobPlan, hardware: Hardware, meter: Meter) -> list[Part]:
     logger.info("%s", describe_sharing(plan.passes))
     logger.info("labelling %d units: %s, %s", plan.n_units, hardware.describe(), plan.precision)
     labelled: list[Part] = []
-    ledger, judge = open_ledger(), _Judge(plan)
+    ledger, judge = open_ledger(), Judge(plan)
     sizes: dict[str, Any] = {"n_units": plan.n_units, "n_rows": plan.n_rows, "n_actors": hardware.max_actors}
 
     def n_at_work() -> int:
@@ -195,93 +194,6 @@ def _label(plan: JobPlan, hardware: Hardware, meter: Meter) -> list[Part]:
         with suppress(RayError):  # the cluster may be gone
             ray.kill(ledger)
     return labelled
-
-
-class _Judge:
-    """Stops a run that has gone wrong: it would fail even if no further record did.
-
-    Totals are kept, so that a part costs as much to judge as the one before it, however many there are.
-    """
-
-    def __init__(self, plan: JobPlan) -> None:
-        self._limit = plan.spec.max_failed_fraction
-        self._known = set() if plan.previous is None else {part.name for part in plan.previous.parts}
-        self._whole, self._new = _Tally(), _Tally()
-        self._count(plan.parts)
-        self._n_kept = len(self._whole.parts)
-        self._to_come = _most_records(plan)
-        self._n_to_come = sum(n_rows or 0 for n_rows in self._to_come.values())
-        self._n_untold = sum(n_rows is None for n_rows in self._to_come.values())
-
-    def add(self, parts: list[Part]) -> None:
-        """Count parts that have just been finished.
-
-        Raises:
-            RunError: with the commonest reasons and an example of each.
-        """
-        self._count(parts)
-        for part in parts:
-            n_rows = self._to_come.pop(unit_of(part.name), 0)
-            self._n_to_come -= n_rows or 0
-            self._n_untold -= n_rows is None
-        if not self._to_come or len(self._whole.parts) - self._n_kept < _JUDGED_UNITS:
-            return
-        if self._n_untold and self._limit > 0:
-            return
-        for tally, new in ((self._whole, ""), (self._new, "new ")):
-            if is_above(self._limit, tally.failed, tally.rows + self._n_to_come):
-                raise RunError(
-                    f"stopped, since {tally.failed:,} of {tally.rows:,} {new}records have failed, too many for "
-                    f"--max-failed-fraction {self._limit} whatever follows: {reasons_in_words(tally.parts)}. "
-                    "Finished parts stay: mend the input, or raise the limit and start again"
-                )
-
-    def _count(self, parts: Iterable[Part]) -> None:
-        for part in parts:
-            self._whole.add(part)
-            if part.name not in self._known:
-                self._new.add(part)
-
-
-def _most_records(plan: JobPlan) -> dict[str, int | None]:
-    """How many good records each pending unit can hold at most, None where only reading tells.
-
-    A stream stands there as a whole: how many units it still has shows at its end.
-    """
-    columns = [*plan.columns.texts, *plan.columns.lists]
-    shortest = json.dumps(dict.fromkeys(columns, ""), ensure_ascii=False, separators=(",", ":")) + "\n"
-    n_bytes = len(shortest.encode())
-    most: dict[str, int | None] = {}
-    for task in plan.pending:
-        if isinstance(task, Stream):
-            most[task.stem] = None
-        else:
-            most |= {unit.name: _most_in(unit, n_bytes) for unit in task}
-    return most
-
-
-def _most_in(unit: Unit, n_bytes: int) -> int | None:
-    """Records in a unit, or how many lines of so many bytes have room in it."""
-    if unit.n_rows is not None:
-        return unit.n_rows
-    if any(shard.is_parquet or compression_of(shard.url) for shard in unit.shards):
-        return None
-    size = sum(shard.size for shard in unit.shards) if unit.stop is None else unit.stop - unit.start
-    return size // n_bytes + len(unit.shards)  # a shard's last line may lack its end, and one of a range end behind it
-
-
-@dataclass
-class _Tally:
-    """Parts and their totals."""
-
-    parts: list[Part] = field(default_factory=list)
-    rows: int = 0
-    failed: int = 0
-
-    def add(self, part: Part) -> None:
-        self.parts.append(part)
-        self.rows += part.rows
-        self.failed += part.failed
 
 
 _RETRIES = re.compile(r"(\\n|[\s,'\"])*Failed to .+ after \d+/\d+ attempts \(total backoff.*", re.DOTALL)

@@ -9,13 +9,14 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.figures import Figures, Histogram, lengths, shares
-from pipelines.manifest import Manifest, ShardEntry
+from pipelines.manifest import Manifest, ShardEntry, in_order
 from pipelines.nights import Meter, with_night
 from pipelines.plan import JobPlan
 from pipelines.read import Columns
 from pipelines.report import Summary
 from pipelines.resources import Hardware
 from pipelines.spec import JobSpec
+from pipelines.units import Shard, Unit
 from pipelines.write import Part
 
 HARDWARE = Hardware(2, 2, actor_cpus=1, actor_gpus=0, n_threads=1, task_cpus=0.5)
@@ -110,3 +111,18 @@ def night(previous: Manifest | None, parts: list[Part], heads: list[dict[str, An
         versions={"torch": "2.13"},
     )
     return replace(manifest, nights=with_night(manifest, plan_of(previous), meter))
+
+
+SHARD = Shard("/in/a.parquet", 99, "1")
+STEM = "part-a-0123456789abcdef"
+UNITS = tuple(Unit(f"{STEM}-{n:05d}", (SHARD,), 10 * n, 10 * n + 10) for n in range(20))
+
+
+def made(n: int, *, rows: int = 10, failed: int = 0, stem: str = STEM, **changes: Any) -> Part:
+    values = {"reasons": {"text is null": failed} if failed else {}, "examples": {"text is null": f"r{n}"}}
+    return Part(f"{stem}-{n:05d}.parquet", rows, failed, 0, **{**values, **changes})
+
+
+def state(made_parts: list[Part], n_units: int = 3) -> Manifest:
+    entry = ShardEntry(SHARD.url, "0123456789abcdef", n_units, "0123456789abcdef")
+    return Manifest(recipe={}, heads=[], passes=[], shards=[entry], parts=in_order(made_parts), seconds=1.0)

@@ -22,14 +22,13 @@ from ray.exceptions import RayError
 
 from pipelines import run as module
 from pipelines.errors import ModelError, OutputError, PipelineError, RunError, SourceError, StoreError
-from pipelines.manifest import Manifest, ShardEntry, in_order
 from pipelines.nights import Meter
 from pipelines.plan import JobPlan, make_plan
 from pipelines.resources import Hardware
 from pipelines.run import pipeline, run
 from pipelines.spec import JobSpec
 from pipelines.survive import open_ledger
-from pipelines.units import Shard, Stream, Unit
+from pipelines.units import Shard, Stream
 from pipelines.verify import verify
 from pipelines.write import Part
 from tests.conftest import save_checkpoint
@@ -37,7 +36,7 @@ from tests.fault_proxy import FaultProxy
 from tests.oracle import classify
 from tests.pipelines.labelling import label_here, manifest, parts, run_here
 from tests.pipelines.labelling import whole_job as job
-from tests.pipelines.nights import plan_of
+from tests.pipelines.nights import STEM, UNITS, made, plan_of, state
 
 on_ray = pytest.mark.usefixtures("ray_cluster")
 
@@ -602,21 +601,6 @@ def test_vanished_shards_are_named_and_many_are_counted(caplog: pytest.LogCaptur
     assert told[6] == "/in/x.jsonl is no longer among the inputs: its records go"
 
 
-SHARD = Shard("/in/a.parquet", 99, "1")
-STEM = "part-a-0123456789abcdef"
-UNITS = tuple(Unit(f"{STEM}-{n:05d}", (SHARD,), 10 * n, 10 * n + 10) for n in range(20))
-
-
-def made(n: int, *, rows: int = 10, failed: int = 0, stem: str = STEM, **changes: Any) -> Part:
-    values = {"reasons": {"text is null": failed} if failed else {}, "examples": {"text is null": f"r{n}"}}
-    return Part(f"{stem}-{n:05d}.parquet", rows, failed, 0, **{**values, **changes})
-
-
-def state(made_parts: list[Part], n_units: int = 3) -> Manifest:
-    entry = ShardEntry(SHARD.url, "0123456789abcdef", n_units, "0123456789abcdef")
-    return Manifest(recipe={}, heads=[], passes=[], shards=[entry], parts=in_order(made_parts), seconds=1.0)
-
-
 def test_a_complete_state_is_complete_whatever_its_number_of_units() -> None:
     plan = replace(plan_of(None), pending=[UNITS[:3]])
     module._check_complete(plan, state([made(0), made(1), made(2)]))
@@ -646,88 +630,3 @@ def test_a_stream_whose_last_part_is_not_there_ends_the_run() -> None:
     module._check_complete(plan, state([*unfinished, made(2)]))
     with pytest.raises(RunError, match=r"a\.jsonl\.gz\?sig=\*\*\* was not read to its end: start the job again"):
         module._check_complete(plan, state(unfinished, n_units=2))
-
-
-# --- the judge ----------------------------------------------------------------------------------------
-
-
-def judge(kept: list[Part] | None = None, previous: Manifest | None = None, n_units: int = 20) -> Any:
-    plan = plan_of(previous, max_failed_fraction=0.1)
-    return module._Judge(replace(plan, parts=kept or [], pending=[UNITS[:n_units]]))
-
-
-def test_a_bad_start_goes_on_while_the_rest_could_still_make_up_for_it() -> None:
-    judging = judge()
-    for n in range(20):
-        judging.add([made(n, failed=2 if n < 10 else 0)])  # 20 of 200 at the end, which is what the job takes
-
-
-def test_a_run_is_stopped_at_the_first_record_too_many() -> None:
-    judging = judge()
-    judging.add([made(n, failed=2) for n in range(10)])
-    with pytest.raises(
-        RunError, match=r"since 21 of 110 records have failed, too many .* 0\.1 .*text is null \(21, such as r0\)"
-    ):
-        judging.add([made(10, failed=1)])
-
-
-def test_fewer_than_ten_units_tell_too_little_and_the_last_one_tells_at_the_end() -> None:
-    judging = judge()
-    judging.add([made(n, failed=10) for n in range(9)])
-    judge(n_units=10).add([made(n, failed=10) for n in range(10)])  # all are out: the run's end tells
-    with pytest.raises(RunError, match="since 90 of 100 records have failed"):
-        judging.add([made(9)])
-
-
-OTHER = "part-s-fedcba9876543210"
-TEN_FAILED = [made(n, failed=1) for n in range(10)]
-
-
-def before(*to_come: Unit, limit: float) -> Any:
-    """The judge of ten units, and of these that come after them."""
-    return module._Judge(replace(plan_of(None, max_failed_fraction=limit), pending=[UNITS[:10], to_come]))
-
-
-def other(*shards: str, size: int = 300, start: int = 0, stop: int | None = None) -> Unit:
-    return Unit(f"{OTHER}-00000", tuple(Shard(url, size, "1") for url in shards), start, stop)
-
-
-@pytest.mark.parametrize(
-    ("unit", "most"),
-    [
-        (other("/in/p.parquet", stop=900), 900),  # far larger than those before it, as behind groups of small shards
-        (other("/in/j.jsonl", size=4800, start=1200, stop=2400), 1 + 1200 // len('{"text":""}\n')),
-        (other(*(f"/in/{n}.json" for n in range(9)), size=47), 9 + 9 * 47 // 12),
-    ],
-    ids=["rows", "a range of bytes", "small shards"],
-)
-def test_all_the_good_records_that_may_still_come_are_counted_in(unit: Unit, most: int) -> None:
-    sure = 10 / (100 + most)
-    before(unit, limit=sure + 1e-9).add(TEN_FAILED)
-    with pytest.raises(RunError, match="since 10 of 100 records have failed"):
-        before(unit, limit=sure - 1e-9).add(TEN_FAILED)
-
-
-@pytest.mark.parametrize("url", ["/in/s.parquet", "/in/s.jsonl.gz"])
-def test_while_only_reading_tells_how_many_records_come_a_run_goes_on(url: str) -> None:
-    judging = before(other("/in/s.jsonl", url), UNITS[10], limit=1e-9)
-    judging.add(TEN_FAILED)
-    with pytest.raises(RunError, match="since 10 of 110 records have failed"):
-        judging.add([made(0, stem=OTHER)])
-    with pytest.raises(RunError, match="since 10 of 100 records have failed"):
-        before(other(url), limit=0).add(TEN_FAILED)  # whatever comes
-
-
-def test_units_of_streams_that_are_still_to_come_may_be_any_number() -> None:
-    stream = Stream(Shard("/in/z.jsonl.gz", 10**9, "1"), OTHER, 100)
-    plan = replace(plan_of(None, max_failed_fraction=1e-9), pending=[UNITS[:11], stream])
-    module._Judge(plan).add([*TEN_FAILED, *(made(n, stem=OTHER, failed=10) for n in range(1000))])
-
-
-def test_parts_of_an_interrupted_run_count_and_those_of_earlier_nights_make_up_for_nothing() -> None:
-    old = [made(n, stem="part-b-fedcba9876543210") for n in range(1000)]
-    left = made(19, failed=10)
-    judging = judge([*old, left], state(old), n_units=19)
-    judging.add([made(n, failed=1) for n in range(10)])  # with the nine to come 20 of 200
-    with pytest.raises(RunError, match="since 21 of 120 new records have failed"):
-        judging.add([made(10, failed=1)])

@@ -23,6 +23,7 @@ from convbert.checkpoints import (
     check_fit,
     load_into,
     located,
+    missing_names,
     read_config,
     read_weights,
     save_weights,
@@ -94,9 +95,16 @@ class PreTrainedModel(nn.Module):
         config = config or read_config(checkpoint)
         names = {"base_prefix": cls.base_prefix, "source": checkpoint.source}
         weights = read_weights(checkpoint)
-        check_fit(cls._without_memory(config, source=names["source"]), weights, **names)
-        model = cls(config)
+        model = cls._without_memory(config, source=names["source"])
+        if missing_names(model, check_fit(model, weights, **names)):
+            model = cls(config)  # what is missing keeps its initialisation
+        else:
+            model.to_empty(device="cpu")
+            model._tie()
         return model.eval(), load_into(model, weights, **names)
+
+    def _tie(self) -> None:
+        """Let weights that are one be one."""
 
     @classmethod
     def _without_memory(cls, config: ConvBertConfig, *, source: str) -> Self:

@@ -29,6 +29,21 @@ FileSystem = Any  # fsspec.AbstractFileSystem, which has no types
 _Out = TypeVar("_Out")
 _RANDOM = random.SystemRandom()  # workers that share a seed must not come back in step
 
+_MARKS = (  # what the file systems of fsspec call a version, a hash or a modification time
+    "ETag",
+    "etag",
+    "generation",
+    "md5Hash",
+    "blob_id",  # hf
+    "xet_hash",  # hf, of a bucket
+    "LastModified",
+    "last_modified",
+    "Last-Modified",  # http
+    "mtime",
+    "modificationTime",  # webhdfs
+    "modify",  # ftp
+    "updated",
+)
 _PASSING_STATUS = {408, 425, 429}  # and all of a server's own errors but those
 _LASTING_STATUS = {501, 505}
 _PASSING_CODES = {  # S3's codes under a status that else lasts
@@ -180,6 +195,14 @@ def file_info(fs: FileSystem, path: str) -> dict[str, Any]:
         return info_of(fs, path)
 
     return retried(ask)
+
+
+def change_mark(info: dict[str, object]) -> str:
+    """What a file system says about a file's version, the same in a listing and alone, else nothing."""
+    for key in _MARKS:
+        if info.get(key) is not None:
+            return str(info[key]).strip('"')
+    return ""
 
 
 def info_of(fs: FileSystem, path: str) -> dict[str, Any]:

@@ -8,4 +8,4 @@ import sys
 from jobs.command_line import main
 
 if __name__ == "__main__":
-    sys.exit(main("Answer the question of every record from its context.", task="question-answering"))
+    sys.exit(main(__doc__, task="question-answering"))

@@ -8,4 +8,4 @@ import sys
 from jobs.command_line import main
 
 if __name__ == "__main__":
-    sys.exit(main("Choose for every prompt of a corpus the best of its continuations.", task="multiple-choice"))
+    sys.exit(main(__doc__, task="multiple-choice"))

@@ -8,6 +8,4 @@ import sys
 from jobs.command_line import main
 
 if __name__ == "__main__":
-    sys.exit(
-        main("Label every text of a corpus, or pair of texts, with sequence classifiers.", task="text-classification")
-    )
+    sys.exit(main(__doc__, task="text-classification"))

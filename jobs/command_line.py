@@ -27,21 +27,21 @@ from pipelines.storage import redacted
 OK, FAILED, MISUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
-def main(description: str, *, task: str, arguments: Sequence[str] | None = None) -> int:
+def main(doc: str, *, task: str, arguments: Sequence[str] | None = None) -> int:
     """Run one job from its command line; errors are one line on standard error.
 
     How it ended stands in ``_result.json`` in the output folder too, unless the command line itself was wrong or asked
     for a dry run.
 
     Args:
-        description: what the job does.
+        doc: what the job does, in its first line.
         task: what at least one of its heads must be for.
         arguments: the command line; None takes the process's own.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("azure").setLevel(logging.WARNING)  # it logs every request with its headers
     try:
-        spec = parse(description, task=task, arguments=arguments)
+        spec = parse(doc.split("\n")[0], task=task, arguments=arguments)
     except SpecError as error:
         return fail(error, MISUSED)
     prepare_environment()

@@ -8,8 +8,4 @@ import sys
 from jobs.command_line import main
 
 if __name__ == "__main__":
-    sys.exit(
-        main(
-            "Turn every text of a corpus into a vector, with the encoder of any checkpoint.", task="feature-extraction"
-        )
-    )
+    sys.exit(main(__doc__, task="feature-extraction"))

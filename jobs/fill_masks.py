@@ -8,4 +8,4 @@ import sys
 from jobs.command_line import main
 
 if __name__ == "__main__":
-    sys.exit(main("Find words for every [MASK] of a corpus, or score how likely its texts are.", task="fill-mask"))
+    sys.exit(main(__doc__, task="fill-mask"))

@@ -8,9 +8,4 @@ import sys
 from jobs.command_line import main
 
 if __name__ == "__main__":
-    sys.exit(
-        main(
-            "Find entities in every text of a corpus, or label its words, with token classifiers.",
-            task="token-classification",
-        )
-    )
+    sys.exit(main(__doc__, task="token-classification"))

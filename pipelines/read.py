@@ -18,8 +18,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from convbert.checkpoints.location import change_mark
-from convbert.stores import file_info, reason
+from convbert.stores import change_mark, file_info, reason
 from pipelines.envelope import Envelope
 from pipelines.errors import SourceError, StoreError
 from pipelines.inspect import is_damage, is_id, open_parquet

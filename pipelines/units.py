@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, count, groupby
 
-from convbert.checkpoints.location import change_mark
-from convbert.stores import FileSystem, file_info, reason, retried
+from convbert.stores import FileSystem, change_mark, file_info, reason, retried
 from pipelines.errors import SourceError
 from pipelines.storage import (
     LOST_LINK,

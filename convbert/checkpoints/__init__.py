@@ -1,7 +1,7 @@
 """A checkpoint folder or URL in, weights by name out, and back."""
 
 from convbert.checkpoints.folder import fingerprint, read_config, read_weights
-from convbert.checkpoints.loading import LoadReport, check_fit, load_into
+from convbert.checkpoints.loading import LoadReport, check_fit, load_into, missing_names
 from convbert.checkpoints.location import Checkpoint, local_folder, located
 from convbert.checkpoints.saving import save_weights
 
@@ -13,6 +13,7 @@ __all__ = [
     "load_into",
     "local_folder",
     "located",
+    "missing_names",
     "read_config",
     "read_weights",
     "save_weights",

@@ -43,8 +43,14 @@ def load_into(model: nn.Module, weights: Mapping[str, Tensor], *, base_prefix: s
         if alias in found:
             found.setdefault(name, found[alias])
     model.load_state_dict({name: found[name] for name in own.keys() & found.keys()}, strict=False)
-    met = found.keys() | {alias for alias, name in aliases.items() if name in found}
-    return LoadReport(sorted(own.keys() - met), sorted(found.keys() - own.keys()))
+    return LoadReport(missing_names(model, found), sorted(found.keys() - own.keys()))
+
+
+def missing_names(model: nn.Module, found: Mapping[str, Tensor]) -> list[str]:
+    """The model's weights that are not there under any of their names."""
+    aliases = tied_names(model)
+    there = {aliases.get(name, name) for name in found}
+    return sorted(name for name in model.state_dict() if aliases.get(name, name) not in there)
 
 
 def check_fit(model: nn.Module, weights: Mapping[str, Tensor], *, base_prefix: str, source: str) -> dict[str, Tensor]:

@@ -16,24 +16,19 @@ import fsspec
 
 from convbert.checkpoints.formats import FORMATS, OTHER_SUFFIXES, TF1_DATA
 from convbert.errors import CheckpointError
-from convbert.stores import FileSystem, NoRangesError, copy_file, info_of, open_store, reason, redacted, retried
+from convbert.stores import (
+    FileSystem,
+    NoRangesError,
+    change_mark,
+    copy_file,
+    info_of,
+    open_store,
+    reason,
+    redacted,
+    retried,
+)
 
 CACHE_VARIABLE = "CONVBERT_CACHE"
-_MARKS = (  # what the file systems of fsspec call a version, a hash or a modification time
-    "ETag",
-    "etag",
-    "generation",
-    "md5Hash",
-    "blob_id",  # hf
-    "xet_hash",  # hf, of a bucket
-    "LastModified",
-    "last_modified",
-    "Last-Modified",  # http
-    "mtime",
-    "modificationTime",  # webhdfs
-    "modify",  # ftp
-    "updated",
-)
 
 
 @dataclass(frozen=True)
@@ -177,14 +172,6 @@ def path_beside(index: Path, name: object) -> Path:
     if path.resolve().parent not in homes:
         raise CheckpointError(f"{path}, which {index.name} names, is a link out of its folder: refused")
     return path
-
-
-def change_mark(info: dict[str, object]) -> str:
-    """What a file system says about a file's version, the same in a listing and alone, else nothing."""
-    for key in _MARKS:
-        if info.get(key) is not None:
-            return str(info[key]).strip('"')
-    return ""
 
 
 def _needed(files: list[dict[str, Any]]) -> list[dict[str, Any]]:

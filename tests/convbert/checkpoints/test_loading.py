@@ -191,3 +191,15 @@ class TestTies:
         weights[WORDS] = weights[WORDS].bfloat16()
         weights[LM_HEAD] = weights[WORDS].float()
         assert load(ConvBertForMaskedLM(config), weights) == ([], [])
+
+
+def test_a_whole_checkpoint_draws_no_random_weights_and_keeps_its_ties(
+    classifier: ConvBertForSequenceClassification, tmp_path: Path
+) -> None:
+    ConvBertForMaskedLM(classifier.config).save_pretrained(tmp_path)
+    before = torch.get_rng_state()
+    model = ConvBertForMaskedLM.from_pretrained(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert tied_names(model) == {LM_HEAD: WORDS}
+    assert not any(parameter.is_meta for parameter in model.parameters())
+    assert all(parameter.requires_grad for parameter in model.parameters())

@@ -12,9 +12,10 @@ import posixpath
 import re
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 from urllib.parse import urljoin
@@ -22,7 +23,6 @@ from urllib.parse import urljoin
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
-from fsspec.utils import glob_translate
 
 from convbert.stores import FileSystem, file_info, open_store, read_range, reason, retried
 from convbert.stores import redacted as redacted
@@ -36,6 +36,7 @@ _Out = TypeVar("_Out")
 
 Info = dict[str, Any]  # what a store says of a file or folder: at least name, type and size
 _WHO_ASKS = ("user", "username", "password")  # options of a file system that make it no other one
+_WILDCARD = re.compile(r"[*?[]")
 _HREF = re.compile(r"""<a\s(?:[^>]*?\s)?href\s*=\s*(["'])(.*?)\1""", re.IGNORECASE | re.DOTALL)
 LOST_LINK = "lost link"  # type of one on local disk that leads nowhere, or back to a folder in which it lies
 
@@ -381,56 +382,88 @@ def _listed(folder: Location, kind: str) -> dict[str, Info]:
     return {info["name"].rsplit("/", 1)[-1]: info for info in entries if info["type"] == kind}
 
 
-def files_below(folder: Location) -> list[Info]:
-    """All files and lost links in a folder and the folders in it.
+def parted(pattern: Location) -> tuple[Location, list[str]]:
+    """The folder that a glob begins with, and its levels: the names from the first one with wildcards on.
 
     Raises:
-        OSError: a folder that cannot be listed; fsspec's own walk leaves it out in silence.
+        SpecError: a ``**`` that is part of a name.
     """
-    fs = folder.fs
+    fs, path = pattern
+    names = path.split("/")
+    if any("**" in name and name != "**" for name in names):
+        raise SpecError(f"{redacted(pattern.url)}: ** stands for whole folders: write corpus/**/*.jsonl")
+    n_plain = next((n for n, name in enumerate(names) if _WILDCARD.search(name)), len(names))
+    folder = Location(fs, "/".join(names[:n_plain]) or fs.root_marker)
+    return folder, [name for name in names[n_plain:] if name]
+
+
+def is_named(names: Sequence[str], levels: Sequence[str], *, or_above: bool = False) -> bool:
+    """Whether a path is one that a glob means, or lies in a folder that it means.
+
+    ``*``, ``?`` and ``[…]`` fit within a name, ``**`` any folders. Names that begin with '_' or '.' are hidden: they
+    are meant only where the glob's own level begins so.
+
+    Args:
+        names: of the path, from the glob's folder on.
+        levels: of the glob, as ``parted`` gives them; none mean all in the folder.
+        or_above: also whether it is a folder on the way to what may be meant.
+    """
+    if not (names and levels):
+        return (or_above or not levels) and all(map(_is_visible, names))
+    (name, *names_below), (level, *levels_below) = names, levels
+    if level != "**":
+        return _fits(name, level) and is_named(names_below, levels_below, or_above=or_above)
+    if is_named(names, levels_below, or_above=or_above):
+        return True
+    return _is_visible(name) and is_named(names_below, levels, or_above=or_above)
+
+
+def _fits(name: str, level: str) -> bool:
+    return fnmatchcase(name, level) and (_is_visible(name) or not _is_visible(level))
+
+
+def _is_visible(name: str) -> bool:
+    return not name.startswith(("_", "."))
+
+
+def files_below(folder: Location, levels: Sequence[str] = ()) -> list[Info]:
+    """All files in a folder and the folders in it that a glob's levels mean (``is_named``), without levels all that are
+    visible; and the lost links among them, or that may hide more of them.
+
+    Raises:
+        OSError: a folder that cannot be listed; fsspec's own glob and walk leave it out in silence.
+    """
+    fs, root = folder
+    found: list[Info] = [{"name": root, "type": "directory"}]
+    lost: list[Info] = []
+    for level in () if "**" in levels else levels:
+        entries = _entries_of(fs, [info["name"] for info in found if info["type"] == "directory"])
+        found = [info for info in entries if _fits(info["name"].rsplit("/", 1)[-1], level)]
+        lost += [info for info in found if info["type"] == LOST_LINK]
+    deeper = _all_below(fs, [info["name"] for info in found if info["type"] == "directory"])
+    return [
+        *lost,
+        *(info for info in found if info["type"] == "file"),
+        *(info for info in deeper if is_named(_names(info, root), levels, or_above=info["type"] == LOST_LINK)),
+    ]
+
+
+def _names(info: Info, root: str) -> list[str]:
+    return [name for name in info["name"][len(root.rstrip("/")) :].split("/") if name]
+
+
+def _all_below(fs: FileSystem, folders: list[str]) -> list[Info]:
+    """All files and lost links in these folders and the folders in them."""
     if _is_object_store(fs):
         fs.invalidate_cache()
-        found: dict[str, Info] = retried(lambda: fs.find(folder.path, detail=True))
-        return list(found.values())
+        found = many_at_a_time(lambda path: retried(lambda: fs.find(path, detail=True)), folders)
+        return [info for infos in found for info in infos.values()]
     files: list[Info] = []
-    folders = [folder.path]
     while folders:
         entries = list(_entries_of(fs, folders))
         files += [info for info in entries if info["type"] in ("file", LOST_LINK)]
         folders = [info["name"] for info in entries if info["type"] == "directory"]
     return files
-
-
-def files_matching(pattern: Location) -> list[Info]:
-    """All files that a glob names: ``*``, ``?`` and ``[…]`` within a name, ``**`` over folders; and the lost links that
-    it names, or that may hide more of them.
-
-    Raises:
-        SpecError: a ``**`` that is part of a name.
-        OSError: a folder that cannot be listed; fsspec's own glob leaves it out in silence.
-    """
-    fs, path = pattern
-    n_plain = len(re.split(r"[*?[]", path, maxsplit=1)[0].split("/")) - 1
-    names = path.split("/")
-    root, levels = "/".join(names[:n_plain]) or fs.root_marker, names[n_plain:]
-    if "**" in path:
-        if any("**" in name and name != "**" for name in names):
-            raise SpecError(f"{redacted(pattern.url)}: ** stands for whole folders: write corpus/**/*.jsonl")
-        matches = re.compile(glob_translate(path)).match
-        return [info for info in files_below(Location(fs, root)) if matches(info["name"]) or _hides_files(info)]
-    found: list[Info] = [{"name": root, "type": "directory"}]
-    hiding: list[Info] = []
-    for level in levels:
-        hiding += [info for info in found if _hides_files(info)]
-        matches = re.compile(glob_translate(level)).match
-        entries = _entries_of(fs, [info["name"] for info in found if info["type"] == "directory"])
-        found = [info for info in entries if matches(info["name"].rsplit("/", 1)[-1])]
-    return [*hiding, *(info for info in found if info["type"] in ("file", LOST_LINK))]
-
-
-def _hides_files(info: Info) -> bool:
-    """A lost link that may have led to a folder; one that is hidden, such as an editor's lock, is not meant."""
-    return info["type"] == LOST_LINK and not info["name"].rsplit("/", 1)[-1].startswith(".")
 
 
 def _entries_of(fs: FileSystem, folders: list[str]) -> Iterator[Info]:

@@ -23,9 +23,9 @@ from pipelines.storage import (
     Info,
     Location,
     files_below,
-    files_matching,
     locate,
     many_at_a_time,
+    parted,
     redacted,
     url_like,
 )
@@ -141,7 +141,8 @@ Task = tuple[Unit, ...] | Stream
 def list_shards(inputs: Iterable[str]) -> list[Shard]:
     """All shards behind files, folders and globs, each once, in the order of their URLs without secrets.
 
-    Folders are searched with everything below them; names that begin with '_' or '.' are passed over.
+    Folders are searched with everything below them, those that a glob means too; names that begin with '_' or '.' are
+    passed over where the input does not spell them.
 
     Raises:
         SourceError: an input with no shard behind it, with a link that cannot be followed, or with a shard whose name
@@ -160,10 +161,9 @@ def list_shards(inputs: Iterable[str]) -> list[Shard]:
 def _shards_of(url: str) -> list[Shard]:
     fs, path = place = locate(url)
     try:
-        if any(character in path for character in "*?["):
-            infos = files_matching(place)
-        elif (found := file_info(fs, path))["type"] == "directory" or _is_page(place):
-            infos = _without_reports([info for info in files_below(place) if _is_visible(info["name"], below=path)])
+        folder, levels = _searched(place)
+        if levels or (found := file_info(fs, path))["type"] == "directory" or _is_page(place):
+            infos = _without_reports(files_below(folder, levels))
         elif path.endswith(SUFFIXES):
             infos = [{**found, "name": path}]
         else:
@@ -183,6 +183,23 @@ def _shards_of(url: str) -> list[Shard]:
                 "mend or remove it"
             )
     return [_shard(url, fs, info) for info in infos if info["type"] == "file"]
+
+
+def _searched(place: Location) -> tuple[Location, list[str]]:
+    """The folder to search and the levels of the glob, none where the input is no glob.
+
+    A name with a ``[`` is looked up as it stands before: as a wildcard it does not fit itself, as ``*`` and ``?`` do.
+    """
+    return (place, []) if "[" in place.path and _is_there(place) else parted(place)
+
+
+def _is_there(place: Location) -> bool:
+    """Whether a store knows a file or folder; one that does not say may still be listed."""
+    try:
+        file_info(*place)
+    except OSError:
+        return False
+    return True
 
 
 def _is_page(place: Location) -> bool:
@@ -235,10 +252,6 @@ def _is_utf8(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _is_visible(name: str, *, below: str) -> bool:
-    return not any(part.startswith(("_", ".")) for part in name[len(below) :].split("/") if part)
 
 
 def part_stem(shards: Sequence[Shard], recipe: str) -> str:

@@ -31,12 +31,12 @@ from pipelines.storage import (
     absolute,
     exists,
     files_below,
-    files_matching,
     folders_in,
     locate,
     many_at_a_time,
     names_in,
     open_input,
+    parted,
     put,
     read_bytes,
     remove,
@@ -366,16 +366,58 @@ def test_everything_below_a_folder_is_found(tree: Location) -> None:
     ],
 )
 def test_globs_name_what_fsspecs_own_do(pattern: str, expected: list[str], tree: Location) -> None:
-    found = files_matching(tree.child(pattern))
+    found = files_below(*parted(tree.child(pattern)))
     assert below(tree, found) == expected
     own = tree.fs.glob(tree.child(pattern).path, detail=True)
     assert sorted(info["name"] for info in found) == sorted(n for n, info in own.items() if info["type"] == "file")
 
 
+@pytest.fixture(scope="module")
+def littered(tree: Location) -> Location:
+    """A folder such as notebooks, Spark and a Mac leave it."""
+    folder = Location(tree.fs, f"{tree.path}/.littered")  # above which names hide nothing
+    for name in (
+        *("a.json", "._a.json", "_b.json", ".ipynb_checkpoints/a.json", "_temporary/0/x.json"),
+        *("d.json/part-0.json", "d.json/deep/part-1.json", "d.json/_SUCCESS", "d.json/_temporary/0/x.json"),
+    ):
+        put(folder.child(name), name.encode())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("", ["a.json", "d.json/deep/part-1.json", "d.json/part-0.json"]),
+        ("*", ["a.json", "d.json/deep/part-1.json", "d.json/part-0.json"]),
+        ("*.json", ["a.json", "d.json/deep/part-1.json", "d.json/part-0.json"]),
+        ("**/*.json", ["a.json", "d.json/deep/part-1.json", "d.json/part-0.json"]),
+        ("**", ["a.json", "d.json/deep/part-1.json", "d.json/part-0.json"]),
+        ("**/d*", ["d.json/deep/part-1.json", "d.json/part-0.json"]),
+        ("**/part-?.json", ["d.json/deep/part-1.json", "d.json/part-0.json"]),
+        ("[!x]*/part-?.json", ["d.json/part-0.json"]),
+        ("?b.json", []),
+        ("*/0/x.json", []),
+        ("*/*/0/x.json", []),
+        ("_*.json", ["_b.json"]),
+        ("**/_*.json", ["_b.json"]),
+        ("._?.json", ["._a.json"]),
+        ("**/.ipynb*/*.json", [".ipynb_checkpoints/a.json"]),
+        ("_temporary/*", ["_temporary/0/x.json"]),
+        ("**/_temporary", ["_temporary/0/x.json", "d.json/_temporary/0/x.json"]),
+        ("**/_temporary/**", ["_temporary/0/x.json", "d.json/_temporary/0/x.json"]),
+        ("*/_temporary/*/x.json", ["d.json/_temporary/0/x.json"]),
+    ],
+)
+def test_globs_pass_over_hidden_names_and_search_folders_as_folder_inputs_do(
+    pattern: str, expected: list[str], littered: Location
+) -> None:
+    assert below(littered, files_below(*parted(littered.child(pattern)))) == expected
+
+
 @pytest.mark.parametrize("pattern", ["**.json", "x**/a.json", "***/a.json"])
 def test_stars_for_folders_are_no_part_of_a_name(pattern: str, tree: Location) -> None:
     with pytest.raises(SpecError, match=rf"{re.escape(pattern)}: \*\* stands for whole folders: write corpus/\*\*/\*"):
-        files_matching(tree.child(pattern))
+        parted(tree.child(pattern))
 
 
 PAGES = {  # as Apache, Caddy and others write them
@@ -408,7 +450,7 @@ def test_pages_of_all_servers_are_read() -> None:
                 folder = locate(f"http://127.0.0.1:{server.server_port}{root}")
                 files = [name for name in below(folder, files_below(folder)) if "?" not in name]
                 assert files == ["2026:b.jsonl", "a.jsonl", "d&d.jsonl", "http_1.jsonl", "it's.jsonl", "y/http_2.jsonl"]
-                assert below(folder, files_matching(folder.child("*/http_*"))) == ["y/http_2.jsonl"]
+                assert below(folder, files_below(*parted(folder.child("*/http_*")))) == ["y/http_2.jsonl"]
         finally:
             server.shutdown()
 
@@ -529,6 +571,22 @@ def test_what_is_not_there_fails_at_once(store: Location, s3: FaultProxy) -> Non
         with pytest.raises(SourceError, match="no input at s3://no-bucket/in"):
             list_shards(["s3://no-bucket/in"])
     assert sum(s3.requests.values()) <= 6
+
+
+def test_a_glob_costs_a_listing_a_level_and_one_for_each_folder_that_it_means(store: Location, s3: FaultProxy) -> None:
+    for name in ("days/1/a.jsonl", "days/2/b.jsonl", "days/2/deep/c.jsonl", "days/other/d.jsonl"):
+        put(store.child(name), b"{}\n")
+    for pattern, n_shards, n_requests in (
+        ("*.jsonl", 1, 1),
+        ("days/?", 3, 3),
+        ("days/**", 4, 1),
+        ("days/*/*.jsonl", 3, 4),
+        ("days/[12]", 3, 5),  # which is looked up as it stands, as a file and as a folder
+    ):
+        with s3.faults(0):
+            assert len(list_shards([f"{store.url}/{pattern}"])) == n_shards
+        assert (pattern, sum(s3.requests.values())) == (pattern, n_requests)
+    store.fs.rm(store.child("days").path, recursive=True)  # other tests count what is there
 
 
 def test_a_job_without_credentials_is_told_so_at_once(s3: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,8 +83,9 @@ def test_the_report_of_a_job_is_no_shard_for_the_next(tmp_path: Path) -> None:
     for name in ("out/part-a-0-0.parquet", "out/report.html", "out/report.json", "in/report.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"{}")
-    found = [Path(shard.url).relative_to(tmp_path).as_posix() for shard in list_shards([str(tmp_path)])]
-    assert found == ["in/report.json", "out/part-a-0-0.parquet"]
+    for pattern in ("", "*", "**", "[io]*"):
+        found = [Path(shard.url).relative_to(tmp_path).as_posix() for shard in list_shards([f"{tmp_path}/{pattern}"])]
+        assert found == ["in/report.json", "out/part-a-0-0.parquet"]
 
 
 def test_hidden_names_above_an_input_hide_nothing(tmp_path: Path) -> None:
@@ -92,6 +93,40 @@ def test_hidden_names_above_an_input_hide_nothing(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "a.jsonl").write_bytes(b"{}")
     assert [shard.url for shard in list_shards([str(folder)])] == [str(folder / "a.jsonl")]
+
+
+@pytest.mark.parametrize("store", ["local", "memory", "s3"])
+def test_a_name_with_brackets_is_what_is_there_before_it_is_a_glob(
+    store: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if store == "s3":
+        request.getfixturevalue("s3")
+    root = locate(str(tmp_path) if store == "local" else f"{store}://bucket/brackets").url
+    for name in ("day[1]/a.jsonl", "day1/b.jsonl", "day2/x[1].jsonl", "day2/x1.jsonl", "day2/[.json"):
+        put(locate(f"{root}/{name}"), b"{}")
+    for address, names in {
+        "day[1]": ["day[1]/a.jsonl"],
+        "day[12]": ["day1/b.jsonl", "day2/[.json", "day2/x1.jsonl", "day2/x[1].jsonl"],
+        "day[[]1]": ["day[1]/a.jsonl"],
+        "day[[]*/*": ["day[1]/a.jsonl"],
+        "day2/x[1].jsonl": ["day2/x[1].jsonl"],
+        "day2/x[0-9].jsonl": ["day2/x1.jsonl"],
+        "day2/[.json": ["day2/[.json"],
+        "*/[.json": ["day2/[.json"],
+    }.items():
+        found = [shard.url.removeprefix(f"{root}/") for shard in list_shards([f"{root}/{address}"])]
+        assert (address, found) == (address, names)
+
+
+def test_a_store_that_looks_nothing_up_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As S3 is, where a role may list a folder and no more."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError("Forbidden")
+
+    put(locate("memory://listed/a1.jsonl"), b"{}")
+    monkeypatch.setattr(MemoryFileSystem, "info", refused)
+    assert [shard.url for shard in list_shards(["memory://listed/a[1].jsonl"])] == ["memory:///listed/a1.jsonl"]
 
 
 @pytest.mark.parametrize("pattern", ["", "/*/*.jsonl", "/**/*.jsonl"])
@@ -137,7 +172,9 @@ def test_a_lost_link_that_hides_files_of_a_glob_is_named(link: str, pattern: str
 def test_hidden_links_hide_nothing_from_a_glob(pattern: str, tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b/x.jsonl").write_bytes(b"{}")
-    (tmp_path / ".#x.jsonl").symlink_to("user@host.1234")
+    (tmp_path / "_old/sub").mkdir(parents=True)
+    for link in (".#x.jsonl", "_night", "_old/x.jsonl", "_old/sub/night"):
+        (tmp_path / link).symlink_to("user@host.1234")
     assert [shard.url for shard in list_shards([f"{tmp_path}/{pattern}"])] == [str(tmp_path / "b/x.jsonl")]
 
 

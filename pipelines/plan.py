@@ -7,7 +7,7 @@ import json
 import logging
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -28,8 +28,8 @@ from pipelines.manifest import (
     read_manifest,
 )
 from pipelines.models import EncoderPass, plan_passes
-from pipelines.morning import FIGURES_NAME
-from pipelines.partitions import files_parted_otherwise, own_files
+from pipelines.morning import FIGURES_NAME, REPORT_NAME
+from pipelines.partitions import NULL_VALUE, escaped, files_parted_otherwise, own_files
 from pipelines.read import Columns
 from pipelines.resources import choose_device, choose_precision
 from pipelines.spec import DEFAULT_ID_COLUMN, JobSpec
@@ -46,7 +46,9 @@ from pipelines.units import (
     number_of,
     part_name,
     part_stem,
+    would_read,
 )
+from pipelines.write import SUFFIXES as FILE_SUFFIXES
 from pipelines.write import UNREADABLE, Part, part_figures, read_schema
 
 logger = logging.getLogger(__name__)
@@ -130,7 +132,7 @@ def make_plan(spec: JobSpec) -> JobPlan:
     spec = _with_known_order(spec, previous)
     passes = plan_passes(spec)
     shards = _by_name(list_shards(spec.input))
-    _check_apart(shards.values(), output)
+    _check_apart(spec, list(shards.values()), output)
     device = choose_device(spec.device)
     precision = choose_precision(spec.precision, device, kept=_kept_precision(spec, previous))
     recipe = {
@@ -392,13 +394,28 @@ def _by_name(shards: list[Shard]) -> dict[str, Shard]:
     return named
 
 
-def _check_apart(shards: Iterable[Shard], output: Location) -> None:
+def _check_apart(spec: JobSpec, shards: list[Shard], output: Location) -> None:
+    """See that the job reads nothing that it writes, nor would on a later night.
+
+    Raises:
+        SourceError: it does, or would.
+    """
     for _, neighbours in groupby(shards, key=lambda shard: shard.url.rpartition("/")[0]):
         shard = next(neighbours)
         if shard.location.lies_in(output):
             raise SourceError(
                 f"{shard.name} lies inside the output folder, so that the job would read what it writes: "
                 "choose another --output"
+            )
+    by = spec.partitioning
+    folder = output.child(f"{escaped(by.key)}={NULL_VALUE}") if by else output
+    part = folder.child(part_name(part_stem(shards[:1], ""), 0) + FILE_SUFFIXES[spec.output_format])
+    written = [part, *(output.child(name) for name in (REPORT_NAME, FIGURES_NAME))]
+    for url in spec.input:
+        if would_read(url, written):
+            raise SourceError(
+                f"the output folder {redacted(output.url)} lies inside the input {redacted(url)}, "
+                "so that the job would read what it writes: choose another --output, or put a '_' before its name"
             )
 
 

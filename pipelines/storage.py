@@ -67,6 +67,14 @@ class Location(NamedTuple):
         store, path = folder._identity
         return its_store == store and f"{its_folder}/".startswith(path.rstrip("/") + "/")
 
+    def paths_from(self, folder: Location) -> set[str]:
+        """Its paths from a folder on, as both are spelled and behind links; none where it does not lie below it."""
+        (its_store, its_path), (store, path) = self._identity, folder._identity
+        if its_store != store:
+            return set()
+        roots = {root.rstrip("/") + "/" for root in (folder.path, path)}
+        return {name.removeprefix(root) for name in (self.path, its_path) for root in roots if name.startswith(root)}
+
     @property
     def _identity(self) -> tuple[Any, str]:
         """The same for all names of a folder: its store, and its path behind links on local disk."""

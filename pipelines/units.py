@@ -23,6 +23,7 @@ from pipelines.storage import (
     Info,
     Location,
     files_below,
+    is_named,
     locate,
     many_at_a_time,
     parted,
@@ -163,13 +164,12 @@ def _shards_of(url: str) -> list[Shard]:
     try:
         folder, levels = _searched(place)
         if levels or (found := file_info(fs, path))["type"] == "directory" or _is_page(place):
-            infos = _without_reports(files_below(folder, levels))
+            infos = files_below(folder, levels)
         elif path.endswith(SUFFIXES):
             infos = [{**found, "name": path}]
         else:
             raise SourceError(f"{redacted(url)} is no kind of file that can be read: give {', '.join(SUFFIXES)}")
-        infos = [info for info in infos if info["type"] == LOST_LINK or info["name"].endswith(SUFFIXES)]
-        infos = _with_sizes(fs, infos)
+        infos = _with_sizes(fs, _readable(infos))
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -219,10 +219,20 @@ def _with_sizes(fs: FileSystem, infos: list[Info]) -> list[Info]:
     return many_at_a_time(asked, infos) if any(info.get("size") is None for info in infos) else infos
 
 
-def _without_reports(infos: list[Info]) -> list[Info]:
-    """Files of a folder that may hold outputs of jobs: a report.json beside its page is no shard."""
+def _readable(infos: list[Info]) -> list[Info]:
+    """Shards and lost links among files, outputs of jobs included: a report.json beside its page is no shard."""
     reports = {info["name"].removesuffix("html") + "json" for info in infos if info["name"].endswith("/report.html")}
-    return [info for info in infos if info["name"] not in reports]
+    infos = [info for info in infos if info["name"] not in reports]
+    return [info for info in infos if info["type"] == LOST_LINK or info["name"].endswith(SUFFIXES)]
+
+
+def would_read(url: str, files: Iterable[Location]) -> bool:
+    """Whether an input takes one of these files as a shard, as soon as they are there."""
+    folder, levels = _searched(locate(url))
+    paths = {path for file in files for path in file.paths_from(folder)}
+    return bool(
+        _readable([{"name": f"/{path}", "type": "file"} for path in paths if is_named(path.split("/"), levels)])
+    )
 
 
 def shard_at(url: str) -> Shard:

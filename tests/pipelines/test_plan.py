@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +18,7 @@ from pipelines.errors import OutputError, PipelineError, SourceError
 from pipelines.models import EncoderPass
 from pipelines.plan import JobPlan, check_writable, make_plan
 from pipelines.spec import JobSpec
-from pipelines.storage import Location, locate
+from pipelines.storage import Location, locate, put
 from pipelines.units import Stream
 from pipelines.write import Part
 from tests.conftest import save_checkpoint, with_labels
@@ -286,6 +287,74 @@ def test_what_only_begins_like_the_output_folder_is_no_output(corpus: Path, chec
     for output in ("labelled", "labelled/"):
         with pytest.raises(SourceError, match=r"labelled/a\.parquet lies inside the output folder.* another --output"):
             make_plan(job(corpus, f"{corpus}/{output}", checkpoint))
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def full_folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Address of a folder with shards of all kinds, also in a folder."""
+    if request.param == "s3":
+        request.getfixturevalue("s3")
+    root = f"{tmp_path}/in" if request.param == "local" else f"{request.param}://bucket/{tmp_path.name}"
+    for name in ("a.jsonl", "b.json", "day/c.jsonl", "day/d.json", "day/hour/e.jsonl"):
+        put(locate(f"{root}/{name}"), b'{"text": "free mail", "lang": "en"}\n')
+    return root
+
+
+@pytest.mark.parametrize(
+    ("input", "output", "changes"),
+    [
+        ("", "labelled", {}),
+        ("", "day/labelled/", {}),
+        ("day", "day/x/_y/../labelled", {}),
+        ("*", "labelled", {}),
+        ("d*", "day/labelled", {}),
+        ("**", "labelled", {}),
+        ("**", "day/new/labelled", {}),
+        ("*/*", "labelled", {}),
+        ("**/*.json", "labelled", {}),  # which report.json is, where no report.html is beside it
+        ("*/*.json", "labelled", {"output_format": "arrow"}),
+        ("*/*/*", "labelled", {"keep_column": ["lang"], "partition_by": "lang"}),
+    ],
+)
+def test_an_output_that_a_later_night_would_read_is_refused_on_the_first(
+    input: str, output: str, changes: dict[str, Any], full_folder: str, checkpoint: Path
+) -> None:
+    if ".." in output and "://" in full_folder:  # which stores take for a name
+        output = "day/x/labelled"
+    with pytest.raises(SourceError, match=r"the output folder .*labelled/? lies inside the input .*: choose another"):
+        make_plan(job(f"{full_folder}/{input}", f"{full_folder}/{output}", checkpoint, **changes))
+
+
+@pytest.mark.parametrize(
+    ("input", "output", "changes"),
+    [
+        ("", "_labelled", {}),
+        ("day", "day/.out/labelled", {}),
+        ("**", "_labelled", {}),
+        ("*", "day/_labelled", {}),
+        ("*.json*", "labelled", {}),
+        ("d*", "labelled", {}),
+        ("**/*.jsonl", "labelled", {}),
+        ("*/*/*", "labelled", {}),
+        ("", "labelled", {"output_format": "arrow"}),
+    ],
+)
+def test_an_output_that_an_input_passes_over_may_lie_in_it(
+    input: str, output: str, changes: dict[str, Any], full_folder: str, checkpoint: Path
+) -> None:
+    spec = job(f"{full_folder}/{input}", f"{full_folder}/{output}", checkpoint, **changes)
+    run_here(spec)
+    assert make_plan(spec).is_done
+
+
+def test_an_output_is_known_behind_links_on_the_first_night(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "alias").symlink_to(corpus)
+    (corpus / "labelled").symlink_to(tmp_path / "far")
+    for input, output in ((tmp_path / "alias", corpus / "new"), (corpus, tmp_path / "alias/new"), (corpus, "labelled")):
+        with pytest.raises(SourceError, match="lies inside the input"):
+            make_plan(job(input, corpus / output, checkpoint))
+    assert make_plan(job(corpus, tmp_path / "far-away", checkpoint)).pending
 
 
 def test_looking_whether_an_output_can_be_written_leaves_nothing(tmp_path: Path, s3: FaultProxy) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from pipelines.plan import JobPlan
     from pipelines.resources import Hardware
 
+Stratum = tuple[str, bool, int]
+"""Shards of one kind, that are read whole or in pieces, and whose sizes differ by a factor of four at most."""
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -20,11 +24,12 @@ class Timing:
 
     Attributes:
         records: those that were labelled, after a few that warmed it up.
-        seconds: for these.
+        tokens, seconds: of these, and for them.
         ready_s: until the process was there, with the models loaded and warm.
     """
 
     records: int
+    tokens: int
     seconds: float
     ready_s: float
 
@@ -37,7 +42,7 @@ class Sample:
         records, shards: how many, and from how many shards.
         failed: those of them that cannot be labelled.
         tokens: of all of them.
-        rows_per_byte: records for each byte of a file, by its kind (``kind_of``).
+        rows_per_byte, tokens_per_row: of the shards of each stratum (``stratum_of``).
         beside_s: seconds to read, tokenise and decode them on one CPU.
         timing: of the model; None where no process for it could be had.
         why_not: why there is no timing.
@@ -47,7 +52,8 @@ class Sample:
     shards: int
     failed: int
     tokens: int
-    rows_per_byte: Mapping[str, float]
+    rows_per_byte: Mapping[Stratum, float]
+    tokens_per_row: Mapping[Stratum, float]
     beside_s: float
     timing: Timing | None
     why_not: str = ""
@@ -60,6 +66,7 @@ class Work:
     Attributes:
         rows: records to label.
         is_exact: every shard says how many it has.
+        tokens: to encode, about.
         n_cpus: all CPUs of the cluster.
         fewest, most: model actors.
         gpus: that each of them takes.
@@ -68,6 +75,7 @@ class Work:
 
     rows: int
     is_exact: bool
+    tokens: int
     n_cpus: float
     fewest: int
     most: int
@@ -75,37 +83,41 @@ class Work:
     actor_cpus: float
 
 
-def kind_of(shard: Shard) -> str:
-    """Shards of a kind have about as many records for each of their bytes."""
-    return max((suffix for suffix in SUFFIXES if shard.url.endswith(suffix)), key=len)
+def stratum_of(shard: Shard, *, in_group: bool) -> Stratum:
+    """Where a shard belongs: large ones say little of small ones, which often are of another source."""
+    kind = max((suffix for suffix in SUFFIXES if shard.url.endswith(suffix)), key=len)
+    return kind, in_group, shard.size.bit_length() // 2
 
 
-def count_rows(pending: Iterable[Task], rows_per_byte: Mapping[str, float]) -> tuple[int, bool]:
-    """Records to label, and whether that is known or estimated from bytes."""
-    exact, about = 0, 0.0
+def count_rows(pending: Iterable[Task], rows_per_byte: Mapping[Stratum, float]) -> tuple[dict[Stratum, float], bool]:
+    """Records to label in each stratum, and whether that is known or estimated from bytes."""
+    rows: dict[Stratum, float] = defaultdict(float)
+    is_exact = True
     for task in pending:
         if isinstance(task, Stream):
             share = task.about_n_units / (task.about_n_units + len(task.present))
-            about += share * task.shard.size * rows_per_byte[kind_of(task.shard)]
+            stratum = stratum_of(task.shard, in_group=False)
+            rows[stratum] += share * task.shard.size * rows_per_byte[stratum]
+            is_exact = False
             continue
         for unit in task:
-            if unit.n_rows is not None:
-                exact += unit.n_rows
-            elif unit.stop is not None:
-                about += (unit.stop - unit.start) * rows_per_byte[kind_of(unit.shards[0])]
-            else:
-                about += sum(shard.size * rows_per_byte[kind_of(shard)] for shard in unit.shards)
-    return exact + round(about), about == 0
+            is_exact = is_exact and unit.n_rows is not None
+            for shard in unit.shards:
+                stratum = stratum_of(shard, in_group=unit.stop is None)
+                n_bytes = shard.size if unit.stop is None else unit.stop - unit.start
+                rows[stratum] += n_bytes * rows_per_byte[stratum] if unit.n_rows is None else unit.n_rows
+    return rows, is_exact
 
 
 def duration_s(work: Work, sample: Sample, timing: Timing, *, n_actors: int) -> float:
     """Seconds from the moment the actors' machines are up.
 
-    Reading, tokenising and decoding run beside the model. On a GPU the slower of the two decides, on CPUs they
-    share the same ones, and their work adds up.
+    All of it goes by tokens: nothing is padded, so that short records take as long for each as long ones. Reading,
+    tokenising and decoding run beside the model. On a GPU the slower of the two decides, on CPUs they share the same
+    ones, and their work adds up.
     """
-    label_s = work.rows * timing.seconds / timing.records / n_actors
-    beside_s = work.rows * sample.beside_s / sample.records
+    label_s = work.tokens * timing.seconds / timing.tokens / n_actors
+    beside_s = work.tokens * sample.beside_s / sample.tokens
     if work.gpus:
         busy_s = max(label_s, beside_s / max(1.0, work.n_cpus - n_actors * work.actor_cpus))
     else:
@@ -157,8 +169,9 @@ class Estimate:
             f"{' and a GPU' if hardware.actor_gpus else ''}, a task beside it {hardware.task_cpus:g}",
             precision=plan.precision,
             work=Work(
-                rows=rows,
+                rows=round(sum(rows.values())),
                 is_exact=is_exact,
+                tokens=round(sum(n_rows * sample.tokens_per_row[stratum] for stratum, n_rows in rows.items())),
                 n_cpus=n_cpus,
                 fewest=hardware.min_actors,
                 most=hardware.max_actors,
@@ -169,11 +182,6 @@ class Estimate:
             seen_columns=plan.seen_columns,
         )
 
-    @property
-    def tokens(self) -> int:
-        """Tokens to encode, about."""
-        return round(self.work.rows * self.sample.tokens / max(1, self.sample.records))
-
     def lines(self) -> list[str]:
         """The estimate as it is printed."""
         work, sample = self.work, self.sample
@@ -181,11 +189,12 @@ class Estimate:
         failed = f", {sample.failed:,} of them cannot be labelled" if sample.failed else ""
         return [
             f"dry run: {self.units:,} units to label, {self.kept_units:,} already there; nothing was written",
-            f"input: {about}{work.rows:,} rows, about {self.tokens:,} tokens, {size_in_words(self.n_bytes)} "
+            f"input: {about}{work.rows:,} rows, about {work.tokens:,} tokens, {size_in_words(self.n_bytes)} "
             f"in {self.shards:,} of {self.all_shards:,} shards",
             self.sharing,
             f"{self.hardware}, {self.precision}; {self.tasks}",
-            f"checked: models, columns of {self.seen_columns:,} of {self.shards:,} shards, rights to write the output",
+            f"checked: models, columns of {self.seen_columns:,} of {self.all_shards:,} shards, "
+            "rights to write the output",
             f"sample: {sample.records:,} records of {sample.shards:,} shards read and tokenised{failed}",
             *self._times(),
         ]
@@ -194,7 +203,9 @@ class Estimate:
         timing, work = self.sample.timing, self.work
         if timing is None:
             return [f"no estimate of the time: {self.sample.why_not}"]
-        measured = f"{timing.records:,} of them labelled, {timing.records / timing.seconds:,.1f} a second in one actor"
+        measured = (
+            f"{timing.records:,} of them labelled, {timing.tokens / timing.seconds:,.0f} tokens a second in one actor"
+        )
         unit, each = ("GPU", work.gpus) if work.gpus else ("CPU", work.n_cpus / work.most)
         lines = []
         for n_actors in dict.fromkeys((work.most, work.fewest)):

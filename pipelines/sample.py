@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
+from numpy.typing import NDArray
 from ray.exceptions import WorkerCrashedError
 
 from convbert.stores import read_range
 from pipelines.culprits import good_rows
 from pipelines.decode import decode
 from pipelines.encode import encode
-from pipelines.estimate import Estimate, Sample, Timing, kind_of, shards_of
+from pipelines.estimate import Estimate, Sample, Stratum, Timing, shards_of, stratum_of
 from pipelines.inspect import open_parquet
 from pipelines.jsonl import compression_of, unpacked_head
+from pipelines.models import EncoderPass
 from pipelines.plan import JobPlan
 from pipelines.predict import Predictor
 from pipelines.read import read, read_unit
@@ -27,7 +29,7 @@ from pipelines.sequences import sequences_of
 from pipelines.units import Shard, Stream, Unit
 
 RECORDS = 400
-SHARDS = 8
+SHARDS = 8  # or two of each stratum, where that is more
 LIMIT_S = 20.0  # for labelling
 WAIT_S = 90.0  # for a process with the actor's resources that has loaded the models
 _WARM_RECORDS = 16
@@ -50,42 +52,51 @@ def take_sample(plan: JobPlan, hardware: Hardware) -> Sample:
     """Read and tokenise here, label in a task that has what an actor of the job will have, decode here."""
     started = time.perf_counter()
     pieces = list(chosen(plan))
-    blocks = [_some_records(shard, start, max(1, RECORDS // len(pieces)), plan) for shard, start in pieces]
+    blocks = [_some_records(shard, start, max(1, RECORDS // len(pieces)), plan) for _, shard, start in pieces]
     block = pa.concat_tables(blocks)
     encoded = encode(block, [encoder_pass.encoding for encoder_pass in plan.passes])
     beside_s = time.perf_counter() - started
-    tokens = sum(_n_tokens(encoded, encoder_pass.encoding.name) for encoder_pass in plan.passes)
+    tokens = _tokens(encoded, plan.passes)
+    good = good_rows(encoded)
     timing, why_not, seconds = None, "none of these records can be labelled", 0.0
-    if len(good_rows(encoded)):
-        timing, why_not, seconds = _label(encoded, plan, hardware)
-    densities: dict[str, list[tuple[float, int]]] = {}
-    for shard, _ in pieces:
-        densities.setdefault(kind_of(shard), []).append(_rows_and_bytes(shard))
+    if len(good):
+        timing, why_not, seconds = _label(encoded.take(pa.array(good)), plan, hardware)
+    means = [its.mean() if len(its) else 0.0 for its in np.split(tokens, np.cumsum([len(its) for its in blocks[:-1]]))]
+    strata: dict[Stratum, list[tuple[float, float, float]]] = {}
+    for (stratum, shard, _), mean in zip(pieces, means, strict=True):
+        strata.setdefault(stratum, []).append((shard.size, _about_n_rows(shard), mean))
+    densities = {stratum: _densities(its) for stratum, its in strata.items()}
     return Sample(
         records=len(block),
         shards=len(pieces),
-        failed=len(encoded) - len(good_rows(encoded)),
-        tokens=tokens,
-        rows_per_byte={kind: sum(n for n, _ in its) / sum(n for _, n in its) for kind, its in densities.items()},
-        beside_s=beside_s + seconds * len(block) / (timing.records if timing else 1),
+        failed=len(encoded) - len(good),
+        tokens=int(tokens.sum()),
+        rows_per_byte={stratum: rows for stratum, (rows, _) in densities.items()},
+        tokens_per_row={stratum: tokens for stratum, (_, tokens) in densities.items()},
+        beside_s=beside_s + seconds * len(good) / (timing.records if timing else 1),
         timing=timing,
         why_not=why_not,
     )
 
 
-def chosen(plan: JobPlan) -> Iterator[tuple[Shard, int]]:
-    """Shards of every kind from all over the plan, each with the row or byte where something is to be read."""
-    starts: dict[Shard, int] = {}
+def _densities(shards: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+    """Rows for each byte and tokens for each row of shards, given each one's bytes, rows and mean tokens of a row."""
+    n_bytes, n_rows, mean_tokens = np.array(shards).T
+    return n_rows.sum() / n_bytes.sum(), n_rows @ mean_tokens / max(1.0, n_rows.sum())
+
+
+def chosen(plan: JobPlan) -> Iterator[tuple[Stratum, Shard, int]]:
+    """Shards of every stratum from all over the plan, each with the row or byte where something is to be read."""
+    strata: dict[Stratum, dict[Shard, int]] = {}
     for task in plan.pending:
+        start, stop = (0, 0) if isinstance(task, Stream) else (task[0].start, task[0].stop)
         for shard in shards_of(task):
-            starts.setdefault(shard, 0 if isinstance(task, Stream) else task[0].start)
-    kinds: dict[str, list[Shard]] = {}
-    for shard in starts:
-        kinds.setdefault(kind_of(shard), []).append(shard)
-    n_each = max(1, SHARDS // max(1, len(kinds)))
-    for its in kinds.values():
+            strata.setdefault(stratum_of(shard, in_group=stop is None), {}).setdefault(shard, start)
+    n_each = max(2, SHARDS // max(1, len(strata)))
+    for stratum, starts in strata.items():
+        its = list(starts.items())
         for place in np.unique(np.linspace(0, len(its) - 1, n_each).astype(int)):
-            yield its[place], starts[its[place]]
+            yield stratum, *its[place]
 
 
 def _some_records(shard: Shard, start: int, n_records: int, plan: JobPlan) -> pa.Table:
@@ -102,21 +113,25 @@ def _some_records(shard: Shard, start: int, n_records: int, plan: JobPlan) -> pa
     return block.slice(0, n_records)
 
 
-def _rows_and_bytes(shard: Shard) -> tuple[float, int]:
-    """Records, and the bytes of the file that hold them: of the whole, or of its beginning."""
+def _about_n_rows(shard: Shard) -> float:
+    """Records of the whole file: those that its footer tells, or as many for each byte as at its beginning."""
     if shard.is_parquet:
         with open_parquet(shard) as file:
-            return file.metadata.num_rows, shard.size
+            return float(file.metadata.num_rows)
     fs, path = shard.location
     head = read_range(fs, path, 0, min(shard.size, _PIECE_BYTES))
     plain = unpacked_head(head, compression_of(shard.url))
     n_lines = sum(not line.isspace() for line in plain.split(b"\n") if line)
-    return (n_lines if len(head) == shard.size else max(1.0, n_lines - 0.5)), len(head)
+    return n_lines if len(head) == shard.size else max(1.0, n_lines - 0.5) * shard.size / len(head)
 
 
-def _n_tokens(encoded: pa.Table, name: str) -> int:
-    rows = good_rows(encoded)
-    return int(sequences_of(encoded, name, pa.array(rows)).tokens[-1]) if len(rows) else 0
+def _tokens(encoded: pa.Table, passes: Sequence[EncoderPass]) -> NDArray[np.int64]:
+    """(R,) tokens of each record, over all passes; none of one that has failed."""
+    tokens = np.zeros(len(encoded), np.int64)
+    if len(rows := good_rows(encoded)):
+        for encoder_pass in passes:
+            tokens[rows] += np.diff(sequences_of(encoded, encoder_pass.encoding.name, pa.array(rows)).tokens)
+    return tokens
 
 
 def _label(encoded: pa.Table, plan: JobPlan, hardware: Hardware) -> tuple[Timing | None, str, float]:
@@ -148,7 +163,9 @@ def _label(encoded: pa.Table, plan: JobPlan, hardware: Hardware) -> tuple[Timing
     return replace(timing, ready_s=ready_s), "", time.perf_counter() - started
 
 
-def _timed(encoded: pa.Table, passes: Any, model: dict[str, Any], limit_s: float) -> tuple[pa.Table, Timing, float]:
+def _timed(
+    encoded: pa.Table, passes: list[EncoderPass], model: dict[str, Any], limit_s: float
+) -> tuple[pa.Table, Timing, float]:
     """Label as many of the records, taken from all over them, as the limit allows; and the seconds of all of it."""
     started = time.perf_counter()
     predictor = Predictor(passes, **model)
@@ -157,10 +174,11 @@ def _timed(encoded: pa.Table, passes: Any, model: dict[str, Any], limit_s: float
     predictor(spread(encoded, _WARM_RECORDS))  # the first time, caches are filled
     each_s = (time.perf_counter() - warm) / min(_WARM_RECORDS, len(encoded))
     chosen = spread(encoded, max(_WARM_RECORDS, int(limit_s / 2 / each_s)))
+    n_tokens = int(_tokens(chosen, passes).sum())
     before = time.perf_counter()
     labelled = predictor(chosen)
     end = time.perf_counter()
-    return labelled, Timing(len(chosen), end - before, warm - started), end - started
+    return labelled, Timing(len(chosen), n_tokens, end - before, warm - started), end - started
 
 
 def spread(block: pa.Table, n_rows: int) -> pa.Table:

@@ -11,17 +11,17 @@ from pipelines.estimate import (
     Work,
     count_rows,
     duration_s,
-    kind_of,
     size_in_words,
+    stratum_of,
     time_in_words,
 )
 from pipelines.units import Shard, Stream, Unit
 
-TIMING = Timing(records=200, seconds=10.0, ready_s=3.0)  # 0.05 s a record
+TIMING = Timing(records=200, tokens=20_000, seconds=10.0, ready_s=3.0)  # 0.0005 s a token
 SAMPLE = Sample(
-    records=400, shards=4, failed=2, tokens=40_000, rows_per_byte={}, beside_s=2.0, timing=TIMING
-)  # 0.005 s a record beside the model
-ON_CPUS = Work(rows=100_000, is_exact=True, n_cpus=8, fewest=2, most=2, gpus=0, actor_cpus=2)
+    records=400, shards=4, failed=2, tokens=40_000, rows_per_byte={}, tokens_per_row={}, beside_s=2.0, timing=TIMING
+)  # 0.00005 s a token beside the model
+ON_CPUS = Work(rows=100_000, is_exact=True, tokens=10_000_000, n_cpus=8, fewest=2, most=2, gpus=0, actor_cpus=2)
 ON_GPUS = replace(ON_CPUS, gpus=1, actor_cpus=1)
 
 
@@ -31,11 +31,16 @@ def shard(name: str, size: int) -> Shard:
 
 def test_on_cpus_the_works_add_up() -> None:
     assert duration_s(ON_CPUS, SAMPLE, TIMING, n_actors=2) == pytest.approx(
-        3 + 100_000 * 0.05 / 2 + 100_000 * 0.005 / 8
+        3 + 10_000_000 * 0.0005 / 2 + 10_000_000 * 0.00005 / 8
     )
 
 
-@pytest.mark.parametrize(("beside_s", "busy_s"), [(2.0, 100_000 * 0.05 / 2), (400.0, 100_000 * 1.0 / (8 - 2))])
+def test_short_records_take_as_long_for_each_token() -> None:
+    short = replace(ON_CPUS, rows=10 * ON_CPUS.rows)
+    assert duration_s(short, SAMPLE, TIMING, n_actors=2) == duration_s(ON_CPUS, SAMPLE, TIMING, n_actors=2)
+
+
+@pytest.mark.parametrize(("beside_s", "busy_s"), [(2.0, 10_000_000 * 0.0005 / 2), (400.0, 10_000_000 * 0.01 / (8 - 2))])
 def test_on_gpus_the_slower_decides(beside_s: float, busy_s: float) -> None:
     sample = replace(SAMPLE, beside_s=beside_s)
     assert duration_s(ON_GPUS, sample, TIMING, n_actors=2) == pytest.approx(3 + busy_s)
@@ -45,21 +50,29 @@ def test_rows_are_counted_where_they_are_known_and_estimated_from_bytes_elsewher
     big, small, lines = shard("a.parquet", 9000), shard("b.parquet", 50), shard("c.jsonl", 4000)
     packed = shard("d.jsonl.gz", 1000)
     exact = (Unit("a0", (big,), 0, 70), Unit("a1", (big,), 70, 100))
-    densities = {".parquet": 0.2, ".jsonl": 0.01, ".jsonl.gz": 0.5}
-    assert count_rows([exact], {}) == (100, True)
-    assert count_rows([exact, (Unit("b", (small, lines)),)], densities) == (100 + 10 + 40, False)
-    assert count_rows([(Unit("c1", (lines,), 1000, 3000),)], densities) == (20, False)
+    of_big, of_small = stratum_of(big, in_group=False), stratum_of(small, in_group=True)
+    of_lines, in_group = stratum_of(lines, in_group=False), stratum_of(lines, in_group=True)
+    of_packed = stratum_of(packed, in_group=False)
+    densities = {of_small: 0.2, of_lines: 0.01, in_group: 0.03, of_packed: 0.5}
+    assert count_rows([exact], {}) == ({of_big: 100}, True)
+    group = (Unit("b", (small, lines)),)
+    assert count_rows([exact, group], densities) == ({of_big: 100, of_small: 10, in_group: 120}, False)
+    assert count_rows([(Unit("c1", (lines,), 1000, 3000),)], densities) == ({of_lines: 20}, False)
     stream = Stream(packed, "d", unit_bytes=400)  # 4000 plain bytes, about 10 units
-    assert count_rows([stream], densities) == (500, False)
-    assert count_rows([replace(stream, present=frozenset(range(5)))], densities) == (250, False)
+    assert count_rows([stream], densities) == ({of_packed: 500}, False)
+    assert count_rows([replace(stream, present=frozenset(range(5)))], densities) == ({of_packed: 250}, False)
 
 
 def test_the_longest_suffix_is_the_kind() -> None:
-    assert [kind_of(shard(f"x{suffix}", 1)) for suffix in (".jsonl", ".jsonl.gz", ".parquet")] == [
-        ".jsonl",
-        ".jsonl.gz",
-        ".parquet",
-    ]
+    shards = [shard(f"x{suffix}", 1) for suffix in (".jsonl", ".jsonl.gz", ".parquet")]
+    assert [stratum_of(its, in_group=True)[0] for its in shards] == [".jsonl", ".jsonl.gz", ".parquet"]
+
+
+def test_sizes_in_a_stratum_differ_by_a_factor_of_four_at_most() -> None:
+    def strata(*sizes: int) -> int:
+        return len({stratum_of(shard("x.parquet", size), in_group=True) for size in sizes})
+
+    assert (strata(512, 2047), strata(512, 2048), strata(511, 512)) == (1, 2, 2)
 
 
 ESTIMATE = Estimate(
@@ -85,10 +98,10 @@ def test_a_dry_run_says_what_is_left_and_what_it_takes() -> None:
         "input: 100,000 rows, about 10,000,000 tokens, 1.23 MB in 3 of 5 shards",
         "one encoder pass: spam (text-classification)",
         "2 model actors with 4 CPU threads each, fp32; an actor reserves 2 of 8 CPUs, a task beside it 0.5",
-        "checked: models, columns of 3 of 3 shards, rights to write the output",
+        "checked: models, columns of 3 of 5 shards, rights to write the output",
         "sample: 400 records of 4 shards read and tokenised, 2 of them cannot be labelled",
         f"estimate: 43 min with 2 actors, {seconds * 8 / 3600:.2f} CPU-hours "
-        "(200 of them labelled, 20.0 a second in one actor)",
+        "(200 of them labelled, 2,000 tokens a second in one actor)",
     ]
 
 
@@ -96,7 +109,7 @@ def test_a_pool_that_grows_has_two_estimates() -> None:
     work = replace(ON_GPUS, is_exact=False, fewest=1, most=4)
     lines = replace(ESTIMATE, work=work).lines()
     assert lines[1].startswith("input: about 100,000 rows")
-    slow, fast = 3 + 100_000 * 0.05, 3 + 100_000 * 0.05 / 4
+    slow, fast = 3 + 10_000_000 * 0.0005, 3 + 10_000_000 * 0.0005 / 4
     assert lines[-2].startswith(f"estimate: 21 min with 4 actors, {4 * fast / 3600:.2f} GPU-hours (")
     assert lines[-1].startswith(f"estimate: 83 min with 1 actor, {slow / 3600:.2f} GPU-hours (")
 

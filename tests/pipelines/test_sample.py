@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +16,7 @@ import pytest
 import ray
 
 from pipelines import sample
+from pipelines.estimate import Estimate
 from pipelines.plan import make_plan
 from pipelines.resources import Hardware
 from pipelines.sample import chosen, spread, take_sample
@@ -45,7 +48,7 @@ def job(corpus: Path, output: object, checkpoint: Path, **changes: Any) -> JobSp
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_sample_counts_what_is_there(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
     plan = make_plan(job(corpus, tmp_path / "out", checkpoint))
-    assert {shard.url.rsplit("/", 1)[-1] for shard, _ in chosen(plan)} >= {"a.parquet", "b.jsonl", "c.jsonl.gz"}
+    assert {shard.url.rsplit("/", 1)[-1] for _, shard, _ in chosen(plan)} >= {"a.parquet", "b.jsonl", "c.jsonl.gz"}
     found = sample.estimate(plan)
     assert found.work.rows == pytest.approx(9040, rel=0.02)
     assert not found.work.is_exact
@@ -94,7 +97,38 @@ def test_a_corpus_of_blank_lines_has_no_records(
     (tmp_path / "a.jsonl").write_text("\n\n")
     plan = make_plan(job(tmp_path / "a.jsonl", tmp_path / "out", checkpoint))
     found = take_sample(plan, ON_ONE_CPU)
-    assert (found.records, found.timing, found.rows_per_byte) == (0, None, {".jsonl": 0.0})
+    assert (found.records, found.timing, found.rows_per_byte) == (0, None, {(".jsonl", True, 1): 0.0})
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "jsonl.gz"])
+@pytest.mark.parametrize(
+    "shards",
+    [
+        [(800, 30), *[(60, 3)] * 20],
+        [(3000, 3), *[(60, 30)] * 20],
+        [(200, 30), (1200, 3)] * 3,
+    ],
+    ids=["short texts in small shards", "long texts in small shards", "unlike texts in shards of one size"],
+)
+def test_shards_count_for_as_much_as_is_in_them(
+    shards: list[tuple[int, int]], suffix: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards of so many texts of so many words, each word a token between [CLS] and [SEP]."""
+    rng = random.Random(0)
+    (tmp_path / "in").mkdir()
+    for number, (n_rows, n_words) in enumerate(shards):
+        texts = [" ".join(rng.choices(ascii_lowercase, k=n_words)) for _ in range(n_rows)]
+        file = tmp_path / "in" / f"{number:02d}.{suffix}"
+        if suffix == "parquet":
+            pq.write_table(pa.table({"text": texts}), file)
+        else:
+            lines = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+            file.write_bytes(gzip.compress(lines) if suffix == "jsonl.gz" else lines)
+    monkeypatch.setattr(sample, "_label", lambda *_: (None, "nobody asks", 0.0))
+    plan = make_plan(job(tmp_path / "in", tmp_path / "out", checkpoint))
+    work = Estimate.of(plan, ON_ONE_CPU, take_sample(plan, ON_ONE_CPU), n_cpus=1).work
+    assert work.rows == pytest.approx(sum(n_rows for n_rows, _ in shards), rel=0.1)
+    assert work.tokens == pytest.approx(sum(n_rows * (n_words + 2) for n_rows, n_words in shards), rel=0.1)
 
 
 def test_rows_are_taken_from_all_over() -> None:

@@ -257,15 +257,20 @@ def test_row_ranges_cross_row_groups(start: int, stop: int, tmp_path: Path) -> N
     assert block.schema.field("n").type == pa.int64()
 
 
-def test_a_damaged_row_group_fails_its_rows_only(tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
-    table = pa.table({"text": [f"text number {i} of a hundred" for i in range(100)]})
-    pq.write_table(table, path, row_group_size=50, compression="zstd", use_dictionary=False)
-    column = pq.read_metadata(path).row_group(1).column(0)
+def damage(path: Path, group: int) -> None:
+    """Spoil the middle of a row group's first column."""
+    column = pq.read_metadata(path).row_group(group).column(0)
     data = bytearray(path.read_bytes())
     middle = column.data_page_offset + column.total_compressed_size // 2
     data[middle : middle + 40] = b"\0" * 40
     path.write_bytes(data)
+
+
+def test_a_damaged_row_group_fails_its_rows_only(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pa.table({"text": [f"text number {i} of a hundred" for i in range(100)]})
+    pq.write_table(table, path, row_group_size=50, compression="zstd", use_dictionary=False)
+    damage(path, 1)
     block = read_unit(unit(path, 0, 100), columns())
     assert block["error"].to_pylist()[:50] == [None] * 50
     assert all(error.startswith("row group 1 of the shard cannot be read") for error in block["error"].to_pylist()[50:])
@@ -276,11 +281,7 @@ def test_rows_whose_text_is_damaged_keep_their_ids(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     table = pa.table({"text": [f"text number {i} of many" for i in range(400)], "id": [f"r{i}" for i in range(400)]})
     pq.write_table(table, path, row_group_size=100, use_dictionary=False, write_page_checksum=True)
-    column = pq.read_metadata(path).row_group(1).column(0)
-    data = bytearray(path.read_bytes())
-    middle = column.data_page_offset + column.total_compressed_size // 2
-    data[middle : middle + 40] = b"\0" * 40
-    path.write_bytes(data)
+    damage(path, 1)
     block = read_unit(unit(path, 50, 350), columns())
     failed = [place for place, error in enumerate(block["error"].to_pylist()) if error]
     assert failed == list(range(50, 150))

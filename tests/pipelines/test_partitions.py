@@ -185,6 +185,7 @@ def test_a_parted_output_has_every_record_once(labelled: JobSpec, tmp_path: Path
     assert run(labelled).lines()[0].startswith("nothing to do")
 
 
+@pytest.mark.slow
 def test_units_that_are_not_whole_are_labelled_again(ray_cluster: None, labelled: JobSpec, tmp_path: Path) -> None:
     """What a run leaves that is killed before, between and after a unit's files: its index comes last."""
     output = tmp_path / "out"

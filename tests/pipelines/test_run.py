@@ -211,6 +211,7 @@ def test_number_of_actors_and_cuts_change_nothing(corpus: Path, checkpoint: Path
     np.testing.assert_allclose(*scores, atol=1e-5)
 
 
+@pytest.mark.slow
 @on_ray
 def test_file_urls_work_like_paths(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
     spec = JobSpec.of(
@@ -221,13 +222,21 @@ def test_file_urls_work_like_paths(corpus: Path, checkpoint: Path, tmp_path: Pat
 
 @on_ray
 def test_corpus_model_and_output_can_lie_in_an_object_store(
+    corpus: Path, checkpoint: Path, sentences: list[str], s3: FaultProxy
+) -> None:
+    spec = put_into_store(corpus, checkpoint)
+    summary = run(spec)
+    assert (summary.rows, summary.failed) == (3 * len(sentences) + 3, 3)
+    assert verify(spec.output).faults == []
+    assert run(spec).lines()[0].startswith("nothing to do")
+
+
+@pytest.mark.slow
+@on_ray
+def test_a_stormy_store_gives_the_bytes_of_a_calm_one_and_the_rows_of_a_disk(
     corpus: Path, checkpoint: Path, tmp_path: Path, s3: FaultProxy
 ) -> None:
-    store = fsspec.filesystem("s3")
-    store.put(f"{corpus}/", "bucket/corpus/", recursive=True)
-    store.put(f"{checkpoint}/", "bucket/model/", recursive=True)
-    store.put(f"{checkpoint}/", "bucket/same-model/", recursive=True)
-    in_store = run(job("s3://bucket/corpus", "s3://bucket/out", "s3://bucket/model"))
+    in_store = run(put_into_store(corpus, checkpoint))
     on_disk = run(job(corpus, tmp_path / "out", checkpoint))
     assert (in_store.rows, in_store.failed, in_store.labels) == (on_disk.rows, on_disk.failed, on_disk.labels)
     calm = stored_files("bucket/out")
@@ -242,8 +251,14 @@ def test_corpus_model_and_output_can_lie_in_an_object_store(
     assert {name: data for name, data in stormy_files.items() if name not in own} == {
         name: data for name, data in calm.items() if name not in own
     }
-    again = run(job("s3://bucket/corpus", "s3://bucket/out", "s3://bucket/model"))
-    assert again.lines()[0].startswith("nothing to do")
+
+
+def put_into_store(corpus: Path, checkpoint: Path) -> JobSpec:
+    """A job whose corpus, model and output lie in an object store."""
+    store = fsspec.filesystem("s3")
+    for source, target in ((corpus, "corpus"), (checkpoint, "model"), (checkpoint, "same-model")):
+        store.put(f"{source}/", f"bucket/{target}/", recursive=True)
+    return job("s3://bucket/corpus", "s3://bucket/out", "s3://bucket/model")
 
 
 def stored_files(folder: str) -> dict[str, bytes]:
@@ -323,6 +338,7 @@ def test_an_output_inside_the_input_is_refused(corpus: Path, checkpoint: Path) -
         run(job(corpus, corpus / "out", checkpoint))
 
 
+@pytest.mark.slow
 @on_ray
 def test_an_empty_corpus_gives_an_empty_output(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()

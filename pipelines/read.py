@@ -512,11 +512,11 @@ def _id(value: Any, place: str) -> str:
 
 def kept_array(values: Sequence[Any], f: pa.Field) -> tuple[pa.Array, Reasons]:
     """Kept values as the column's type, and for each that does not fit the reason why; objects become JSON."""
-    if pa.types.is_string(f.type):
+    if is_text := pa.types.is_string(f.type):
         values = [_as_json(value) for value in values]
     try:
         array = _array_of(values, f.type)
-        if all(map(_is_kept, values, array.to_pylist())):
+        if is_text or all(map(_is_kept, values, array.to_pylist())):  # texts come whole or not at all
             return array, [None] * len(values)
     except _MISFITS:
         pass

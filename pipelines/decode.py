@@ -8,12 +8,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from convbert.engine.packing import offsets_of
 from pipelines.culprits import good_rows, with_errors
 from pipelines.heads import Results
 from pipelines.models import EncoderPass, HeadPlan
 from pipelines.predict import N_COPIED, N_TOKENS, RESULT
 from pipelines.read import text_name
-from pipelines.sequences import at_rows, offsets_of, sequences_of
+from pipelines.sequences import at_rows, list_offsets, sequences_of
 
 
 def decode(block: pa.Table, passes: Sequence[EncoderPass]) -> pa.Table:
@@ -50,8 +51,8 @@ def _without_nan(block: pa.Table, plan: HeadPlan) -> pa.Table:
     if not len(rows):
         return block
     values, offsets = _result(block, plan, rows)
-    is_broken = ~np.isfinite(values).all(axis=1)
-    n_broken = np.diff(np.concatenate([[0], np.cumsum(is_broken)])[offsets])
+    is_broken = np.logical_not(np.isfinite(values).all(axis=1))
+    n_broken = np.diff(offsets_of(is_broken)[offsets])
     reason = f"{plan.name}: the model's result is no finite number: try --precision fp32"
     return with_errors(block, dict.fromkeys(rows.to_numpy()[n_broken > 0].tolist(), reason))
 
@@ -60,7 +61,7 @@ def _result(block: pa.Table, plan: HeadPlan, rows: pa.Array) -> tuple[NDArray[np
     """(N, W) rows of a head, and where each record's begin."""
     lists = at_rows(block[RESULT + plan.name], rows)
     values = lists.flatten()
-    return values.flatten().to_numpy().reshape(len(values), values.type.list_size), offsets_of(lists)
+    return values.flatten().to_numpy().reshape(len(values), values.type.list_size), list_offsets(lists)
 
 
 def _spread(values: pa.StructArray, rows: pa.Array, n_rows: int) -> pa.Array:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from convbert import ConvBertTokenizer
 from convbert.engine import Packed
+from convbert.engine.packing import offsets_of
 from pipelines.culprits import good_rows, with_errors
 from pipelines.errors import ModelError
 from pipelines.read import text_name
@@ -105,7 +106,7 @@ def _texts(tokenizer: ConvBertTokenizer, encoding: Encoding, *texts: list[str]) 
         spans=encoding.needs_spans or in_windows,
     )
     packed = _packed(encoded.input_ids, encoded.token_type_ids if len(texts) == 2 else None)
-    records = _offsets(encoded.n_windows)
+    records = offsets_of(encoded.n_windows)
     spans = None if encoded.spans is None else np.concatenate([*encoded.spans, np.empty((0, 3), np.int32)])
     if in_windows and spans is not None:
         packed = packed._replace(counted=_counted(packed, records, spans[:, 2] >= 0, encoding.stride))
@@ -135,7 +136,7 @@ def _choices(
         [text for texts in choices for text in texts],
         max_length=None if encoding.long_text == "error" else encoding.max_length,
     )
-    records = _offsets(n_choices)
+    records = offsets_of(n_choices)
     attended = np.array([len(ids) for ids in encoded.input_ids], np.int64)
     longest = np.repeat(_longest(attended, records), n_choices)
     assert tokenizer.pad_token_id is not None  # the head has seen to it
@@ -164,11 +165,7 @@ def _packed(ids: list[list[int]], types: list[list[int]] | None) -> Packed:
     def flat(lists: list[list[int]], dtype: type[np.integer]) -> NDArray[np.integer]:
         return np.fromiter(chain.from_iterable(lists), dtype)
 
-    return Packed(flat(ids, np.int32), _offsets(list(map(len, ids))), None if types is None else flat(types, np.int8))
-
-
-def _offsets(counts: Sequence[int]) -> NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return Packed(flat(ids, np.int32), offsets_of(list(map(len, ids))), None if types is None else flat(types, np.int8))
 
 
 # --- records that cannot be labelled ------------------------------------------------------------------
@@ -221,7 +218,7 @@ def _longest(lengths: NDArray[np.int64], records: NDArray[np.int64]) -> NDArray[
 
 
 def _sums(values: NDArray[Any], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.diff(np.concatenate([[0], np.cumsum(values)])[offsets])
+    return np.diff(offsets_of(values)[offsets])
 
 
 @cache

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipelines.models import describe_sharing
-from pipelines.units import SUFFIXES, Shard, Stream, Task
+from pipelines.units import Shard, Stream, Task
 
 if TYPE_CHECKING:
     from pipelines.plan import JobPlan
@@ -85,8 +85,7 @@ class Work:
 
 def stratum_of(shard: Shard, *, in_group: bool) -> Stratum:
     """Where a shard belongs: large ones say little of small ones, which often are of another source."""
-    kind = max((suffix for suffix in SUFFIXES if shard.url.endswith(suffix)), key=len)
-    return kind, in_group, shard.size.bit_length() // 2
+    return shard.suffix, in_group, shard.size.bit_length() // 2
 
 
 def count_rows(pending: Iterable[Task], rows_per_byte: Mapping[Stratum, float]) -> tuple[dict[Stratum, float], bool]:

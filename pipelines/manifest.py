@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, NamedTuple
 
 from convbert.stores import reason
 from pipelines.errors import OutputError
@@ -39,6 +39,13 @@ class ShardEntry:
     fingerprint: str
     units: int
     group: str
+
+
+class Group(NamedTuple):
+    """Shards that share parts: one shard, or several small ones."""
+
+    entries: list[ShardEntry]
+    parts: list[Part]
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,13 @@ class Manifest:
     def is_same_state(self, other: Manifest) -> bool:
         """Both name the same parts for the same job and shards."""
         return (self.recipe, self.shards, self.parts) == (other.recipe, other.shards, other.parts)
+
+    def groups(self) -> list[Group]:
+        """Shards with the parts that their records are in, in their order."""
+        groups = {name: Group([], parts) for name, parts in by_group(self.parts).items()}
+        for entry in self.shards:
+            groups.setdefault(entry.group, Group([], [])).entries.append(entry)
+        return list(groups.values())
 
     def strays(self, own: Iterable[str]) -> list[str]:
         """Of an output's own files those that do not belong to this state."""

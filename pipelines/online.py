@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from convbert import ConvBertConfig, ConvBertTokenizer
+from convbert.engine.packing import offsets_of
 from pipelines.batching import Speed
 from pipelines.culprits import good_rows, with_errors, without_culprits
 from pipelines.decode import decode
@@ -27,9 +28,11 @@ from pipelines.errors import ModelError, SpecError
 from pipelines.heads import Head, head_for
 from pipelines.models import EncoderPass, HeadPlan, encoding_for, share_passes
 from pipelines.predict import N_TOKENS, RESULT, Predictor
-from pipelines.read import Columns, checked_lists, checked_texts, text_name
+from pipelines.read import Columns, text_name
+from pipelines.sequences import list_column
 from pipelines.spec import JobSpec
 from pipelines.storage import redacted
+from pipelines.values import checked_lists, checked_texts
 
 MOST_WORDS = 100  # for a [MASK], that a request may ask for
 MOST_CACHED = 128  # settings of requests
@@ -232,7 +235,7 @@ class OnlinePredictor:
         block = self._predictors[encoding.name](block)
         if pc.any(pc.greater(block[N_TOKENS], 0)).as_py():
             self._worked.add(encoding.name)
-        places = np.cumsum([0, *(len(requests[number].records) for number in numbers)])
+        places = offsets_of([len(requests[number].records) for number in numbers])
         alike: dict[tuple[_Variant, ...], list[int]] = defaultdict(list)
         for place, number in enumerate(numbers):
             alike[tuple(asked[number][encoding])].append(place)
@@ -380,8 +383,6 @@ def _narrowed(block: pa.Table, plan: HeadPlan, loaded: Head) -> pa.Table:
     if narrow is values:
         return block
     lists = pa.FixedSizeListArray.from_arrays(pa.array(narrow.ravel(), pa.float32()), narrow.shape[1])
-    counts = column.value_lengths().fill_null(0).to_numpy()
-    offsets = pa.array(
-        np.concatenate([[0], np.cumsum(counts)]), mask=np.append(column.is_null().to_numpy(False), False)
-    )
-    return block.set_column(block.schema.get_field_index(name), name, pa.LargeListArray.from_arrays(offsets, lists))
+    rows = np.flatnonzero(column.is_valid())
+    counts = column.value_lengths().drop_null().to_numpy()
+    return block.set_column(block.schema.get_field_index(name), name, list_column(lists, counts, rows, len(block)))

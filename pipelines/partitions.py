@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.errors import RunError, SpecError
-from pipelines.storage import Info, Location, folders_in, many_at_a_time, names_in
+from pipelines.storage import Info, Location, listed, many_at_a_time
 from pipelines.units import fingerprint_of, unit_of
 
 INDEX_FOLDER = "_units"  # readers pass over names with an underscore
@@ -156,12 +156,13 @@ def own_files(output: Location, recipes: Iterable[Mapping[str, Any]]) -> dict[st
     Raises:
         OutputError: it cannot be listed.
     """
-    found = {name: info for name, info in names_in(output).items() if fingerprint_of(name) or is_data_file(name)}
+    files, folders = listed(output)
+    found = {name: info for name, info in files.items() if fingerprint_of(name) or is_data_file(name)}
     keys = _keys(recipes)
     if not keys:
         return found
-    folders = [name for name in folders_in(output) if name == INDEX_FOLDER or name.partition("=")[0] in keys]
-    return {**found, **_own_files_in(output, folders)}
+    its = [name for name in folders if name == INDEX_FOLDER or name.partition("=")[0] in keys]
+    return {**found, **_own_files_in(output, its)}
 
 
 def files_parted_otherwise(output: Location, recipe: Mapping[str, Any]) -> list[str]:
@@ -173,7 +174,7 @@ def files_parted_otherwise(output: Location, recipe: Mapping[str, Any]) -> list[
     keys = _keys([recipe])
     folders = [
         name
-        for name in folders_in(output)
+        for name in listed(output).folders
         if (name == INDEX_FOLDER and not keys) or ("=" in name and name.partition("=")[0] not in keys)
     ]
     return sorted(_own_files_in(output, folders))
@@ -185,8 +186,9 @@ def _keys(recipes: Iterable[Mapping[str, Any]]) -> set[str]:
 
 def _own_files_in(output: Location, folders: Sequence[str]) -> dict[str, Info]:
     found = {}
-    for folder, names in zip(folders, many_at_a_time(lambda name: names_in(output.child(name)), folders), strict=True):
-        for name, info in names.items():
+    listings = many_at_a_time(lambda name: listed(output.child(name)), folders)
+    for folder, (files, _) in zip(folders, listings, strict=True):
+        for name, info in files.items():
             if fingerprint_of(name) if folder == INDEX_FOLDER else is_data_file(name):
                 found[f"{folder}/{name}"] = info
     return found

@@ -5,12 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import tempfile
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +18,7 @@ from pipelines.inspect import Inspection, check_columns, inspect, kept_schema
 from pipelines.manifest import (
     MANIFEST_NAME,
     SUCCESS_NAME,
+    Group,
     Manifest,
     ShardEntry,
     by_group,
@@ -33,7 +31,7 @@ from pipelines.partitions import NULL_VALUE, escaped, files_parted_otherwise, ow
 from pipelines.read import Columns
 from pipelines.resources import choose_device, choose_precision
 from pipelines.spec import DEFAULT_ID_COLUMN, JobSpec
-from pipelines.storage import Location, exists, locate, many_at_a_time, put, redacted, remove
+from pipelines.storage import Location, exists, locate, many_at_a_time, redacted
 from pipelines.units import (
     Shard,
     Stream,
@@ -97,6 +95,15 @@ class JobPlan:
         return heads
 
     @property
+    def model(self) -> dict[str, Any]:
+        """How the Predictor computes, but for its threads, which are the hardware's."""
+        return {
+            "device": self.device,
+            "precision": self.precision,
+            "max_batch_tokens": self.spec.max_batch_tokens,
+        }
+
+    @property
     def is_done(self) -> bool:
         """The output is what this job would make."""
         if self.pending or self.previous is None or self.previous.shards != self.shards:
@@ -146,7 +153,7 @@ def make_plan(spec: JobSpec) -> JobPlan:
     key = recipe_key(recipe)
 
     present = own_files(output, [recipe, *([previous.recipe] if previous else [])])
-    labelled = [] if previous is None or spec.overwrite else _labelled(previous)
+    labelled = [] if previous is None or spec.overwrite else [group for group in previous.groups() if group.entries]
     fingerprints = {name: shard.fingerprint(key) for name, shard in shards.items()}
     stay = _staying(labelled, fingerprints, present, prune=spec.prune)
     kept = {entry.url for group in stay for entry in group.entries}
@@ -160,7 +167,7 @@ def make_plan(spec: JobSpec) -> JobPlan:
     parts = [*(part for group in stay for part in group.parts), *(part for its in resumed.values() for part in its)]
     entries = [entry for group in stay for entry in group.entries]
     entries += [
-        ShardEntry(shard.name, shard.fingerprint(key), _n_units(piece, resumed), piece.fingerprint)
+        ShardEntry(shard.name, fingerprints[shard.name], _n_units(piece, resumed), piece.fingerprint)
         for piece in pieces
         for shard in piece.shards
     ]
@@ -194,29 +201,7 @@ def recipe_key(recipe: Mapping[str, Any]) -> str:
 # --- what has been labelled ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Labelled:
-    """Shards that share parts, as the manifest has them: one shard, or a group of small ones."""
-
-    entries: list[ShardEntry]
-    parts: list[Part]
-
-    def is_whole(self, present: Names) -> bool:
-        """All of its parts are there."""
-        return len(self.parts) == self.entries[0].units and all(is_there(part, present) for part in self.parts)
-
-
-def _labelled(manifest: Manifest) -> list[_Labelled]:
-    parts = by_group(manifest.parts)
-    entries: dict[str, list[ShardEntry]] = {}
-    for entry in manifest.shards:
-        entries.setdefault(entry.group, []).append(entry)
-    return [_Labelled(its, parts.get(group, [])) for group, its in entries.items()]
-
-
-def _staying(
-    labelled: list[_Labelled], fingerprints: dict[str, str], present: Names, *, prune: bool
-) -> list[_Labelled]:
+def _staying(labelled: list[Group], fingerprints: dict[str, str], present: Names, *, prune: bool) -> list[Group]:
     """What need not be labelled again.
 
     Raises:
@@ -228,7 +213,7 @@ def _staying(
         if prune and gone:
             continue
         is_same = all(fingerprints.get(entry.url, entry.fingerprint) == entry.fingerprint for entry in group.entries)
-        if is_same and group.is_whole(present):
+        if is_same and _is_whole(group, present):
             stay.append(group)
         elif gone:
             reason = "parts with its records are missing" if is_same else "a shard that shares its part has changed"
@@ -236,6 +221,11 @@ def _staying(
                 f"{gone[0]} is no longer among the inputs and {reason}: bring it back, or drop its records with --prune"
             )
     return stay
+
+
+def _is_whole(group: Group, present: Names) -> bool:
+    """All of its parts are there."""
+    return len(group.parts) == group.entries[0].units and all(is_there(part, present) for part in group.parts)
 
 
 # --- what is new --------------------------------------------------------------------------------------
@@ -315,27 +305,6 @@ def is_whole_stream(parts: Sequence[Part]) -> bool:
 
 
 # --- checks -------------------------------------------------------------------------------------------
-
-
-def check_writable(output: Location) -> None:
-    """See that files can be made in the output; nothing stays. A store takes a small one, which is removed again; on
-    local disk it gets no name, and the folder is not made.
-
-    Raises:
-        OutputError: the output cannot be written.
-    """
-    if output.is_local:
-        try:
-            folder = next(path for path in (Path(output.path), *Path(output.path).parents) if path.exists())
-            with tempfile.TemporaryFile(dir=folder):
-                return
-        except OSError as error:
-            raise OutputError(
-                f"{redacted(output.url)} cannot be written ({reason(error)}): check the address, rights and space"
-            ) from error
-    probe = output.child(f".probe-{uuid.uuid4().hex}")
-    put(probe, b"")
-    remove(probe)
 
 
 def _columns(spec: JobSpec, passes: list[EncoderPass], inspections: list[Inspection], made: Location | None) -> Columns:

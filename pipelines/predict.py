@@ -123,7 +123,7 @@ class _LoadedPass:
         for name, result in self.engine(computed.packed).items():
             values, offsets = kinds.spread(Rows(result.values, result.offsets[computed.records]))
             lists = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[-1])
-            block = block.append_column(RESULT + name, list_column(lists, np.diff(offsets), pa.array(rows), len(block)))
+            block = block.append_column(RESULT + name, list_column(lists, np.diff(offsets), rows, len(block)))
         n_tokens = np.diff(sequences.tokens)
         block = _with_more(block, N_TOKENS, rows, n_tokens)
         return _with_more(block, N_COPIED, rows, n_tokens * kinds.is_copy)

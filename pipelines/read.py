@@ -6,14 +6,11 @@ all is well).
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date, datetime, time, timezone
 from itertools import count
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,15 +19,23 @@ from convbert.stores import change_mark, file_info, reason
 from pipelines.envelope import Envelope
 from pipelines.errors import SourceError, StoreError
 from pipelines.inspect import is_damage, is_id, open_parquet
-from pipelines.jsonl import LineError, compression_of, is_unicode, json_kind, lines, parse
+from pipelines.jsonl import LineError, compression_of, lines, parse
 from pipelines.units import Shard, Stream, Task, Unit
+from pipelines.values import (
+    MISSING,
+    Reasons,
+    checked_lists,
+    checked_texts,
+    is_string,
+    kept_array,
+    kept_column,
+    record_id,
+)
 
 MOST_SMALL_ROWS = 1 << 20  # of a small shard, whose footer nobody has checked
 _BATCH_ROWS = 8192
 _BATCH_BYTES = 1 << 24
 _UUID_BYTES = 16
-
-Reasons = list["str | None"]  # why each row failed, None where it did not
 
 
 @dataclass(frozen=True)
@@ -220,14 +225,14 @@ def _jsonl_blocks(lines: Iterable[_Line], shard: Shard, columns: Columns) -> Ite
     broken: Reasons = []
     for offset, line in lines:
         record, reason = _record(line)
-        ids.append(_id(record.get(columns.id or ""), f"{base}@{offset}"))
+        ids.append(record_id(record.get(columns.id or ""), f"{base}@{offset}"))
         records.append(record)
         broken.append(reason)
     if not ids:
         return
     texts, reasons = {}, [broken]
     for name, checked in columns.checks():
-        texts[name], why = checked([record.get(name, _MISSING) for record in records], name)
+        texts[name], why = checked([record.get(name, MISSING) for record in records], name)
         reasons.append([None if first else second for first, second in zip(broken, why, strict=True)])
     kept = []
     for f in columns.kept:
@@ -302,7 +307,7 @@ def _parquet_blocks(shard: Shard, start: int, stop: int | None, columns: Columns
             for batch in _slices(file, group, columns, row - group_start, last - group_start):
                 if isinstance(batch, str):
                     for ids in _ids_alone(file, group, columns.id, row - group_start, last - group_start):
-                        ids = [_id(value, f"{base}#{row + i}") for i, value in enumerate(ids)]
+                        ids = [record_id(value, f"{base}#{row + i}") for i, value in enumerate(ids)]
                         yield _failed(ids, [batch] * len(ids), columns)
                         row += len(ids)
                 else:
@@ -353,7 +358,7 @@ def _parquet_block(batch: pa.RecordBatch, places: list[str], columns: Columns) -
     texts: dict[str, list[Any]] = {}
     reasons: list[Reasons] = [[None] * len(batch)]
     for name, checked in columns.checks():
-        texts[name], why = checked(values(name, _MISSING), name)
+        texts[name], why = checked(values(name, MISSING), name)
         reasons.append(why)
     kept = []
     for f in columns.kept:
@@ -361,10 +366,10 @@ def _parquet_block(batch: pa.RecordBatch, places: list[str], columns: Columns) -
         if column is None:
             array, why = pa.nulls(len(batch), f.type), [None] * len(batch)
         else:
-            array, why = _kept_column(_as_bytes(column), f)
+            array, why = kept_column(_as_bytes(column), f)
         kept.append(array)
         reasons.append(why)
-    ids = [_id(value, place) for value, place in zip(_id_values(batch, columns.id), places, strict=True)]
+    ids = [record_id(value, place) for value, place in zip(_id_values(batch, columns.id), places, strict=True)]
     return _block(ids, texts, kept, reasons, columns)
 
 
@@ -372,49 +377,6 @@ def _only(batch: pa.RecordBatch, name: str | None) -> pa.Array | None:
     """The column with this name; None where there is none, or more than one."""
     place = batch.schema.get_field_index(name or "")
     return batch.column(place) if place >= 0 else None
-
-
-def _kept_column(column: pa.Array, f: pa.Field) -> tuple[pa.Array, Reasons]:
-    """The column in the kept type, and for each value that does not fit the reason why."""
-    try:
-        return _cast(column, f.type), [None] * len(column)
-    except _MISFITS:
-        values, unshown = _shown(column, f.name)
-    array, misfits = kept_array(values, f)
-    return array, [first or second for first, second in zip(unshown, misfits, strict=True)]
-
-
-def _cast(column: pa.Array, type_: pa.DataType) -> pa.Array:
-    """The column in another type, or an error of Arrow's, which drops fields and takes numbers for times in silence."""
-    if column.type == type_:
-        return column
-    if pa.types.is_null(column.type):
-        return pa.nulls(len(column), type_)
-    array = column.cast(type_)
-    means_another = not _is_string(type_) and any(is_(type_) != is_(column.type) for is_ in _MEANINGS)
-    if means_another or (pa.types.is_nested(type_) and not array.cast(column.type).equals(column)):
-        raise pa.ArrowInvalid(f"{column.type} does not fit into {type_}")
-    return array
-
-
-_MEANINGS = (pa.types.is_boolean, pa.types.is_temporal)
-
-
-def _shown(column: pa.Array, name: str) -> tuple[list[Any], Reasons]:
-    """Its values, and for each that Python has none for the reason why: a date after 9999, an unknown time zone."""
-    try:
-        return column.to_pylist(), [None] * len(column)
-    except _MISFITS:
-        pass
-    pairs = [_shown_value(value, name) for value in column]
-    return [value for value, _ in pairs], [reason for _, reason in pairs]
-
-
-def _shown_value(value: pa.Scalar, name: str) -> tuple[Any, str | None]:
-    try:
-        return value.as_py(), None
-    except _MISFITS:
-        return None, f"{name} holds a value that Python cannot show"
 
 
 def _id_values(batch: pa.RecordBatch, name: str | None) -> list[Any]:
@@ -437,150 +399,12 @@ def _as_bytes(column: pa.Array) -> pa.Array:
     """Dictionaries decoded, and strings as the bytes they are: nobody has checked that they are UTF-8."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if _is_string(column.type):
+    if is_string(column.type):
         return column.cast(pa.large_binary())
-    if _is_list(column.type) and _is_string(column.type.value_type):
+    if _is_list(column.type) and is_string(column.type.value_type):
         return column.cast(pa.large_list(pa.large_binary()))
     return column
 
 
-def _is_string(type_: pa.DataType) -> bool:
-    return any(is_(type_) for is_ in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
-
-
 def _is_list(type_: pa.DataType) -> bool:
     return any(is_(type_) for is_ in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
-
-
-# --- values -------------------------------------------------------------------------------------------
-
-_MISSING = object()
-
-
-def checked_texts(values: Sequence[Any], name: str) -> tuple[list[str | None], Reasons]:
-    """Texts, and for each value that is none the reason why."""
-    pairs = [_checked_text(value, name) for value in values]
-    return [text for text, _ in pairs], [reason for _, reason in pairs]
-
-
-def checked_lists(values: Sequence[Any], name: str) -> tuple[list[list[str] | None], Reasons]:
-    """Lists of texts, at least one in each, and for each value that is none the reason why."""
-    pairs = [_checked_list(value, name) for value in values]
-    return [texts for texts, _ in pairs], [reason for _, reason in pairs]
-
-
-def _checked_list(value: Any, name: str) -> tuple[list[str] | None, str | None]:
-    if value is _MISSING:
-        return None, f"{name} is missing"
-    if not isinstance(value, list):
-        return None, f"{name} is null" if value is None else f"{name} is {json_kind(value)}, not a list of strings"
-    if not value:
-        return None, f"{name} is empty"
-    texts, reasons = checked_texts(value, name)
-    reason = next((f"item {place} of {reason}" for place, reason in enumerate(reasons) if reason), None)
-    return (None, reason) if reason else (cast("list[str]", texts), None)
-
-
-def _checked_text(value: Any, name: str) -> tuple[str | None, str | None]:
-    if value is _MISSING:
-        return None, f"{name} is missing"
-    if isinstance(value, bytes):
-        try:
-            return value.decode("utf-8"), None
-        except UnicodeDecodeError as error:
-            return None, f"{name} is not UTF-8: byte 0x{value[error.start]:02x} at {error.start}"
-    if not isinstance(value, str):
-        return None, f"{name} is null" if value is None else f"{name} is {json_kind(value)}, not a string"
-    if not is_unicode(value):
-        return None, f"{name} holds half of a surrogate pair, which is no character"
-    return value, None
-
-
-def _id(value: Any, place: str) -> str:
-    """A text or whole number as an id, and bytes that are no text in hex; anything else is told by its place."""
-    if isinstance(value, bytes):
-        try:
-            return value.decode("utf-8")
-        except UnicodeDecodeError:
-            return value.hex()
-    if isinstance(value, float) and value.is_integer():  # whole numbers with nulls between them, as pandas writes them
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return value if isinstance(value, str) and is_unicode(value) else place
-
-
-def kept_array(values: Sequence[Any], f: pa.Field) -> tuple[pa.Array, Reasons]:
-    """Kept values as the column's type, and for each that does not fit the reason why; objects become JSON."""
-    if is_text := pa.types.is_string(f.type):
-        values = [_as_json(value) for value in values]
-    try:
-        array = _array_of(values, f.type)
-        if is_text or all(map(_is_kept, values, array.to_pylist())):  # texts come whole or not at all
-            return array, [None] * len(values)
-    except _MISFITS:
-        pass
-    pairs = [_kept_value(value, f) for value in values]
-    return _array_of([value for value, _ in pairs], f.type), [reason for _, reason in pairs]
-
-
-def _array_of(values: Sequence[Any], type_: pa.DataType) -> pa.Array:
-    if all(value is None for value in values):  # of lists of UUIDs, for one, Arrow makes no array in another way
-        return pa.nulls(len(values), type_)
-    return pa.array(values, type_)
-
-
-_MISFITS = (ValueError, OverflowError, pa.ArrowTypeError, pa.ArrowNotImplementedError)  # ArrowInvalid is a ValueError
-
-
-def _as_json(value: Any) -> Any:
-    return (
-        value
-        if value is None or isinstance(value, (str, bytes))
-        else json.dumps(value, ensure_ascii=False, default=_as_text)
-    )
-
-
-def _as_text(value: Any) -> str:
-    """What JSON has no type for."""
-    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
-
-
-def _kept_value(value: Any, f: pa.Field) -> tuple[Any, str | None]:
-    if value is None:
-        return None, None
-    try:
-        found = pa.scalar(value, f.type).as_py()
-        if _is_kept(value, found):
-            return found, None
-    except _MISFITS:
-        pass
-    return None, f"{f.name} holds {value!a:.40}, not {f.type}"
-
-
-def _is_kept(value: Any, found: Any) -> bool:
-    """Whether what the column holds is the value: Arrow cuts numbers and times in silence, and drops fields of structs.
-
-    Floats may be rounded, as a column of shorter ones does.
-    """
-    if isinstance(value, dict) and isinstance(found, dict):
-        return all(its is None or (name in found and _is_kept(its, found[name])) for name, its in value.items())
-    if isinstance(found, list):
-        its = list(value.items() if isinstance(value, dict) else value)  # an object may become a map
-        return len(its) == len(found) and all(map(_is_kept, its, found))
-    if isinstance(found, tuple):
-        return all(map(_is_kept, value, found))
-    if isinstance(value, bool) or isinstance(found, bool):
-        return value is found
-    if isinstance(found, float) and isinstance(value, float):
-        return math.isclose(found, value, rel_tol=1e-3) or value != value
-    return bool(_plain(value) == _plain(found))
-
-
-def _plain(value: Any) -> Any:
-    """The value as others of its meaning are, too: texts as their bytes, days as their midnights, times in UTC."""
-    if isinstance(value, str):
-        return value.encode()
-    if isinstance(value, datetime):
-        return value.astimezone(timezone.utc).replace(tzinfo=None) if value.tzinfo else value
-    return datetime.combine(value, time()) if isinstance(value, date) else value

@@ -42,7 +42,7 @@ from pipelines.models import describe_sharing
 from pipelines.morning import write_report
 from pipelines.nights import Meter, with_night
 from pipelines.partitions import own_files
-from pipelines.plan import JobPlan, check_writable, is_there, is_whole_stream, make_plan
+from pipelines.plan import JobPlan, is_there, is_whole_stream, make_plan
 from pipelines.predict import Predictor
 from pipelines.progress import Progress
 from pipelines.read import Columns, read
@@ -50,7 +50,7 @@ from pipelines.report import Summary
 from pipelines.resources import Hardware, connect, share_out
 from pipelines.sample import estimate
 from pipelines.spec import JobSpec
-from pipelines.storage import Location, absolute, locate, many_at_a_time, redacted, remove
+from pipelines.storage import Location, absolute, check_writable, locate, many_at_a_time, redacted, remove
 from pipelines.survive import counted, open_ledger, surviving, surviving_actor
 from pipelines.units import Stream, Task, fingerprint_of, number_of, unit_of
 from pipelines.write import Part, write_part
@@ -226,12 +226,7 @@ def pipeline(
     encodings = [encoder_pass.encoding for encoder_pass in plan.passes]
     heads = {head.name: head.head for encoder_pass in plan.passes for head in encoder_pass.heads}
     stage: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
-    model = {
-        "device": plan.device,
-        "precision": plan.precision,
-        "max_batch_tokens": plan.spec.max_batch_tokens,
-        "n_threads": hardware.n_threads,
-    }
+    model = {**plan.model, "n_threads": hardware.n_threads}
     pool = ActorPoolStrategy(
         min_size=hardware.min_actors,
         max_size=hardware.max_actors,

@@ -140,12 +140,7 @@ def _label(encoded: pa.Table, plan: JobPlan, hardware: Hardware) -> tuple[Timing
     wanted = {"CPU": hardware.actor_cpus, "GPU": hardware.actor_gpus}
     if not any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes):
         return None, "no node with room for a model actor is up yet; start the dry run again while one is", 0.0
-    model: dict[str, Any] = {
-        "device": plan.device,
-        "precision": plan.precision,
-        "max_batch_tokens": plan.spec.max_batch_tokens,
-        "n_threads": hardware.n_threads,
-    }
+    model = {**plan.model, "n_threads": hardware.n_threads}
     once = ray.remote(max_calls=1, max_retries=0)(_timed)  # a process of its own: it sets torch's threads
     options = {"num_cpus": hardware.actor_cpus, "num_gpus": hardware.actor_gpus, **hardware.placement}
     asked = time.perf_counter()

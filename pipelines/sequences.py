@@ -6,7 +6,6 @@ Shapes: R records, S sequences, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from convbert.engine import Packed
-from convbert.engine.packing import gather
+from convbert.engine.packing import gather, offsets_of
 
 _KINDS = _IDS, _TYPES, _ATTENDED, _COUNTED, _SPANS = "__ids_", "__types_", "__attended_", "__counted_", "__spans_"
 
@@ -74,7 +73,7 @@ def add_sequences(block: pa.Table, name: str, sequences: Sequences, rows: NDArra
     }
     for kind, values in columns.items():
         if values is not False:
-            block = block.append_column(kind + name, _lists_at(values, n_sequences, rows, len(block)))
+            block = block.append_column(kind + name, list_column(values, n_sequences, rows, len(block)))
     return block
 
 
@@ -88,10 +87,10 @@ def sequences_of(block: pa.Table, name: str, rows: pa.Array) -> Sequences:
     assert ids is not None  # every pass has ids
     sequences = ids.flatten()
     return Sequences(
-        records=offsets_of(ids),
+        records=list_offsets(ids),
         packed=Packed(
             sequences.flatten().to_numpy(),
-            offsets_of(sequences),
+            list_offsets(sequences),
             None if types is None else types.flatten().flatten().to_numpy(),
             None if attended is None else attended.flatten().to_numpy(),
             None if counted is None else counted.flatten().flatten().to_numpy().reshape(-1, 2),
@@ -106,19 +105,14 @@ def at_rows(column: pa.ChunkedArray, rows: pa.Array) -> pa.Array:
     return picked.chunk(0) if picked.num_chunks == 1 else picked.combine_chunks()
 
 
-def list_column(values: pa.Array, counts: Sequence[int] | NDArray[np.int64], rows: pa.Array, n_rows: int) -> pa.Array:
+def list_column(values: pa.Array, counts: NDArray[np.int64], rows: NDArray[np.int64], n_rows: int) -> pa.LargeListArray:
     """A list column with so many of the values at each of these rows, null elsewhere."""
-    return _lists_at(values, np.asarray(counts), rows.to_numpy(), n_rows)
-
-
-def _lists_at(values: pa.Array, counts: NDArray[np.int64], rows: NDArray[np.int64], n_rows: int) -> pa.ListArray:
     lengths = np.zeros(n_rows, np.int64)
     lengths[rows] = counts
     is_null = np.ones(n_rows + 1, np.bool_)
     is_null[rows] = False
     is_null[-1] = False
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64(), mask=is_null), values)
+    return pa.LargeListArray.from_arrays(pa.array(offsets_of(lengths), pa.int64(), mask=is_null), values)
 
 
 def _lists(offsets: NDArray[np.integer], values: pa.Array) -> pa.ListArray:
@@ -129,7 +123,7 @@ def _pairs(rows: NDArray[np.integer]) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel(), pa.int32()), rows.shape[1])
 
 
-def offsets_of(lists: pa.ListArray) -> NDArray[np.int64]:
+def list_offsets(lists: pa.ListArray) -> NDArray[np.int64]:
     """Where each of the lists begins, none of which is null."""
     offsets = lists.offsets.to_numpy().astype(np.int64)
     return offsets - offsets[0]

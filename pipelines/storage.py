@@ -10,6 +10,7 @@ import io
 import os
 import posixpath
 import re
+import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -260,6 +261,27 @@ def remove(place: Location) -> None:
         raise OutputError(f"{redacted(place.url)} cannot be removed ({reason(error)}): check the rights") from error
 
 
+def check_writable(folder: Location) -> None:
+    """See that files can be made in a folder; nothing stays. A store takes a small one, which is removed again; on
+    local disk it gets no name, and the folder is not made.
+
+    Raises:
+        OutputError: they cannot.
+    """
+    if folder.is_local:
+        try:
+            there = next(path for path in (Path(folder.path), *Path(folder.path).parents) if path.exists())
+            with tempfile.TemporaryFile(dir=there):
+                return
+        except OSError as error:
+            raise OutputError(
+                f"{redacted(folder.url)} cannot be written ({reason(error)}): check the address, rights and space"
+            ) from error
+    probe = folder.child(f".probe-{uuid.uuid4().hex}")
+    put(probe, b"")
+    remove(probe)
+
+
 def read_bytes(place: Location) -> bytes:
     """All of a file.
 
@@ -364,30 +386,33 @@ def many_at_a_time(function: Callable[[_In], _Out], items: Iterable[_In]) -> lis
         return list(pool.map(function, items))
 
 
-def names_in(folder: Location) -> dict[str, Info]:
-    """File names directly in a folder with what the store says of each; empty where there is none.
+class Listing(NamedTuple):
+    """What lies directly in a folder.
+
+    Attributes:
+        files: their names, with what the store says of each.
+        folders: their names.
+    """
+
+    files: dict[str, Info]
+    folders: list[str]
+
+
+def listed(folder: Location) -> Listing:
+    """What lies directly in a folder; nothing where it is not there.
 
     Raises:
         OutputError: it cannot be listed.
     """
-    return _listed(folder, "file")
-
-
-def folders_in(folder: Location) -> list[str]:
-    """Names of the folders directly in a folder; none where it is not there.
-
-    Raises:
-        OutputError: it cannot be listed.
-    """
-    return list(_listed(folder, "directory"))
-
-
-def _listed(folder: Location, kind: str) -> dict[str, Info]:
     try:
         entries = _entries(folder)
     except OSError as error:
         raise OutputError(f"{redacted(folder.url)} cannot be listed ({reason(error)}): check the rights") from error
-    return {info["name"].rsplit("/", 1)[-1]: info for info in entries if info["type"] == kind}
+    named = [(info["name"].rsplit("/", 1)[-1], info) for info in entries]
+    return Listing(
+        {name: info for name, info in named if info["type"] == "file"},
+        [name for name, info in named if info["type"] == "directory"],
+    )
 
 
 def parted(pattern: Location) -> tuple[Location, list[str]]:

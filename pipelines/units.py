@@ -73,11 +73,15 @@ class Shard:
         return self.url.endswith(PARQUET_SUFFIX)
 
     @property
+    def suffix(self) -> str:
+        """The one of ``SUFFIXES`` that its name ends with."""
+        return max((suffix for suffix in SUFFIXES if self.url.endswith(suffix)), key=len)
+
+    @property
     def stem(self) -> str:
-        """File name without its suffixes, in characters that every store takes."""
+        """File name without its suffix, in characters that every store takes."""
         name = self.url.rsplit("/", 1)[-1]
-        suffix = max((suffix for suffix in SUFFIXES if name.endswith(suffix)), key=len)
-        return re.sub(r"[^A-Za-z0-9_.-]+", "_", name.removesuffix(suffix))[:80]
+        return re.sub(r"[^A-Za-z0-9_.-]+", "_", name.removesuffix(self.suffix))[:80]
 
     def fingerprint(self, recipe: str) -> str:
         """Names this version of the shard, labelled by this recipe."""

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from convbert.stores import reason
 from pipelines.errors import OutputError
-from pipelines.manifest import Manifest, ShardEntry, by_group, read_manifest
+from pipelines.manifest import Manifest, ShardEntry, read_manifest
 from pipelines.partitions import own_files
 from pipelines.plan import recipe_key
 from pipelines.read import ids_of
@@ -98,7 +98,7 @@ def verify(output_url: str) -> Verdict:
     if manifest is None:
         raise OutputError(f"{redacted(output_url)} has no _manifest.json: no run has finished there yet")
     strays = sorted(manifest.strays(own_files(output, [manifest.recipe])))
-    counts = many_at_a_time(lambda group: _recount(output, manifest, *group), _groups(manifest))
+    counts = many_at_a_time(lambda group: _recount(output, manifest, *group), manifest.groups())
     return Verdict(
         output=redacted(output_url),
         shards=len(manifest.shards),
@@ -113,15 +113,6 @@ def verify(output_url: str) -> Verdict:
         hidden=[url for count in counts for url in count.hidden],
         unanswered=[url for count in counts for url in count.unanswered],
     )
-
-
-def _groups(manifest: Manifest) -> list[tuple[list[ShardEntry], list[Part]]]:
-    """Shards with the parts that their records are in."""
-    parts = by_group(manifest.parts)
-    entries: dict[str, list[ShardEntry]] = {group: [] for group in parts}
-    for entry in manifest.shards:
-        entries.setdefault(entry.group, []).append(entry)
-    return [(its, parts.get(group, [])) for group, its in entries.items()]
 
 
 def _recount(output: Location, manifest: Manifest, entries: list[ShardEntry], parts: list[Part]) -> _Count:

@@ -6,7 +6,7 @@ begins, which is what an Arrow list array holds. T tokens, R records, K kernel t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -61,6 +61,11 @@ class Packed(NamedTuple):
         return self._replace(input_ids=self.input_ids[own], offsets=offsets - offsets[0], token_type_ids=types)
 
 
+def offsets_of(counts: Sequence[int] | NDArray[np.integer | np.bool_]) -> Indices:
+    """(R + 1,): where each of R stretches of so many rows begins if they stand one after the other, and the end."""
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
 def gather(starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> tuple[Indices, Indices]:
     """Where rows lie that are wanted in stretches: all of them one after the other, and each stretch's offset there.
 
@@ -71,7 +76,7 @@ def gather(starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> tuple[I
     Returns:
         (N,) rows, and (R + 1,) offsets.
     """
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    offsets = offsets_of(lengths)
     return np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths), offsets
 
 
@@ -139,8 +144,8 @@ def layout(lengths: Indices, *, n_taps: int, max_length: int, attended: NDArray[
     check_lengths(lengths, max_length)
     attended = lengths if attended is None else attended
     reach = n_taps // 2
-    starts = np.cumsum(lengths) - lengths
-    n_tokens = int(lengths.sum())
+    offsets = offsets_of(lengths)
+    starts, n_tokens = offsets[:-1], int(offsets[-1])
     records = np.repeat(np.arange(len(lengths)), lengths)
     positions = np.arange(n_tokens) - starts[records]
     edges = np.flatnonzero(np.diff(lengths) | np.diff(attended)) + 1  # where a run ends
@@ -154,7 +159,7 @@ def layout(lengths: Indices, *, n_taps: int, max_length: int, attended: NDArray[
         runs=[
             Run(int(starts[f]), int(n), int(lengths[f]), int(attended[f])) for f, n in zip(firsts, counts, strict=True)
         ],
-        offsets=np.append(starts, n_tokens),
+        offsets=offsets,
         longest=int(lengths.max()),
     )
 

@@ -17,7 +17,7 @@ from convbert.engine import compiler
 from convbert.engine.budget import CPU_BATCH_TOKENS, probed_budget, warm_up
 from convbert.engine.encoder import PackedEncoder, placed
 from convbert.engine.heads import Head, PseudoLikelihood, Rows
-from convbert.engine.packing import Indices, Packed, check_lengths, gather, micro_batches
+from convbert.engine.packing import Indices, Packed, check_lengths, gather, micro_batches, offsets_of
 from convbert.engine.transfer import Arriving
 from convbert.errors import InputError
 from convbert.models import ConvBertModel
@@ -205,7 +205,7 @@ class _Result:
 
     def __init__(self, counts: Indices) -> None:
         self._counts = counts
-        self._offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self._offsets = offsets_of(counts)
         self._values: NDArray[np.float32] | None = None
 
     def put(self, numbers: Indices, values: NDArray[np.float32]) -> None:

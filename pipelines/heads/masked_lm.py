@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convbert import ConvBertConfig, ConvBertForMaskedLM, ConvBertTokenizer, engine
+from convbert.engine.packing import offsets_of
 from pipelines.encode import Inputs
 from pipelines.errors import ModelError
 from pipelines.figures import Histogram, numbers, shares
@@ -62,7 +63,7 @@ class FillMask(Head):
         columns = [pa.array(self.words, pa.string()).take(pa.array(ids)), pa.array(scores), pa.array(ids)]
         words = pa.StructArray.from_arrays(columns, fields=list(_WORD))
         of_masks = lists_of(words, np.arange(0, len(ids) + 1, self.top_k))
-        n_masks = np.concatenate([[0], np.cumsum(is_counted)])[results.offsets]
+        n_masks = offsets_of(is_counted)[results.offsets]
         return pa.StructArray.from_arrays([lists_of(of_masks, n_masks)], fields=list(self.schema))
 
     def counts(self, column: pa.StructArray) -> dict[str, int]:

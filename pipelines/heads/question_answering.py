@@ -11,6 +11,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from convbert import ConvBertConfig, ConvBertForQuestionAnswering, ConvBertTokenizer, engine
+from convbert.engine.packing import offsets_of
 from pipelines.encode import Inputs
 from pipelines.figures import Histogram, shares
 from pipelines.heads.base import Head, Results, lists_of
@@ -70,7 +71,7 @@ class QuestionAnswering(Head):
         columns = [*_columns(best), pa.array([no_answer for _, no_answer in found], pa.float32())]
         if self.top_k > 1:
             flat = pa.StructArray.from_arrays(_columns([a for answers, _ in found for a in answers]), fields=_ANSWER)
-            columns.append(lists_of(flat, np.cumsum([0, *(len(answers) for answers, _ in found)])))
+            columns.append(lists_of(flat, offsets_of([len(answers) for answers, _ in found])))
         return pa.StructArray.from_arrays(columns, fields=list(self.schema))
 
     def _answers(self, results: Results, record: int) -> tuple[list[Answer], float]:

@@ -9,6 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from convbert import ConvBertConfig, ConvBertForSequenceClassification, ConvBertTokenizer, engine
+from convbert.engine.packing import offsets_of
 from pipelines.figures import Histogram, numbers, shares
 from pipelines.heads.base import Head, Results, count_values, labels_of, lists_of, text_inputs
 from pipelines.spec import JobSpec
@@ -63,7 +64,7 @@ class SequenceClassification(Head):
         if self.is_multi_label:
             is_present = scores >= self.threshold
             present = names.take(pa.array(is_present.nonzero()[1]))
-            columns["labels"] = lists_of(present, np.concatenate([[0], np.cumsum(is_present.sum(1))]))
+            columns["labels"] = lists_of(present, offsets_of(is_present.sum(1)))
         if self.top_k:
             order = np.argsort(-scores, axis=1, kind="stable")[:, : self.top_k]
             top = [names.take(pa.array(order.ravel())), pa.array(np.take_along_axis(scores, order, 1).ravel())]

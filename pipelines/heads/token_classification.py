@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convbert import ConvBertConfig, ConvBertForTokenClassification, ConvBertTokenizer, engine
+from convbert.engine.packing import offsets_of
 from pipelines.encode import Inputs
 from pipelines.figures import Histogram, shares
 from pipelines.heads.base import Head, Results, count_values, labels_of, lists_of
@@ -100,7 +101,7 @@ class TokenClassification(Head):
             pa.array([results.texts[record][start:end] for record, start, end in places], pa.string()),
         ]
         counts = np.bincount(found.records, minlength=len(results.texts))
-        entities = lists_of(pa.StructArray.from_arrays(columns, fields=list(ENTITY)), np.append(0, np.cumsum(counts)))
+        entities = lists_of(pa.StructArray.from_arrays(columns, fields=list(ENTITY)), offsets_of(counts))
         return pa.StructArray.from_arrays([entities], fields=list(self.schema))
 
     @property

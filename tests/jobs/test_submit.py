@@ -18,7 +18,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from pipelines.storage import locate, names_in
+from pipelines.storage import listed, locate
 from pipelines.verify import verify
 from tests.fault_proxy import FaultProxy
 from tests.standing_cluster import SECRET, Cluster, standing_cluster
@@ -60,7 +60,7 @@ def result(bucket: str) -> dict[str, Any]:
 
 
 def parts(bucket: str) -> int:
-    return sum(name.startswith("part-") for name in names_in(locate(f"{bucket}/out")))
+    return sum(name.startswith("part-") for name in listed(locate(f"{bucket}/out")).files)
 
 
 def test_nights_on_a_cluster_with_a_token(cluster: Cluster, bucket: str) -> None:

@@ -14,15 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import plan as module
-from pipelines.errors import OutputError, PipelineError, SourceError
+from pipelines.errors import OutputError, SourceError
 from pipelines.models import EncoderPass
-from pipelines.plan import JobPlan, check_writable, make_plan
+from pipelines.plan import JobPlan, make_plan
 from pipelines.spec import JobSpec
 from pipelines.storage import Location, locate, put
 from pipelines.units import Stream
 from pipelines.write import Part
 from tests.conftest import save_checkpoint, with_labels
-from tests.fault_proxy import FaultProxy
 from tests.pipelines.labelling import label_here, parts, run_here
 from tests.pipelines.labelling import whole_job as job
 
@@ -355,23 +354,3 @@ def test_an_output_is_known_behind_links_on_the_first_night(corpus: Path, checkp
         with pytest.raises(SourceError, match="lies inside the input"):
             make_plan(job(input, corpus / output, checkpoint))
     assert make_plan(job(corpus, tmp_path / "far-away", checkpoint)).pending
-
-
-def test_looking_whether_an_output_can_be_written_leaves_nothing(tmp_path: Path, s3: FaultProxy) -> None:
-    check_writable(locate(str(tmp_path / "new/deep")))
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="file cannot be written"):
-        check_writable(locate(str(tmp_path / "file")))
-    remote = locate("s3://bucket/writable")
-    check_writable(remote)
-    assert remote.fs.find(remote.path) == []
-    with pytest.raises(PipelineError, match="nobucket/out/.probe-.* cannot be written"):
-        check_writable(locate("s3://nobucket/out"))
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_a_folder_without_rights_is_refused(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(OutputError, match="cannot be written"):
-        check_writable(locate(str(tmp_path / "out")))

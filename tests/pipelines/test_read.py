@@ -5,7 +5,6 @@ import errno
 import gzip
 import io
 import json
-import math
 import os
 import random
 import uuid
@@ -20,7 +19,7 @@ import pytest
 
 from pipelines.envelope import Envelope
 from pipelines.errors import SourceError, StoreError
-from pipelines.read import Columns, ids_of, kept_array, read, read_unit, text_name
+from pipelines.read import Columns, ids_of, read, read_unit, text_name
 from pipelines.storage import locate, put
 from pipelines.units import Stream, Unit, list_shards
 from tests.fault_proxy import FaultProxy
@@ -420,40 +419,6 @@ def test_a_fault_of_ours_is_no_damage_of_the_shard(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("pipelines.read._parquet_block", fails)
     with pytest.raises(pa.ArrowInvalid, match="ours"):
         read_unit(unit(tmp_path / "a.parquet", 0, 1), columns())
-
-
-@pytest.mark.parametrize(
-    ("type_", "fits", "misfits"),
-    [
-        (pa.int64(), [10, 1.0, None, -1], [10.75, True, Decimal("1.5")]),
-        (pa.bool_(), [True, None], [1, 0]),
-        (pa.float64(), [0.5, 3, math.nan], [True, 2**53 + 1]),
-        (pa.float32(), [0.1, 3], [1e300]),
-        (pa.timestamp("us"), [dt.datetime(2026, 11, 27, 1, 2, 3, 4)], [1_700_000_000, 0.5]),
-        (
-            pa.timestamp("s", "UTC"),
-            [dt.datetime(2026, 11, 27, tzinfo=dt.timezone.utc)],
-            [dt.datetime(2026, 11, 27, 1, 2, 3, 4)],
-        ),
-        (pa.date32(), [dt.date(2026, 11, 27), dt.datetime(2026, 11, 27)], [dt.datetime(2026, 11, 27, 1)]),
-        (pa.list_(pa.list_(pa.int64())), [[[1], None, []]], [[[1.5]]]),
-        (pa.struct([("a", pa.int64())]), [{"a": 1}, {}, {"a": None}], [{"a": 1.5}, {"a": 1, "b": 2}]),
-        (pa.map_(pa.string(), pa.int64()), [{"a": 1}, [("b", 2)]], [{"a": 1.5}]),
-        (pa.binary(), [b"\xff", "text"], [1]),
-        (pa.string(), [b"text", "text", 1.5, {"a": [1]}], [b"\xff"]),
-    ],
-    ids=str,
-)
-def test_a_kept_value_is_kept_whole_or_is_its_records_error(
-    type_: pa.DataType, fits: list[Any], misfits: list[Any]
-) -> None:
-    array, reasons = kept_array(fits, pa.field("c", type_))
-    assert reasons == [None] * len(fits)
-    assert [value is None for value in array.to_pylist()] == [value is None for value in fits]
-    for value in misfits:
-        array, reasons = kept_array([*fits, value], pa.field("c", type_))
-        assert reasons == [None] * len(fits) + [f"c holds {value!a:.40}, not {type_}"]
-        assert array[-1].as_py() is None
 
 
 @pytest.mark.parametrize(

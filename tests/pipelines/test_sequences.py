@@ -54,5 +54,5 @@ def test_counted_tokens_are_told_for_every_window() -> None:
 
 
 def test_list_columns_have_values_at_their_rows() -> None:
-    column = list_column(pa.array([1, 2, 3]), [2, 1], pa.array([0, 2]), 4)
+    column = list_column(pa.array([1, 2, 3]), np.array([2, 1]), np.array([0, 2]), 4)
     assert column.to_pylist() == [[1, 2], None, [3], None]

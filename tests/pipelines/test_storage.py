@@ -29,12 +29,12 @@ from pipelines.storage import (
     Location,
     RemoteFile,
     absolute,
+    check_writable,
     exists,
     files_below,
-    folders_in,
+    listed,
     locate,
     many_at_a_time,
-    names_in,
     open_input,
     parted,
     put,
@@ -174,8 +174,8 @@ def test_put_makes_folders_and_replaces_files_where_a_store_writes_in_place(
         put(folders.child("a.bin"), data)
         assert read_bytes(folders.child("a.bin")) == data
     many_at_a_time(lambda name: put(folders.child(f"{name}/x"), b"x"), "abcdefgh")
-    assert sorted(folders_in(folders)) == list("abcdefgh")
-    assert [*names_in(folders), *names_in(folders.child("a"))] == ["a.bin", "x"]
+    assert sorted(listed(folders).folders) == list("abcdefgh")
+    assert [*listed(folders).files, *listed(folders.child("a")).files] == ["a.bin", "x"]
 
 
 def test_what_dies_while_it_writes_in_place_spoils_nothing(folders: Location, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +192,7 @@ def test_what_dies_while_it_writes_in_place_spoils_nothing(folders: Location, mo
         with pytest.raises(KeyboardInterrupt):
             put(folders.child("a.json"), b"new")
     assert read_bytes(folders.child("a.json")) == b"old"
-    assert set(names_in(folders)) == {"a.json"}
+    assert set(listed(folders).files) == {"a.json"}
     Path(written[0]).write_bytes(b"n")  # where nothing could be tidied up
     assert [shard.url for shard in list_shards([folders.url])] == [folders.child("a.json").url]
 
@@ -204,7 +204,7 @@ def test_a_refused_rename_is_told_and_leaves_nothing(folders: Location, monkeypa
     monkeypatch.setattr(FolderStore, "mv", refused)
     with pytest.raises(OutputError, match=r"a\.json cannot be written \(Forbidden\)"):
         put(folders.child("a.json"), b"new")
-    assert names_in(folders) == {}
+    assert listed(folders).files == {}
 
 
 @pytest.mark.parametrize("n_lost", [1, 2], ids=["comes back", "stays aside"])
@@ -226,7 +226,7 @@ def test_a_file_that_no_rename_replaces_is_never_lost(
     monkeypatch.setattr(FolderStore, "mv", lost)
     with pytest.raises(OutputError, match=r"a\.json cannot be written \(Forbidden\)"):
         put(folders.child("a.json"), b"new")
-    there = {name.partition("-")[0]: read_bytes(folders.child(name)) for name in names_in(folders)}
+    there = {name.partition("-")[0]: read_bytes(folders.child(name)) for name in listed(folders).files}
     assert there == ({"a.json": b"old"} if n_lost == 1 else {".partial": b"new", ".replaced": b"old"})
 
 
@@ -243,7 +243,7 @@ def test_the_old_file_comes_back_where_a_store_refuses_twice_in_silence(
     monkeypatch.setattr(FolderStore, "mv", refused)
     with pytest.raises(OutputError, match=r"a\.json cannot be written \(the store has not renamed it"):
         put(folders.child("a.json"), b"new")
-    assert {name: read_bytes(folders.child(name)) for name in names_in(folders)} == {"a.json": b"old"}
+    assert {name: read_bytes(folders.child(name)) for name in listed(folders).files} == {"a.json": b"old"}
 
 
 @pytest.mark.parametrize("base", ["local", "memory://put-test"])
@@ -252,7 +252,7 @@ def test_put_makes_the_file_and_its_folder(base: str, tmp_path: Path) -> None:
     put(folder.child("a.bin"), b"first")
     put(folder.child("a.bin"), b"second")
     assert folder.fs.cat_file(folder.child("a.bin").path) == b"second"
-    assert set(names_in(folder)) == {"a.bin"}
+    assert set(listed(folder).files) == {"a.bin"}
 
 
 def test_a_failed_put_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +277,7 @@ def test_files_get_the_rights_that_the_umask_says(tmp_path: Path, monkeypatch: p
 
 
 def test_a_folder_that_is_not_there_has_no_names(tmp_path: Path) -> None:
-    assert names_in(locate(str(tmp_path / "none"))) == {}
+    assert listed(locate(str(tmp_path / "none"))).files == {}
 
 
 def test_removing_leaves_nothing_and_minds_nothing(tmp_path: Path) -> None:
@@ -347,8 +347,8 @@ def below(folder: Location, infos: list[storage.Info]) -> list[str]:
 def test_everything_below_a_folder_is_found(tree: Location) -> None:
     names = ["a.json", "b.json", "x/a.json", "x/deep/a.json", "y/a.json", "y/b.txt", "z[1]/a.json"]
     assert below(tree, files_below(tree)) == names
-    assert set(names_in(tree)) == {"a.json", "b.json"}
-    assert names_in(tree.child("none")) == {}
+    assert set(listed(tree).files) == {"a.json", "b.json"}
+    assert listed(tree.child("none")).files == {}
 
 
 @pytest.mark.parametrize(
@@ -494,7 +494,7 @@ def reads_bytes(folder: Location) -> None:
 
 
 def lists(folder: Location) -> None:
-    assert set(names_in(folder)) == {"a.jsonl", "b.parquet"}
+    assert set(listed(folder).files) == {"a.jsonl", "b.parquet"}
 
 
 def lists_shards(folder: Location) -> None:
@@ -623,3 +623,23 @@ def test_a_part_in_many_pieces_leaves_none_behind(method: str, fault: str, store
     assert read_bytes(place) == data
     assert fs.call_s3("list_multipart_uploads", Bucket="bucket").get("Uploads", []) == []
     remove(place)
+
+
+def test_looking_whether_an_output_can_be_written_leaves_nothing(tmp_path: Path, s3: FaultProxy) -> None:
+    check_writable(locate(str(tmp_path / "new/deep")))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file cannot be written"):
+        check_writable(locate(str(tmp_path / "file")))
+    remote = locate("s3://bucket/writable")
+    check_writable(remote)
+    assert remote.fs.find(remote.path) == []
+    with pytest.raises(OutputError, match="nobucket/out/.probe-.* cannot be written"):
+        check_writable(locate("s3://nobucket/out"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_folder_without_rights_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(OutputError, match="cannot be written"):
+        check_writable(locate(str(tmp_path / "out")))

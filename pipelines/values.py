@@ -1,0 +1,198 @@
+"""A record's values in, what a block holds of them out, and for each that does not fit the reason why."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from datetime import date, datetime, time, timezone
+from typing import Any, cast
+
+import pyarrow as pa
+
+from pipelines.jsonl import is_unicode, json_kind
+
+Reasons = list["str | None"]  # why each value or row failed, None where it did not
+
+MISSING = object()
+"""Stands for the value of a record that has no such field."""
+
+
+def checked_texts(values: Sequence[Any], name: str) -> tuple[list[str | None], Reasons]:
+    """Texts, and for each value that is none the reason why."""
+    pairs = [_checked_text(value, name) for value in values]
+    return [text for text, _ in pairs], [reason for _, reason in pairs]
+
+
+def checked_lists(values: Sequence[Any], name: str) -> tuple[list[list[str] | None], Reasons]:
+    """Lists of texts, at least one in each, and for each value that is none the reason why."""
+    pairs = [_checked_list(value, name) for value in values]
+    return [texts for texts, _ in pairs], [reason for _, reason in pairs]
+
+
+def _checked_list(value: Any, name: str) -> tuple[list[str] | None, str | None]:
+    if value is MISSING:
+        return None, f"{name} is missing"
+    if not isinstance(value, list):
+        return None, f"{name} is null" if value is None else f"{name} is {json_kind(value)}, not a list of strings"
+    if not value:
+        return None, f"{name} is empty"
+    texts, reasons = checked_texts(value, name)
+    reason = next((f"item {place} of {reason}" for place, reason in enumerate(reasons) if reason), None)
+    return (None, reason) if reason else (cast("list[str]", texts), None)
+
+
+def _checked_text(value: Any, name: str) -> tuple[str | None, str | None]:
+    if value is MISSING:
+        return None, f"{name} is missing"
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8"), None
+        except UnicodeDecodeError as error:
+            return None, f"{name} is not UTF-8: byte 0x{value[error.start]:02x} at {error.start}"
+    if not isinstance(value, str):
+        return None, f"{name} is null" if value is None else f"{name} is {json_kind(value)}, not a string"
+    if not is_unicode(value):
+        return None, f"{name} holds half of a surrogate pair, which is no character"
+    return value, None
+
+
+def record_id(value: Any, place: str) -> str:
+    """A text or whole number as an id, and bytes that are no text in hex; anything else is told by its place."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return value.hex()
+    if isinstance(value, float) and value.is_integer():  # whole numbers with nulls between them, as pandas writes them
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value if isinstance(value, str) and is_unicode(value) else place
+
+
+def is_string(type_: pa.DataType) -> bool:
+    """Whether a column of this type holds texts."""
+    return any(is_(type_) for is_ in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+
+
+# --- kept values --------------------------------------------------------------------------------------
+
+
+def kept_column(column: pa.Array, f: pa.Field) -> tuple[pa.Array, Reasons]:
+    """The column in the kept type, and for each value that does not fit the reason why."""
+    try:
+        return _cast(column, f.type), [None] * len(column)
+    except _MISFITS:
+        values, unshown = _shown(column, f.name)
+    array, misfits = kept_array(values, f)
+    return array, [first or second for first, second in zip(unshown, misfits, strict=True)]
+
+
+def _cast(column: pa.Array, type_: pa.DataType) -> pa.Array:
+    """The column in another type, or an error of Arrow's, which drops fields and takes numbers for times in silence."""
+    if column.type == type_:
+        return column
+    if pa.types.is_null(column.type):
+        return pa.nulls(len(column), type_)
+    array = column.cast(type_)
+    means_another = not is_string(type_) and any(is_(type_) != is_(column.type) for is_ in _MEANINGS)
+    if means_another or (pa.types.is_nested(type_) and not array.cast(column.type).equals(column)):
+        raise pa.ArrowInvalid(f"{column.type} does not fit into {type_}")
+    return array
+
+
+_MEANINGS = (pa.types.is_boolean, pa.types.is_temporal)
+
+
+def _shown(column: pa.Array, name: str) -> tuple[list[Any], Reasons]:
+    """Its values, and for each that Python has none for the reason why: a date after 9999, an unknown time zone."""
+    try:
+        return column.to_pylist(), [None] * len(column)
+    except _MISFITS:
+        pass
+    pairs = [_shown_value(value, name) for value in column]
+    return [value for value, _ in pairs], [reason for _, reason in pairs]
+
+
+def _shown_value(value: pa.Scalar, name: str) -> tuple[Any, str | None]:
+    try:
+        return value.as_py(), None
+    except _MISFITS:
+        return None, f"{name} holds a value that Python cannot show"
+
+
+def kept_array(values: Sequence[Any], f: pa.Field) -> tuple[pa.Array, Reasons]:
+    """Kept values as the column's type, and for each that does not fit the reason why; objects become JSON."""
+    if is_text := pa.types.is_string(f.type):
+        values = [_as_json(value) for value in values]
+    try:
+        array = _array_of(values, f.type)
+        if is_text or all(map(_is_kept, values, array.to_pylist())):  # texts come whole or not at all
+            return array, [None] * len(values)
+    except _MISFITS:
+        pass
+    pairs = [_kept_value(value, f) for value in values]
+    return _array_of([value for value, _ in pairs], f.type), [reason for _, reason in pairs]
+
+
+def _array_of(values: Sequence[Any], type_: pa.DataType) -> pa.Array:
+    if all(value is None for value in values):  # of lists of UUIDs, for one, Arrow makes no array in another way
+        return pa.nulls(len(values), type_)
+    return pa.array(values, type_)
+
+
+_MISFITS = (ValueError, OverflowError, pa.ArrowTypeError, pa.ArrowNotImplementedError)  # ArrowInvalid is a ValueError
+
+
+def _as_json(value: Any) -> Any:
+    return (
+        value
+        if value is None or isinstance(value, (str, bytes))
+        else json.dumps(value, ensure_ascii=False, default=_as_text)
+    )
+
+
+def _as_text(value: Any) -> str:
+    """What JSON has no type for."""
+    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _kept_value(value: Any, f: pa.Field) -> tuple[Any, str | None]:
+    if value is None:
+        return None, None
+    try:
+        found = pa.scalar(value, f.type).as_py()
+        if _is_kept(value, found):
+            return found, None
+    except _MISFITS:
+        pass
+    return None, f"{f.name} holds {value!a:.40}, not {f.type}"
+
+
+def _is_kept(value: Any, found: Any) -> bool:
+    """Whether what the column holds is the value: Arrow cuts numbers and times in silence, and drops fields of structs.
+
+    Floats may be rounded, as a column of shorter ones does.
+    """
+    if isinstance(value, dict) and isinstance(found, dict):
+        return all(its is None or (name in found and _is_kept(its, found[name])) for name, its in value.items())
+    if isinstance(found, list):
+        its = list(value.items() if isinstance(value, dict) else value)  # an object may become a map
+        return len(its) == len(found) and all(map(_is_kept, its, found))
+    if isinstance(found, tuple):
+        return all(map(_is_kept, value, found))
+    if isinstance(value, bool) or isinstance(found, bool):
+        return value is found
+    if isinstance(found, float) and isinstance(value, float):
+        return math.isclose(found, value, rel_tol=1e-3) or value != value
+    return bool(_plain(value) == _plain(found))
+
+
+def _plain(value: Any) -> Any:
+    """The value as others of its meaning are, too: texts as their bytes, days as their midnights, times in UTC."""
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, datetime):
+        return value.astimezone(timezone.utc).replace(tzinfo=None) if value.tzinfo else value
+    return datetime.combine(value, time()) if isinstance(value, date) else value

@@ -29,12 +29,13 @@ MOST_AT_ONCE = 256  # requests at a replica, as at ours; the default of 5 would 
 
 
 class Recipe:
-    """The documentation's way."""
+    """The documentation's way; on a GPU in bf16."""
 
-    def __init__(self, checkpoint: str, *, n_threads: int, max_batch_size: int) -> None:
+    def __init__(self, checkpoint: str, *, device: str, n_threads: int, max_batch_size: int) -> None:
         torch.set_num_threads(n_threads)
         self._tokenizer = transformers.ConvBertTokenizer.from_pretrained(checkpoint)
         self._model = transformers.ConvBertForSequenceClassification.from_pretrained(checkpoint).eval()
+        self._model.to(device, torch.float32 if device == "cpu" else torch.bfloat16)
         batching: Any = self.classify  # Serve's type hint says nothing of its settings
         batching.set_max_batch_size(max_batch_size)
 
@@ -43,7 +44,7 @@ class Recipe:
         """Labels and scores of each text."""
         batch = self._tokenizer(texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
         with torch.inference_mode():
-            scores = self._model(**batch).logits.softmax(-1).tolist()
+            scores = self._model(**batch.to(self._model.device)).logits.float().softmax(-1).tolist()
         labels = self._model.config.id2label
         return [[{"label": labels[place], "score": score} for place, score in enumerate(row)] for row in scores]
 
@@ -55,10 +56,14 @@ class Recipe:
 class BareModel:
     """A replica that knows its texts' ids and runs nothing but the engine, in a thread of its own as ours does."""
 
-    def __init__(self, checkpoint: str, ids: Mapping[str, Sequence[int]], *, n_threads: int, precision: str) -> None:
+    def __init__(
+        self, checkpoint: str, ids: Mapping[str, Sequence[int]], *, device: str, n_threads: int, precision: str
+    ) -> None:
         self._ids = ids
         self._thread = ThreadPoolExecutor(1)
-        load = partial(warm_engine, checkpoint, list(ids.values()), n_threads=n_threads, precision=precision)
+        load = partial(
+            warm_engine, checkpoint, list(ids.values()), device=device, n_threads=n_threads, precision=precision
+        )
         self._engine = self._thread.submit(load).result()
 
     async def answer(self, text: str) -> float:
@@ -79,23 +84,29 @@ class BareIngress:
 
 
 @contextmanager
-def recipe(checkpoint: str, *, n_threads: int, max_batch_size: int) -> Iterator[str]:
+def recipe(checkpoint: str, *, device: str, n_threads: int, max_batch_size: int) -> Iterator[str]:
     """The URL at which the recipe answers."""
-    with _served(_deployed(Recipe).bind(checkpoint, n_threads=n_threads, max_batch_size=max_batch_size)) as url:
+    model = _deployed(Recipe, device)
+    with _served(model.bind(checkpoint, device=device, n_threads=n_threads, max_batch_size=max_batch_size)) as url:
         yield url
 
 
 @contextmanager
-def bare(checkpoint: str, ids: Mapping[str, Sequence[int]], *, n_threads: int, precision: str) -> Iterator[str]:
+def bare(
+    checkpoint: str, ids: Mapping[str, Sequence[int]], *, device: str, n_threads: int, precision: str
+) -> Iterator[str]:
     """The URL behind which there is nothing but Serve and the engine."""
-    model = _deployed(BareModel).bind(checkpoint, ids, n_threads=n_threads, precision=precision)
-    with _served(_deployed(BareIngress).options(ray_actor_options={"num_cpus": 0}).bind(model)) as url:
+    model = _deployed(BareModel, device).bind(checkpoint, ids, device=device, n_threads=n_threads, precision=precision)
+    with _served(_deployed(BareIngress).bind(model)) as url:
         yield url
 
 
-def _deployed(of: type) -> Any:
+def _deployed(of: type, device: str = "cpu") -> Any:
     made: Any = serve.deployment(of)  # Serve's type hint says what its decorator with arguments gives
-    return made.options(max_ongoing_requests=MOST_AT_ONCE)
+    return made.options(
+        max_ongoing_requests=MOST_AT_ONCE,
+        ray_actor_options={"num_cpus": int(of is not BareIngress), "num_gpus": int(device == "cuda")},
+    )
 
 
 @contextmanager
@@ -117,10 +128,12 @@ def free_port() -> int:
         return port
 
 
-def warm_engine(checkpoint: str, texts: Sequence[Sequence[int]], *, n_threads: int, precision: str) -> Engine:
+def warm_engine(
+    checkpoint: str, texts: Sequence[Sequence[int]], *, device: str, n_threads: int, precision: str
+) -> Engine:
     """The bare engine after the last texts."""
     torch.set_num_threads(n_threads)
-    engine = load_engine(plan_service({HEAD: checkpoint}, {})[0], precision=precision)
+    engine = load_engine(plan_service({HEAD: checkpoint}, {})[0], device=device, precision=precision)
     for ids in texts[-N_WARM_UP:]:
         run_ms(engine, ids)
     return engine

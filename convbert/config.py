@@ -83,8 +83,8 @@ class ConvBertConfig(_Fields):
         tie_word_embeddings: the masked language model's output matrix is its word embedding table.
         problem_type: loss of sequence classification; None infers it from the labels.
         id2label: label names by class index; its length is the number of labels.
-        extra: keys of a config.json that are no field here, written back unchanged. They can be read as
-            attributes too: ``config.architectures``.
+        extra: keys of a config.json that are no field here, written back unchanged. They can be read and
+            set as attributes too: ``config.architectures``.
 
     Raises:
         ConfigError: a value or combination that no model can have, or labels that contradict each other.
@@ -112,15 +112,31 @@ class ConvBertConfig(_Fields):
             except KeyError:
                 raise AttributeError(f"ConvBertConfig has no field {name!r}, and its config.json no such key") from None
 
+        def __setattr__(self, name: str, value: Any) -> None:
+            """Set a field; what is no field becomes a key of ``extra``, in a new dict: copies may share the old one."""
+            if name in _known_keys() or name == "extra" or isinstance(getattr(type(self), name, None), property):
+                super().__setattr__(name, value)
+            else:
+                super().__setattr__("extra", {**self.extra, name: value})
+
     @property
     def num_labels(self) -> int:
-        """Number of classes of a classification head."""
+        """Number of classes of a classification head; another number gives the labels LABEL_0, LABEL_1, …"""
         return len(self.id2label)
+
+    @num_labels.setter
+    def num_labels(self, value: int) -> None:
+        if value != self.num_labels:
+            self.id2label = _labels(value, None, None)
 
     @property
     def label2id(self) -> dict[str, int]:
         """Class index by label name."""
         return {label: index for index, label in self.id2label.items()}
+
+    @label2id.setter
+    def label2id(self, value: Mapping[Any, Any]) -> None:
+        self.id2label = _labels(None, None, value)
 
     @property
     def n_mixed_heads(self) -> int:

@@ -50,7 +50,7 @@ def text_loss(logits: Tensor, labels: Tensor, problem_type: str | None) -> Tenso
     Raises:
         InputError: labels that do not fit the logits.
     """
-    match problem_type or _inferred_problem(logits, labels):
+    match problem_type or inferred_problem(logits, labels):
         case "single_label_classification":
             return class_loss(logits, labels)
         case "regression" if logits.shape[-1] == 1:
@@ -76,7 +76,8 @@ def span_loss(start_logits: Tensor, end_logits: Tensor, start_positions: Tensor,
     return (class_loss(start_logits, start, ignored=outside) + class_loss(end_logits, end, ignored=outside)) / 2
 
 
-def _inferred_problem(logits: Tensor, labels: Tensor) -> str:
+def inferred_problem(logits: Tensor, labels: Tensor) -> str:
+    """The problem type that logits (B, n) and labels tell, as Transformers infers it."""
     if logits.shape[-1] == 1:
         return "regression"
     return "single_label_classification" if labels.dtype in (torch.long, torch.int) else "multi_label_classification"

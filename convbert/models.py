@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from convbert.checkpoints import (
 )
 from convbert.config import ConvBertConfig
 from convbert.errors import ConfigError, InputError
-from convbert.losses import class_loss, span_loss, text_loss
+from convbert.losses import class_loss, inferred_problem, span_loss, text_loss
 from convbert.outputs import EncoderOutput, LogitsOutput, SpanOutput
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ class PreTrainedModel(nn.Module):
         *,
         config: ConvBertConfig | None = None,
         dtype: torch.dtype | None = None,
+        **changes: Any,
     ) -> Self:
         """The model with a checkpoint's weights, in evaluation mode.
 
@@ -69,13 +70,19 @@ class PreTrainedModel(nn.Module):
                 has found.
             config: used in place of the folder's own.
             dtype: floating-point type of the weights; None keeps float32.
+            changes: fields in place of the config's, such as ``num_labels``.
 
         Raises:
             CheckpointError: the folder holds no readable checkpoint.
             WeightsError: a weight has another shape than the config asks for.
             ConfigError: config.json describes no ConvBERT, or one that no memory holds.
+            InputError: ``dtype`` is no floating-point type.
         """
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise InputError(f"dtype ({dtype!r}) must be a floating-point type such as torch.bfloat16, or None")
         checkpoint = located(folder_or_url)
+        if changes:
+            config = ConvBertConfig.from_dict((config or read_config(checkpoint)).to_dict(), **changes)
         model, report = cls.load(checkpoint, config=config)
         source = checkpoint.source
         if report.missing:
@@ -96,7 +103,8 @@ class PreTrainedModel(nn.Module):
         names = {"base_prefix": cls.base_prefix, "source": checkpoint.source}
         weights = read_weights(checkpoint)
         model = cls._without_memory(config, source=names["source"])
-        if missing_names(model, check_fit(model, weights, **names)):
+        found = check_fit(model, weights, **names)
+        if missing_names(model, found) or cls.__module__ != __name__:  # a subclass may hold tensors that no file does
             model = cls(config)  # what is missing keeps its initialisation
         else:
             model.to_empty(device="cpu")
@@ -149,10 +157,13 @@ class PreTrainedModel(nn.Module):
         table = self.base_model.embeddings.word_embeddings
         table.weight = _resized(table.weight, new_num_tokens, std=config.initializer_range)
         table.num_embeddings = new_num_tokens
+        self._reconfigure(config)
+        return table
+
+    def _reconfigure(self, config: ConvBertConfig) -> None:
         for module in self.modules():
             if isinstance(module, PreTrainedModel):
                 module.config = config
-        return table
 
     def gradient_checkpointing_enable(self) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
@@ -394,7 +405,12 @@ class ConvBertForSequenceClassification(TaskModel):
         return self.classifier(hidden[:, 0])
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Squared error or cross entropy, by ``config.problem_type``. Scalar."""
+        """Squared error or cross entropy, by ``config.problem_type``, which the first labels set where it is None.
+
+        Scalar. As in Transformers, a model saved after its training says what its logits are.
+        """
+        if self.config.problem_type is None:
+            self._reconfigure(replace(self.config, problem_type=inferred_problem(logits, labels)))
         return text_loss(logits, labels, self.config.problem_type)
 
 

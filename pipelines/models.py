@@ -187,7 +187,8 @@ def encoding_for(
             f"the tokenizer of {source} has ids up to {tokenizer.vocab_size - 1}, but the model only "
             f"{config.vocab_size} embeddings: tokenizer and weights do not belong together"
         )
-    types = tokenizer.create_token_type_ids_from_sequences([], [])
+    has_types = "token_type_ids" in tokenizer.model_input_names
+    types = tokenizer.create_token_type_ids_from_sequences([], []) if has_types else []
     if len(head.inputs.columns) == 2 and max(types, default=0) >= config.type_vocab_size:
         raise ModelError(
             f"{source} tells no two texts apart (type_vocab_size {config.type_vocab_size}), but reads "

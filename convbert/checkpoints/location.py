@@ -86,8 +86,9 @@ def local_folder(folder_or_url: str | Path) -> Path:
     if "://" not in str(folder_or_url):
         folder = Path(folder_or_url).expanduser()
         if not folder.is_dir():
+            hub = f", or hf://{folder_or_url} for the Hugging Face hub" if re.fullmatch(r"[\w.-]+/[\w.-]+", url) else ""
             raise CheckpointError(
-                f"no checkpoint folder at {folder_or_url}: give a folder with config.json and weights"
+                f"no checkpoint folder at {folder_or_url}: give a folder with config.json and weights{hub}"
             )
         return folder
     try:

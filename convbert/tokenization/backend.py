@@ -38,8 +38,10 @@ def from_vocab(path: str | Path, *, unk_token: str) -> Tokenizer:
     return backend
 
 
-def from_json(path: str | Path) -> Tokenizer:
+def from_json(path: str | Path) -> tuple[Tokenizer, dict[str, str]]:
     """Any algorithm that the library can read, without the truncation and padding that the file may ask for.
+
+    Their sides come beside it: Transformers keeps a changed ``padding_side`` or ``truncation_side`` nowhere else.
 
     Raises:
         TokenizerError: it cannot be read.
@@ -50,9 +52,11 @@ def from_json(path: str | Path) -> Tokenizer:
         if not isinstance(error, Exception) and not is_panic(error):
             raise
         raise TokenizerError(f"{path} cannot be read as a tokenizer: {error}") from error
+    limits = {"padding_side": backend.padding, "truncation_side": backend.truncation}
+    sides = {name: limit["direction"] for name, limit in limits.items() if limit}
     backend.no_truncation()
     backend.no_padding()
-    return backend
+    return backend, sides
 
 
 def is_panic(error: BaseException) -> bool:
@@ -128,13 +132,13 @@ def set_never_split(backend: Tokenizer, words: Iterable[str]) -> None:
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), parts])
 
 
-def complete_wordpiece(backend: Tokenizer, *, cls_token: str | None, sep_token: str | None) -> None:
+def complete_wordpiece(backend: Tokenizer, *, cls_token: str | None, sep_token: str | None, frame: bool) -> None:
     """Give WordPiece BERT's frame, ``[CLS] A [SEP] B [SEP]``, and decoder where it has none."""
     if not isinstance(backend.model, WordPiece):
         return
     if backend.decoder is None:
         backend.decoder = decoders.WordPiece()
-    if backend.post_processor is None:
+    if backend.post_processor is None and frame:
         if cls_token is None or sep_token is None:
             raise TokenizerError(
                 f"cls_token ({cls_token!r}) and sep_token ({sep_token!r}) must be in the vocabulary: "

@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers import AddedToken
 
 from convbert.errors import TokenizerError
+from convbert.tokenization.backend import NORMALISATION
 
 VOCAB_NAME = "vocab.txt"
 TOKENIZER_NAME = "tokenizer.json"
@@ -26,6 +27,7 @@ _PLAIN: dict[str, type] = {
     "strip_accents": bool,
     "tokenize_chinese_chars": bool,
     "never_split": list,
+    "model_input_names": list,
     "padding_side": str,
     "truncation_side": str,
     "clean_up_tokenization_spaces": bool,
@@ -33,6 +35,11 @@ _PLAIN: dict[str, type] = {
 """Settings that are taken as they stand, and what each must be."""
 _ADDED_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 _KINDS = {bool: "true or false", list: "a list", str: "a string", dict: "an object"}
+_BERTS = ("Bert", "ConvBert", "DistilBert", "DPRReader", "Electra", "LayoutLM", "Lxmert", "MobileBert", "RetriBert")
+_BERT_CLASSES = {f"{name}Tokenizer" for name in (*_BERTS, "DPRContextEncoder", "DPRQuestionEncoder", "SqueezeBert")}
+"""Classes of Transformers that split texts as BERT does: vocab.txt is all that they need."""
+_BARE_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""Those that add nothing to what tokenizer.json says."""
 _UNBOUNDED = 10**18  # Transformers writes 1e30 for "no limit"
 
 
@@ -53,6 +60,16 @@ def read_settings(folder: Path, *, source: str) -> dict[str, Any]:
     config = _read_object(folder / CONFIG_NAME)
     if "added_tokens_decoder" not in config:
         config |= _read_object(folder / SPECIAL_NAME)
+    written_by = str(config.get("tokenizer_class") or "BertTokenizer")
+    if "tokenizer_file" not in settings:
+        if written_by.removesuffix("Fast") not in _BERT_CLASSES:
+            raise TokenizerError(
+                f"tokenizer_class ({written_by!r:.80}) splits texts by rules of its own: save its {TOKENIZER_NAME}"
+            )
+    elif written_by in _BARE_CLASSES:
+        settings["frame"] = False
+    elif written_by == "ConvBertTokenizer" and "backend" in config:  # a key of Transformers 5, whose class reads
+        config = {name: value for name, value in config.items() if name not in NORMALISATION}  # these nowhere else
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     extra = list(extra.values()) if isinstance(extra, dict) else _checked("extra_special_tokens", extra, list)
     extra = [_token("extra_special_tokens", token) for token in extra]
@@ -62,8 +79,8 @@ def read_settings(folder: Path, *, source: str) -> dict[str, Any]:
     }
     settings["never_split"] = [_text("never_split", word) for word in settings.get("never_split", ())]
     settings |= special
-    if "model_max_length" in config:
-        settings["model_max_length"] = _limit(config["model_max_length"])
+    if limits := [config[name] for name in ("model_max_length", "max_len") if name in config]:  # the latter is older
+        settings["model_max_length"] = _limit(limits[0])
     if "added_tokens_decoder" in config:
         decoder = _checked("added_tokens_decoder", config["added_tokens_decoder"], dict)
         added = {_index(index): _token("added_tokens_decoder", token) for index, token in decoder.items()}

@@ -32,6 +32,7 @@ from convbert.tokenization.limits import check_multiple, padding_settings, trunc
 from convbert.tokenization.vocabulary import DEFAULT_TOKENS, Vocabulary
 
 DEFAULT_MAX_LENGTH = 512
+DEFAULT_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 _BEGINNING_CHARACTERS = 16  # of a text for each token that is wanted of it: most texts need no more
 _FIELDS: dict[str, Callable[[Encoding], Any]] = {
     "input_ids": attrgetter("ids"),
@@ -80,8 +81,11 @@ class ConvBertTokenizer(Vocabulary):
             (True without one).
         never_split: words of the vocabulary that stay whole between white space, normalised as the text is.
         model_max_length: longest sequence in tokens, special tokens included; None sets no limit.
-        padding_side: "right" or "left".
-        truncation_side: the end that is cut, "right" or "left".
+        padding_side: "right" or "left"; None keeps what tokenizer.json says ("right" where it says nothing).
+        truncation_side: the end that is cut, the same way.
+        model_input_names: what a call returns unless it is asked otherwise, and whether a pair's second text has a
+            token type of its own.
+        frame: give WordPiece without a post-processor BERT's frame.
         clean_up_tokenization_spaces: whether ``decode`` removes the spaces before punctuation and English
             contractions that the text had none of.
         extra_special_tokens: special tokens without a role, added where the vocabulary lacks them.
@@ -103,8 +107,10 @@ class ConvBertTokenizer(Vocabulary):
         tokenize_chinese_chars: bool | None = None,
         never_split: Iterable[str] = (),
         model_max_length: int | None = DEFAULT_MAX_LENGTH,
-        padding_side: str = "right",
-        truncation_side: str = "right",
+        padding_side: str | None = None,
+        truncation_side: str | None = None,
+        model_input_names: Sequence[str] = DEFAULT_INPUTS,
+        frame: bool = True,
         clean_up_tokenization_spaces: bool = False,
         extra_special_tokens: Sequence[str | AddedToken] = (),
         added_tokens: Mapping[int, AddedToken] | None = None,
@@ -114,16 +120,18 @@ class ConvBertTokenizer(Vocabulary):
         if unknown:
             raise TypeError(f"ConvBertTokenizer has no setting {unknown[0]!r}: check its name")
         self.model_max_length = model_max_length
-        self.padding_side = padding_side
-        self.truncation_side = truncation_side
+        self.model_input_names = list(model_input_names)
         self.never_split = sorted(never_split)
+        sides: dict[str, str] = {}
         if tokenizer_file is not None:
-            backend = library.from_json(tokenizer_file)
+            backend, sides = library.from_json(tokenizer_file)
         elif vocab_file is not None:
             unk_token = str(special_tokens.get("unk_token") or DEFAULT_TOKENS["unk_token"])
             backend = library.from_vocab(vocab_file, unk_token=unk_token)
         else:
             raise TokenizerError(f"give vocab_file ({VOCAB_NAME}) or tokenizer_file ({TOKENIZER_NAME})")
+        self.padding_side = padding_side or sides.get("padding_side", "right")
+        self.truncation_side = truncation_side or sides.get("truncation_side", "right")
         library.set_normalisation(
             backend,
             {
@@ -132,8 +140,9 @@ class ConvBertTokenizer(Vocabulary):
                 "tokenize_chinese_chars": tokenize_chinese_chars,
             },
         )
-        if self.never_split:
-            library.set_never_split(backend, self.never_split)
+        whole = {str(token) for token in (*DEFAULT_TOKENS.values(), *special_tokens.values(), *extra_special_tokens)}
+        if words := set(self.never_split) - whole:  # special tokens are never split
+            library.set_never_split(backend, words)
         super().__init__(
             backend,
             added_tokens=added_tokens or {},
@@ -141,7 +150,7 @@ class ConvBertTokenizer(Vocabulary):
             extra_special_tokens=extra_special_tokens,
             clean_up_tokenization_spaces=clean_up_tokenization_spaces,
         )
-        library.complete_wordpiece(self._backend, cls_token=self.cls_token, sep_token=self.sep_token)
+        library.complete_wordpiece(self._backend, cls_token=self.cls_token, sep_token=self.sep_token, frame=frame)
 
     @classmethod
     def from_pretrained(cls, folder_or_url: str | Path | Checkpoint, **changes: Any) -> ConvBertTokenizer:
@@ -176,16 +185,18 @@ class ConvBertTokenizer(Vocabulary):
             (folder / TOKENIZER_NAME).write_text(backend.to_str(pretty=True), encoding="utf-8")
             added = {index: added_token_fields(token) for index, token in backend.get_added_tokens_decoder().items()}
         is_wordpiece = isinstance(self._backend.model, WordPiece)
+        is_framed = is_wordpiece and self._backend.post_processor is not None
         if is_wordpiece:
             self.save_vocabulary(folder)
         config = {
-            "tokenizer_class": "ConvBertTokenizer" if is_wordpiece else "PreTrainedTokenizerFast",
+            "tokenizer_class": "ConvBertTokenizer" if is_framed else "PreTrainedTokenizerFast",
             **self.special_tokens,
             **library.normalisation(self._backend),
             "never_split": self.never_split or None,
             "model_max_length": self.model_max_length,
             "padding_side": self.padding_side,
             "truncation_side": self.truncation_side,
+            "model_input_names": self.model_input_names,
             "clean_up_tokenization_spaces": self.clean_up_tokenization_spaces,
             "additional_special_tokens": self.extra_special_tokens,
             "added_tokens_decoder": added,
@@ -218,6 +229,8 @@ class ConvBertTokenizer(Vocabulary):
         """SHA-256 over all that decides the ids of a text."""
         with self._configured() as backend:
             state = backend.to_str() + self.truncation_side
+        if "token_type_ids" not in self.model_input_names:
+            state += "without token_type_ids"
         return hashlib.sha256(state.encode("utf-8")).hexdigest()
 
     def encode_batch(
@@ -264,9 +277,10 @@ class ConvBertTokenizer(Vocabulary):
                 encodings = run(inputs)
         windows = [[e] if stride is None else [e, *e.overflowing] for e in encodings]
         sequences = [sequence for group in windows for sequence in group]
+        has_types = "token_type_ids" in self.model_input_names
         return Encoded(
             [e.ids for e in sequences],
-            [e.type_ids for e in sequences],
+            [e.type_ids if has_types else [0] * len(e.ids) for e in sequences],
             [len(group) for group in windows],
             [_spans(e, last=int(pairs is not None)) for e in sequences] if spans else None,
         )
@@ -285,8 +299,8 @@ class ConvBertTokenizer(Vocabulary):
         pad_to_multiple_of: int | None = None,
         padding_side: str | None = None,
         return_tensors: str | None = None,
-        return_token_type_ids: bool = True,
-        return_attention_mask: bool = True,
+        return_token_type_ids: bool | None = None,
+        return_attention_mask: bool | None = None,
         return_overflowing_tokens: bool = False,
         return_special_tokens_mask: bool = False,
         return_offsets_mapping: bool = False,
@@ -308,8 +322,8 @@ class ConvBertTokenizer(Vocabulary):
             pad_to_multiple_of: padded lengths are rounded up to a multiple of this.
             padding_side: "right" or "left"; None for the tokenizer's own.
             return_tensors: "pt" or "np" for int64 tensors or arrays (B, T), also of one text; None for lists.
-            return_token_type_ids: give token_type_ids, 1 in a pair's second text.
-            return_attention_mask: give attention_mask, 0 in the padding.
+            return_token_type_ids: give token_type_ids, 1 in a second text; None where ``model_input_names`` has it.
+            return_attention_mask: give attention_mask, 0 in the padding; None where ``model_input_names`` has it.
             return_overflowing_tokens: continue what truncation cuts off in further windows;
                 ``overflow_to_sample_mapping`` (B,) then tells each one's text.
             return_special_tokens_mask: give special_tokens_mask, 1 in special tokens and padding.
@@ -352,8 +366,8 @@ class ConvBertTokenizer(Vocabulary):
         encodings = [encoding for group in windows for encoding in group]
         wanted = {
             "input_ids": True,
-            "token_type_ids": return_token_type_ids,
-            "attention_mask": return_attention_mask,
+            "token_type_ids": self._is_wanted("token_type_ids", return_token_type_ids),
+            "attention_mask": self._is_wanted("attention_mask", return_attention_mask),
             "special_tokens_mask": return_special_tokens_mask,
             "offset_mapping": return_offsets_mapping,
             "length": return_length,
@@ -435,6 +449,9 @@ class ConvBertTokenizer(Vocabulary):
     def tokenize_chinese_chars(self) -> bool | None:
         """Whether each CJK ideograph is a word; None where the text is not normalised in BERT's way."""
         return library.normalisation(self._backend).get("tokenize_chinese_chars")
+
+    def _is_wanted(self, name: str, asked: bool | None) -> bool:
+        return name in self.model_input_names if asked is None else asked
 
     def _frame(self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None) -> Encoding:
         """Blanks in place of the ids of a text, or of a pair, between their special tokens."""

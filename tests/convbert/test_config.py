@@ -125,6 +125,29 @@ def test_keys_that_are_no_field_are_attributes_too() -> None:
         assert twin == config
 
 
+def test_what_is_set_on_a_config_is_saved(tmp_path: Path) -> None:
+    config = ConvBertConfig()
+    twin = copy.copy(config)
+    config.summary_type = "first"  # type: ignore[attr-defined]
+    config.num_labels = 3
+    config.hidden_dropout_prob = 0.3
+    dataclasses.replace(config, vocab_size=7).save_pretrained(tmp_path)
+    theirs = transformers.ConvBertConfig.from_pretrained(tmp_path)
+    assert (theirs.summary_type, theirs.num_labels, theirs.hidden_dropout_prob) == ("first", 3, 0.3)
+    assert ConvBertConfig.from_pretrained(tmp_path) == dataclasses.replace(config, vocab_size=7)
+    assert twin == ConvBertConfig()
+
+
+def test_labels_may_be_set() -> None:
+    config = ConvBertConfig(id2label={0: "spam", 1: "ham"})
+    config.num_labels = 2
+    assert config.id2label == {0: "spam", 1: "ham"}
+    config.num_labels = 3
+    assert config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    config.label2id = {"no": 0, "yes": 1}
+    assert (config.id2label, config.num_labels) == ({0: "no", 1: "yes"}, 2)
+
+
 def test_the_old_name_of_the_model_type_is_read_and_the_new_one_written() -> None:
     assert ConvBertConfig.from_dict({"model_type": "conv_bert"}).to_dict()["model_type"] == "convbert"
     with pytest.raises(ConfigError, match=r"model_type \('bert'\)"):

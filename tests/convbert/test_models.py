@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -287,6 +288,32 @@ class TestLanguageModel:
         assert model.generator_lm_head.weight is not model.convbert.embeddings.word_embeddings.weight
 
 
+class TestLoading:
+    def test_fields_of_the_config_may_be_changed(self, tmp_path: Path) -> None:
+        ConvBertModel(CONFIG).save_pretrained(tmp_path)
+        model = ConvBertForSequenceClassification.from_pretrained(tmp_path, num_labels=3, hidden_dropout_prob=0.0)
+        assert (model.classifier.out_proj.out_features, model.config.hidden_dropout_prob) == (3, 0.0)
+        with pytest.raises(ConfigError, match=r"num_label \(3\) is no field"):
+            ConvBertForSequenceClassification.from_pretrained(tmp_path, num_label=3)
+
+    @pytest.mark.parametrize("dtype", ["float16", "auto", torch.int8])
+    def test_a_type_that_no_weights_have_is_refused(self, tmp_path: Path, dtype: Any) -> None:
+        ConvBertModel(CONFIG).save_pretrained(tmp_path)
+        with pytest.raises(InputError, match=rf"dtype \({dtype!r}\) must be a floating-point type"):
+            ConvBertModel.from_pretrained(tmp_path, dtype=dtype)
+
+    def test_tensors_of_a_subclass_are_as_it_makes_them(self, tmp_path: Path) -> None:
+        class Weighted(ConvBertModel):
+            def __init__(self, config: ConvBertConfig) -> None:
+                super().__init__(config)
+                self.register_buffer("of_classes", torch.tensor([1.0, 3.0]), persistent=False)
+                self.plain = torch.tensor([2.0])
+
+        Weighted(CONFIG).save_pretrained(tmp_path)
+        loaded = Weighted.from_pretrained(tmp_path)
+        assert (loaded.of_classes.tolist(), loaded.plain.tolist()) == ([1.0, 3.0], [2.0])
+
+
 class TestResizing:
     @pytest.mark.parametrize("n_tokens", [30, 23, 11])
     @pytest.mark.parametrize("tied", [True, False])
@@ -326,6 +353,25 @@ class TestResizing:
         with pytest.raises(ConfigError, match=message):
             model.resize_token_embeddings(size)
         assert model.embeddings.word_embeddings.weight.shape == (23, 8)
+
+
+@pytest.mark.parametrize(
+    ("n_labels", "labels"),
+    [(1, torch.tensor([3.5, 1.0])), (2, torch.tensor([0, 1])), (3, torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]]))],
+    ids=["regression", "single_label", "multi_label"],
+)
+def test_the_first_labels_tell_what_kind_of_problem_it_is_as_in_transformers(
+    n_labels: int, labels: Tensor, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = ConvBertForSequenceClassification(replace(CONFIG, id2label={i: f"L{i}" for i in range(n_labels)}))
+    model.save_pretrained(tmp_path)
+    theirs = transformers.ConvBertForSequenceClassification.from_pretrained(tmp_path)
+    for each in (model, theirs):
+        each(IDS, labels=labels)
+    assert model.config.problem_type == theirs.config.problem_type is not None
+    assert model.convbert.config.problem_type == model.config.problem_type
+    assert CONFIG.problem_type is None
 
 
 class TestConfigs:

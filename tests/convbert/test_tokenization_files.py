@@ -219,12 +219,94 @@ def test_limits_in_a_tokenizer_file_do_not_count(tmp_path: Path) -> None:
     assert plain.fingerprint() == tokenizer.fingerprint()
 
 
-def test_wordpiece_without_a_frame_gets_berts(tmp_path: Path) -> None:
+def without_frame(folder: Path) -> Path:
     vocab = {token: index for index, token in enumerate(VOCAB)}
-    Tokenizer(WordPiece(vocab, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
-    tokenizer = ConvBertTokenizer.from_pretrained(tmp_path)
+    Tokenizer(WordPiece(vocab, unk_token="[UNK]")).save(str(folder / "tokenizer.json"))
+    write_json(folder, config={"model_type": "convbert"})  # tells Transformers' AutoTokenizer the kind
+    return folder
+
+
+def test_wordpiece_without_a_frame_gets_berts(tmp_path: Path) -> None:
+    tokenizer = ConvBertTokenizer.from_pretrained(without_frame(tmp_path))
     assert tokenizer.encode("foobar", "u") == [2, 5, 6, 3, 8, 3]
     assert tokenizer.decode([5, 6]) == "foobar"
+
+
+@pytest.mark.parametrize("tokenizer_class", ["PreTrainedTokenizerFast", "TokenizersBackend"])
+def test_classes_that_add_no_frame_get_none(tokenizer_class: str, tmp_path: Path) -> None:
+    write_json(without_frame(tmp_path), tokenizer_config={"tokenizer_class": tokenizer_class})
+    ours, theirs = ConvBertTokenizer.from_pretrained(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert ours.encode("foobar") == theirs.encode("foobar") == [5, 6]
+    ours.save_pretrained(tmp_path)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path).encode("foobar") == [5, 6]
+    assert ConvBertTokenizer.from_pretrained(tmp_path).encode("foobar") == [5, 6]
+
+
+def test_sides_that_transformers_keeps_in_tokenizer_json_alone(tmp_path: Path) -> None:
+    theirs = transformers.ConvBertTokenizer(vocab=str(write_vocab(tmp_path) / "vocab.txt"))
+    theirs.truncation_side = theirs.padding_side = "left"
+    theirs(["foo", "foo bar"], padding=True, truncation=True, max_length=4)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = ConvBertTokenizer.from_pretrained(tmp_path / "theirs")
+    ours.save_pretrained(tmp_path / "ours")
+    for one in (ours, ConvBertTokenizer.from_pretrained(tmp_path / "ours")):
+        assert (one.truncation_side, one.padding_side) == ("left", "left")
+        limits = {"padding": "max_length", "truncation": True, "max_length": 4}
+        for text in ("foo u s .", "foo"):
+            assert one(text, **limits)["input_ids"] == theirs(text, **limits)["input_ids"]
+
+
+@pytest.mark.parametrize("names", [["input_ids", "attention_mask"], ["input_ids", "token_type_ids"]])
+def test_a_call_returns_what_the_model_takes(names: list[str], tmp_path: Path) -> None:
+    settings = {"tokenizer_class": "ConvBertTokenizer", "model_input_names": names}
+    write_json(write_vocab(tmp_path), tokenizer_config=settings, config={"model_type": "convbert"})
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ours = ConvBertTokenizer.from_pretrained(tmp_path)
+    has_types = "token_type_ids" in names
+    assert ours.encode_batch(["foo"], ["u s"]).token_type_ids == [[0, 0, 0, *[int(has_types)] * 3]]
+    usual = ConvBertTokenizer.from_pretrained(tmp_path, model_input_names=["input_ids", "token_type_ids"])
+    assert (ours.fingerprint() == usual.fingerprint()) == has_types
+    assert dict(ours("foo", return_token_type_ids=True)).keys() == {*names, "token_type_ids"}
+    ours.save_pretrained(tmp_path)
+    for one in (
+        ours,
+        ConvBertTokenizer.from_pretrained(tmp_path),
+        transformers.AutoTokenizer.from_pretrained(tmp_path),
+    ):
+        assert dict(one("foo", "u s")) == dict(theirs("foo", "u s"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"max_len": 4}, "foo u s ."),
+        ({"max_len": 4, "model_max_length": 5}, "foo u s ."),
+        ({"never_split": ["[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"]}, "Foo [MASK] u"),
+    ],
+)
+def test_settings_of_old_checkpoints(settings: dict[str, Any], text: str, tmp_path: Path) -> None:
+    write_json(write_vocab(tmp_path), tokenizer_config=settings, config={"model_type": "convbert"})
+    ours, theirs = ConvBertTokenizer.from_pretrained(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert ours.encode(text, truncation=True) == theirs.encode(text, truncation=True)
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_what_transformers_5_writes_beside_a_tokenizer_json_does_not_override_it(lower: bool, tmp_path: Path) -> None:
+    made = transformers.ConvBertTokenizer(vocab=str(write_vocab(tmp_path) / "vocab.txt"), do_lower_case=lower)
+    made.save_pretrained(tmp_path / "made")
+    changed = transformers.ConvBertTokenizer.from_pretrained(tmp_path / "made", do_lower_case=not lower)
+    changed.save_pretrained(tmp_path / "changed")
+    theirs = transformers.ConvBertTokenizer.from_pretrained(tmp_path / "changed")
+    assert theirs.encode("Foo") == made.encode("Foo")
+    assert ConvBertTokenizer.from_pretrained(tmp_path / "changed").encode("Foo") == theirs.encode("Foo")
+
+
+def test_a_class_that_splits_texts_in_another_way_needs_its_tokenizer_json(tmp_path: Path) -> None:
+    write_json(write_vocab(tmp_path), tokenizer_config={"tokenizer_class": "BertJapaneseTokenizer"})
+    with pytest.raises(TokenizerError, match=r"tokenizer_class \('BertJapaneseTokenizer'\) .* save its tokenizer.json"):
+        ConvBertTokenizer.from_pretrained(tmp_path)
+    without_frame(tmp_path)
+    assert ConvBertTokenizer.from_pretrained(tmp_path).encode("foobar") == [2, 5, 6, 3]
 
 
 def test_settings_may_be_changed_on_loading(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from tests.fault_proxy import FaultProxy
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # of tiny models: a second one would mostly wait
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported: its kernels run as Python
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)  # whatever else the machine does

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.inference_form import EVERY_LABEL, records_of, settings_from
+from pipelines.inference_form import EVERY_LABEL, records_of, settings_from, shaped
 from pipelines.online import RefusedError
 
 INPUTS: dict[str, Any] = {
@@ -74,3 +74,27 @@ def test_pairs_are_read_from_their_own_field() -> None:
 def test_others_are_refused(task: str, parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(RefusedError, match=f"parameters: {message}"):
         settings(task, **parameters)
+
+
+@pytest.mark.parametrize(
+    ("task", "inputs"),
+    [
+        ("text-classification", {"text_pair": "a"}),
+        ("text-classification", {"text": "a", "pair": "b"}),
+        ("question-answering", "a"),
+        ("question-answering", {"question": "a", "context": "b", "id": 1}),
+        ("multiple-choice", "a"),
+    ],
+)
+def test_inputs_that_are_not_the_tasks_are_refused(task: str, inputs: Any) -> None:
+    with pytest.raises(RefusedError, match="inputs: give "):
+        records_of(task, inputs)
+
+
+@pytest.mark.parametrize("aggregation", ["none", "words", "tokens"])
+def test_entities_that_nothing_joins_have_that_key(aggregation: str) -> None:
+    row = {"entities": [{"label": "X", "score": 1.0, "start": 0, "end": 1, "text": "a"}]}
+    (found,) = shaped(
+        "token-classification", [row], [{}], head={"aggregation": aggregation}, parameters={}, is_list=False
+    )
+    assert found["entity"] == "X"

@@ -372,3 +372,19 @@ def test_records_without_text_are_rows_with_an_error(online: OnlinePredictor) ->
 def test_the_plan_s_passes_are_the_job_s(checkpoints: dict[str, Path]) -> None:
     heads = {name: str(checkpoints[name]) for name in ("spam", "names")}
     assert [one.encoding for one in plan_service(heads, {})] == [one.encoding for one in plan_passes(job(head=heads))]
+
+
+def test_a_classifier_of_several_labels_can_score_them_as_one(tmp_path: Path) -> None:
+    changes = {"problem_type": "multi_label_classification"}
+    several = save_checkpoint(tmp_path / "several", **with_labels("ham", "spam", "news"), **changes)
+    service = OnlinePredictor(plan_service({"spam": str(several)}, {}))
+    given = settings_of({"function_to_apply": "softmax"})
+    (answer,) = service([Request(({"text": "free mail"},), (("spam", given),))])
+    assert sum(answer.rows[0]["spam"]["scores"]) == pytest.approx(1)
+
+
+def test_the_speed_of_a_service_is_that_of_all_its_encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heads = {name: str(save_checkpoint(tmp_path / name, seed=seed)) for seed, name in enumerate(("a", "b"))}
+    service = OnlinePredictor(plan_service(heads, {}))
+    monkeypatch.setattr(Predictor, "time_batch", lambda self: (100, 1.0))
+    assert (service.speed().n_tokens, service.speed().seconds) == (200, 2.0)

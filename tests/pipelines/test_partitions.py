@@ -286,3 +286,10 @@ def test_a_column_of_the_wrong_type_stops_before_work_starts(checkpoint: Path, t
     with pytest.raises(SpecError, match="--partition-by weight holds double"):
         run(job(tmp_path / "a.parquet", tmp_path / "out", checkpoint, partition_by="weight"))
     assert not (tmp_path / "out").exists()
+
+
+def test_long_strings_name_folders() -> None:
+    Partitioning("lang").check({"lang": pa.large_string()})
+    table = pa.table({"id": ["a"], "lang": pa.array(["de"], pa.large_string())})
+    ((name, _),) = Partitioning("lang").split(table, "part-a-0123456789abcdef-00000")
+    assert name.split("/")[0] == "lang=de"

@@ -27,6 +27,7 @@ from pipelines.plan import JobPlan, make_plan
 from pipelines.resources import Hardware
 from pipelines.run import pipeline, run
 from pipelines.spec import JobSpec
+from pipelines.storage import locate
 from pipelines.survive import open_ledger
 from pipelines.units import Shard, Stream
 from pipelines.verify import verify
@@ -646,3 +647,86 @@ def test_a_stream_whose_last_part_is_not_there_ends_the_run() -> None:
     module._check_complete(plan, state([*unfinished, made(2)]))
     with pytest.raises(RunError, match=r"a\.jsonl\.gz\?sig=\*\*\* was not read to its end: start the job again"):
         module._check_complete(plan, state(unfinished, n_units=2))
+
+
+def test_old_parts_go_after_the_new_manifest_and_the_marker_comes_last(
+    small: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever follows a manifest finds its parts, and whoever waits for _SUCCESS all of the night."""
+    spec, output = job(small, tmp_path / "out", checkpoint), tmp_path / "out"
+    run_here(spec)
+    old = set(parts(output))
+    steps: list[tuple[str, bool, bool]] = []
+
+    def watched(name: str) -> Any:
+        step = getattr(module, name)
+
+        def run(*args: Any) -> Any:
+            steps.append((name, old <= set(parts(output)), (output / "_SUCCESS").exists()))
+            return step(*args)
+
+        return run
+
+    for name in ("write_manifest", "write_report", "mark_success"):
+        monkeypatch.setattr(module, name, watched(name))
+    run_here(spec.model_copy(update={"overwrite": True}))
+    assert steps == [("write_manifest", True, False), ("write_report", False, False), ("mark_success", False, False)]
+    assert not old & set(parts(output))
+
+
+def test_a_state_that_another_run_has_written_meanwhile_is_left_alone(
+    small: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """The other run knows one shard more, whose parts would go as left-overs."""
+    spec = job(small, tmp_path / "out", checkpoint)
+    label_here(spec)
+    plan = make_plan(spec)
+    shutil.copy(small / "a.parquet", small / "late.parquet")
+    run_here(spec)
+    before = manifest(tmp_path / "out")
+    assert module._commit(plan, [], locate(spec.output), Meter()) is None
+    assert (manifest(tmp_path / "out"), len(parts(tmp_path / "out"))) == (before, 3)
+
+
+def test_seconds_of_what_was_overwritten_are_not_counted(small: Path, checkpoint: Path, tmp_path: Path) -> None:
+    spec = job(small, tmp_path / "out", checkpoint)
+    run_here(spec)
+    path = tmp_path / "out/_manifest.json"
+    path.write_text(json.dumps({**manifest(tmp_path / "out"), "seconds": 1000.0}))
+    run_here(spec.model_copy(update={"overwrite": True}))
+    assert manifest(tmp_path / "out")["seconds"] < 1000
+
+
+def test_a_compressed_shard_goes_on_where_it_was(checkpoint: Path, tmp_path: Path) -> None:
+    lines = "".join(json.dumps({"id": f"z{i}", "text": "free mail " * (i % 7)}) + "\n" for i in range(60))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    spec = job(tmp_path / "a.jsonl.gz", tmp_path / "out", checkpoint, unit_rows=4)
+    label_here(spec)
+    made = {path: path.read_bytes() for path in parts(tmp_path / "out")}
+    assert make_plan(spec).pending == []
+    missing = [2, 3, len(made) - 1]  # at first the last is there
+    for number in missing:
+        list(made)[number].unlink()
+        (stream,) = make_plan(spec).pending
+        assert isinstance(stream, Stream)
+        assert number not in stream.present
+    assert stream.present == set(range(len(made))) - set(missing)
+    run_here(spec)
+    assert {path: path.read_bytes() for path in parts(tmp_path / "out")} == made
+
+
+def test_a_changed_shard_takes_no_records_of_a_vanished_one_with_it(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / f"in/{name}.jsonl").write_text(f'{{"id": "{name}", "text": "free"}}\n')
+    spec = job(tmp_path / "in", tmp_path / "out", checkpoint, unit_rows=1000)
+    run_here(spec)
+    first, second = manifest(tmp_path / "out")["shards"]
+    assert first["group"] == second["group"]
+    Path(first["url"]).unlink()
+    assert make_plan(spec).is_done
+    os.utime(second["url"], (1, 1))
+    with pytest.raises(OutputError, match=r"a\.jsonl is no longer among the inputs and a shard that shares .*--prune"):
+        make_plan(spec)
+    (pending,) = make_plan(spec.model_copy(update={"prune": True})).pending
+    assert [shard.url for unit in pending for shard in unit.shards] == [second["url"]]

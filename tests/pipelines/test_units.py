@@ -478,3 +478,4 @@ def test_byte_ranges_cover_the_file(size: int, unit_bytes: float) -> None:
     assert ranges[0][0] == 0
     assert ranges[-1][1] == size
     assert all(a[1] == b[0] for a, b in itertools.pairwise(ranges))
+    assert max(stop - start for start, stop in ranges) <= max(1, unit_bytes) + 1

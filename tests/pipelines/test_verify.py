@@ -14,7 +14,8 @@ from pipelines.errors import OutputError
 from pipelines.spec import JobSpec
 from pipelines.units import Shard, shard_at
 from pipelines.verify import verify
-from tests.pipelines.labelling import run_here
+from tests.pipelines.labelling import manifest, run_here
+from tests.pipelines.labelling import whole_job as job
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +150,26 @@ def test_shards_whose_address_held_a_secret_are_not_looked_up(labelled: Path, mo
 def test_an_output_without_a_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"no _manifest\.json"):
         verify(str(tmp_path))
+
+
+def test_ids_of_another_column_are_compared(checkpoint: Path, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"key": list("abc"), "text": ["free"] * 3}), tmp_path / "a.parquet")
+    run_here(job(tmp_path / "a.parquet", tmp_path / "out", checkpoint, id_column="key"))
+    assert verify(str(tmp_path / "out")).faults == []
+
+
+@pytest.mark.parametrize("partition_by", [None, "lang"], ids=["flat", "in folders"])
+def test_records_behind_the_last_part_are_missed(partition_by: str | None, checkpoint: Path, tmp_path: Path) -> None:
+    """Part and entry of the last unit are gone, as if it had never been."""
+    table = {"id": list("abcdefghi"), "text": ["free"] * 9, "lang": ["de", "en", "de"] * 3}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet", row_group_size=3)
+    spec = job(tmp_path / "a.parquet", tmp_path / "out", checkpoint, unit_rows=3, partition_by=partition_by)
+    run_here(spec)
+    values = manifest(tmp_path / "out")
+    for key in ("parts", "indexes"):
+        for entry in [one for one in values.get(key, []) if "-00002" in one["name"]]:
+            values[key].remove(entry)
+            (tmp_path / "out" / entry["name"]).unlink()
+    (tmp_path / "out/_manifest.json").write_text(json.dumps(values))
+    (fault,) = verify(str(tmp_path / "out")).faults
+    assert fault.endswith("record 6 of its parts is nothing, but the shard has record 'g' there")

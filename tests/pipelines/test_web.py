@@ -285,3 +285,40 @@ def test_the_page_comes_under_its_policy(web: TestClient) -> None:
 def test_digests_are_of_each_token() -> None:
     assert digests("") == digests(" , ") == ()
     assert digests("a, b") == (*digests("a"), *digests("b"))
+
+
+def test_limits_are_taken_to_the_last(models: Models) -> None:
+    limits = {"max_texts": 3, "max_characters": 5, "max_body_bytes": 40}
+    web = TestClient(app_of(models, [], **limits), raise_server_exceptions=False)
+
+    def ask(inputs, n_bytes=0):
+        body = json.dumps({"inputs": inputs}).encode()
+        return web.post("/spam", content=body.ljust(n_bytes), headers={"Content-Type": "application/json"}).status_code
+
+    assert [ask(["a"] * n) for n in (3, 4)] == [200, 413]
+    assert [ask("a" * n) for n in (5, 6)] == [200, 422]
+    assert [ask("a", n) for n in (40, 41)] == [200, 413]
+
+
+def test_which_of_several_inputs_failed_is_told(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    web = TestClient(app_of(models, []), raise_server_exceptions=False)
+
+    async def answer(request: Request) -> Answer:
+        return Answer(
+            tuple({"error": "no" if r["text"] == "b" else None, "spam": ROWS["spam"]} for r in request.records)
+        )
+
+    monkeypatch.setattr(models, "answer", answer)
+    assert web.post("/spam", json={"inputs": ["a", "b"]}).json() == {"error": "inputs[1]: no"}
+    assert web.post("/spam", json={"inputs": "b"}).json() == {"error": "no"}
+
+
+def test_either_of_several_tokens_is_good(models: Models) -> None:
+    web = TestClient(app_of(models, [], tokens="a, b"))
+    assert [web.get("/info", headers={"Authorization": f"Bearer {t}"}).status_code for t in "abc"] == [200, 200, 401]
+
+
+def test_a_head_that_is_asked_twice_is_run_once(models: Models) -> None:
+    web = TestClient(app_of(models, []))
+    web.post("/label", json={"texts": ["a"], "heads": ["spam", "names", "spam"]})
+    assert models.asked[0].heads == (("names", ()), ("spam", ()))

@@ -44,3 +44,14 @@ def test_long_choices_can_be_errors_but_not_windows(model: Path) -> None:
     assert result["error"].to_pylist() == [None, "the text has 24 tokens, more than the model's 12"]
     with pytest.raises(ModelError, match="cannot be labelled in windows"):
         plan_passes(job(model, long_text="window"))
+
+
+@pytest.mark.parametrize("lack", ["padding_side", "pad_token"])
+def test_choices_need_a_tokenizer_that_pads_on_the_right(lack: str, tmp_path: Path) -> None:
+    model = save_checkpoint(tmp_path, architecture="ConvBertForMultipleChoice")
+    if lack == "padding_side":
+        (model / "tokenizer_config.json").write_text('{"padding_side": "left"}')
+    else:
+        (model / "vocab.txt").write_text((model / "vocab.txt").read_text().replace("[PAD]", "[unused]"))
+    with pytest.raises(ModelError, match="choices are padded on the right: give a tokenizer with a pad_token"):
+        plan_passes(job(model))

@@ -8,7 +8,10 @@ import pyarrow as pa
 import pytest
 
 from convbert import ConvBertConfig, ConvBertTokenizer
+from convbert.engine import Packed
+from pipelines.heads import Results
 from pipelines.heads.sequence_classification import SequenceClassification
+from pipelines.sequences import Sequences
 from tests.conftest import save_checkpoint, with_labels
 from tests.oracle import classify
 from tests.pipelines.labelling import job, label
@@ -117,3 +120,11 @@ def test_counts_are_by_label(checkpoint: Path, sentences: list[str], tmp_path: P
         listed = [row[values] if values == "labels" else [row[values]] for row in column.to_pylist()] if values else []
         flat = [entry for entries in listed for entry in entries]
         assert counts == {entry: flat.count(entry) for entry in set(flat)}
+
+
+def test_logits_beyond_what_exp_takes_are_scored() -> None:
+    head = SequenceClassification(ConvBertConfig(), object(), job(model="m"))  # type: ignore[arg-type]
+    packed = Packed(np.zeros(2, np.int32), np.arange(3))
+    logits = np.array([[1000, 998], [-1000, 0]], np.float32)
+    rows = head.to_arrow(Results(logits, np.arange(3), Sequences(np.arange(3), packed))).to_pylist()
+    assert [row["scores"] for row in rows] == [pytest.approx([0.8808, 0.1192], abs=1e-4), [0, 1]]

@@ -7,7 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convbert import ConvBertTokenizer
+from convbert import ConvBertConfig, ConvBertTokenizer
+from convbert.engine import Packed
+from pipelines.heads import Results
+from pipelines.heads.token_classification import TokenClassification
+from pipelines.sequences import Sequences
 from tests.conftest import save_checkpoint, with_labels
 from tests.oracle import tag
 from tests.pipelines.labelling import job, label
@@ -61,30 +65,23 @@ def test_every_token_or_word_can_have_its_label(model: Path, sentences: list[str
         assert by_word == expected
 
 
-def test_ends_and_single_labels_close_an_entity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pyarrow as pa
-
-    from convbert import ConvBertConfig
-    from pipelines.heads import Results
-    from pipelines.heads.token_classification import TokenClassification
-    from pipelines.sequences import Sequences
-
-    names = ["O", "B-X", "I-X", "E-X", "S-X"]
-    head = TokenClassification(
-        ConvBertConfig(id2label=dict(enumerate(names))),
-        object(),
-        job(model="m"),  # type: ignore[arg-type]
-    )
-    labels = ["B-X", "I-X", "E-X", "I-X", "S-X", "S-X", "O", "B-X", "B-X", "E-X"]
-    text = "abcdefghij"
+def entities_of(*labels: str) -> list[str]:
+    """The entities, as label and text, of a text whose characters have these labels."""
+    names = sorted(set(labels))
+    config = ConvBertConfig(id2label=dict(enumerate(names)))
+    head = TokenClassification(config, object(), job(model="m"))  # type: ignore[arg-type]
     values = np.array([[0.5, names.index(name)] for name in labels], np.float32)
     spans = np.array([[i, i + 1, i] for i in range(len(labels))], np.int32)
-    from convbert.engine import Packed
+    sequences = Sequences(np.array([0, 1]), Packed(np.zeros(len(labels), np.int32), np.array([0, len(labels)])), spans)
+    (row,) = head.to_arrow(Results(values, np.array([0, len(labels)]), sequences, ["abcdefghij"])).to_pylist()
+    return [f"{entity['label']} {entity['text']}" for entity in row["entities"]]
 
-    sequences = Sequences(np.array([0, 1]), Packed(np.zeros(10, np.int32), np.array([0, 10])), spans)
-    column = head.to_arrow(Results(values, np.array([0, 10]), sequences, [text]))
-    assert isinstance(column, pa.StructArray)
-    assert [entity["text"] for entity in column.to_pylist()[0]["entities"]] == ["abc", "d", "e", "f", "h", "ij"]
+
+@pytest.mark.parametrize(("end", "single"), [("E", "S"), ("L", "U")], ids=["BIOES", "BILOU"])
+def test_ends_and_single_labels_close_an_entity(end: str, single: str) -> None:
+    labels = ["B-X", "I-X", f"{end}-X", "I-X", f"{single}-X", f"{single}-X", "O", "B-X", "B-X", f"{end}-X"]
+    assert entities_of(*labels) == ["X abc", "X d", "X e", "X f", "X h", "X ij"]
+    assert entities_of("I-X", f"{single}-X", "I-X") == ["X a", "X b", "X c"]
 
 
 def test_labels_can_be_left_out(model: Path, sentences: list[str]) -> None:

@@ -20,7 +20,12 @@ def one_line(message: str) -> str:
     if len(message) > LONGEST_MESSAGE:
         half = LONGEST_MESSAGE // 2
         message = f"{message[:half]} … {message[-half:]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in message)
+    return printable(message)
+
+
+def printable(text: str) -> str:
+    """A text of one line, with escapes for what a terminal would obey or cannot show."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class ConvBertError(Exception):

@@ -123,13 +123,15 @@ def retried(call: Callable[[], _Out]) -> _Out:
             first_fault = now if first_fault is None else first_fault
             wait = _RANDOM.uniform(0.5, 1.0) * min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1))
             if not may_pass(error):
+                if _holds_secrets(error):  # else they would stand in the traceback of whatever is raised from it
+                    raise _as_os_error(error) from None
                 if isinstance(error, OSError):
                     raise  # from itself, its chain would have no end
                 raise _as_os_error(error) from error
             if now + wait > first_fault + patience_s():
-                raise OSError(
-                    f"{reason(error)}; given up after {attempt} tries in {now - first_fault:.0f} s"
-                ) from error
+                raise OSError(f"{reason(error)}; given up after {attempt} tries in {now - first_fault:.0f} s") from (
+                    None if _holds_secrets(error) else error
+                )
             logger.log(logging.WARNING if attempt > 1 else logging.DEBUG, "%s; again in %.1f s", reason(error), wait)
         time.sleep(wait)
 
@@ -173,9 +175,14 @@ _SECRET_NAMES = (
     r"X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|Signature|sig|AWSAccessKeyId|GoogleAccessId|(?:\w+_)?token"
     r"|(?:aws_)?(?:access_key_id|secret_access_key|session_token)|AccountKey|SharedAccessSignature|account_key|secret"
 )
+_OF_QUERIES = (
+    r"[\w-]*(?:signature|credential|token|secret|password|passwd|api_?key|access_key|secret_key)|key|auth|code|pwd"
+)
 _SECRETS = (
     (re.compile(r"(?i)(https?://)[^/\s]+@"), r"\1***@"),  # over the web a user alone may be a token
     (re.compile(r"(\w+://[^/:\s]*:)[^/\s]+@"), r"\1***@"),  # CONTAINER@ACCOUNT and USER@HOST are no secrets
+    (re.compile(r"(\w+://[^/:\s]*:)(?!\d*/|:|\*\*\*@)\S+@"), r"\1***@"),  # S3's keys have slashes; a port is none
+    (re.compile(rf"(?i)([?&](?:{_OF_QUERIES}))=[^&\s;,'\"()<>]+"), r"\1=***"),
     (re.compile(rf"(?i)(?<=/)({_SECRET_NAMES})=[^/&\s;,'\"()<>]+"), r"\1=***"),  # a folder's name, and no more
     (re.compile(rf"(?i)(?<![\w/-])({_SECRET_NAMES})=[^&\s;,'\"()<>]+"), r"\1=***"),  # keys in base64 have slashes
     (re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"), "***"),
@@ -293,5 +300,11 @@ def _is_lasting(error: BaseException) -> bool:
 
 def _as_os_error(error: Exception) -> OSError:
     """A client's own error as the OSError that callers expect."""
-    kind = FileNotFoundError if _status(error) == 404 else PermissionError if _status(error) in (401, 403) else OSError
+    kinds = {404: FileNotFoundError, 401: PermissionError, 403: PermissionError}
+    kind = next((kind for kind in _LASTING_ERRORS if isinstance(error, kind)), kinds.get(_status(error) or 0, OSError))
     return kind(reason(error))
+
+
+def _holds_secrets(error: BaseException) -> bool:
+    """Whether an error, or what it came from, says what may not stand in a log."""
+    return any(redacted(text) != text for text in map(str, _chain(error)))

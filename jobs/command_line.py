@@ -13,11 +13,12 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from convbert import ConvBertError
+from convbert.errors import printable
 from pipelines.errors import PipelineError, SpecError
 from pipelines.outcome import Outcome, Status, utc_now, write_outcome
 from pipelines.report import Summary
@@ -38,7 +39,9 @@ def main(doc: str, *, task: str, arguments: Sequence[str] | None = None) -> int:
         task: what at least one of its heads must be for.
         arguments: the command line; None takes the process's own.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("azure").setLevel(logging.WARNING)  # it logs every request with its headers
     try:
         spec = parse(doc.split("\n")[0], task=task, arguments=arguments)
@@ -59,6 +62,13 @@ def main(doc: str, *, task: str, arguments: Sequence[str] | None = None) -> int:
         if not spec.dry_run:
             write_outcome(spec.output, begun.ended(utc_now(), **vars(end)))
     return fail(end.error, end.exit_code) if end.error else end.exit_code
+
+
+class _OneLine(logging.Formatter):
+    """A line a message, whatever file names it holds, without secrets."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802, the name that logging calls
+        return printable(redacted(super().formatMessage(record)))
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,7 @@ def _attempt(spec: JobSpec) -> End:
     except SystemExit:  # what SIGTERM becomes
         return End("interrupted", TERMINATED, f"terminated; {_GO_ON}", "Terminated")
     for line in summary.lines():
-        print(line)
+        print(printable(line))
     if summary.has_failed_too_often and not spec.dry_run:
         message = f"{summary.too_many_failed}: look at the column 'error', mend the input or raise the limit"
         return End("failed", FAILED, message, "TooManyFailed", summary)
@@ -142,7 +152,7 @@ def given_values(
     Raises:
         SpecError: a config or a head that cannot be read.
     """
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser = _Parser(description=description, allow_abbrev=False)
     parser.add_argument("--config", metavar="YAML", help="file with the same settings; flags override it")
     for name, field in fields.items():
         if name != but:
@@ -156,6 +166,13 @@ def given_values(
     if {"model", "head"} & given.keys():  # two ways to say the same
         settings = {name: value for name, value in settings.items() if name not in ("model", "head")}
     return {**settings, **given}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Shows no secret of an address that it does not understand."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(redacted(message)))
 
 
 def prepare_environment() -> None:

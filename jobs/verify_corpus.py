@@ -7,6 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from convbert.errors import printable
 from pipelines.errors import PipelineError
 from pipelines.verify import verify
 
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for line in verdict.lines():
-        print(line)
+        print(printable(line))
     return 0 if verdict.is_good else 1
 
 

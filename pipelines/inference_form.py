@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipelines.online import MOST_WORDS, RefusedError
 
 EVERY_LABEL = 2**31  # more than any model has
+MOST_ANSWER_CHARACTERS = 10_000_000  # a word for a mask comes with its whole text, an answer may be all of its context
 Label = Annotated[str, Field(max_length=200)]
 
 
@@ -129,6 +130,30 @@ def settings_from(task: str, parameters: Mapping[str, Any], records: Sequence[Ma
         raise RefusedError(f"parameters: {name}: {first['msg']}") from None
     pairs = {"text_pair_column": "text_pair"} if "text_pair" in records[0] else {}
     return {**known.settings(), **pairs}
+
+
+def check_answer(
+    task: str, records: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], *, head: Mapping[str, Any]
+) -> None:
+    """See that the answer is not thousands of times the request.
+
+    Raises:
+        RefusedError: it may be.
+    """
+    if task not in ("fill-mask", "question-answering"):
+        return
+    column = _TASKS[task][1][-1]
+    texts = [text for record in records if isinstance(text := record.get(column), str)]
+    masks = [1] * len(texts)
+    if task == "fill-mask":
+        masks = [text.count(head["mask_token"]) for text in texts]
+    top_k = settings.get("top_k") or head.get("top_k") or (5 if task == "fill-mask" else 1)
+    size = top_k * sum(len(text) * n for text, n in zip(texts, masks, strict=True))
+    if size > MOST_ANSWER_CHARACTERS:
+        raise RefusedError(
+            f"parameters: the answer may have {size:,} characters, above the limit of {MOST_ANSWER_CHARACTERS:,}: "
+            "lower top_k, or give fewer or shorter texts"
+        )
 
 
 def shaped(

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any
@@ -43,6 +43,7 @@ TOKENS = "CONVBERT_TOKENS"
 """Environment variable with the bearer tokens that may use the service, separated by commas."""
 
 QUIET = LoggingConfig(enable_access_log=False)  # a line for each request costs as much as a small one's answer
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MOST_TRIES = 2  # of a request whose replica dies, which may be what has killed it, or has no room
 REFUSAL_S = 0.2
 """Seconds that a full replica takes for a no: one that is quicker than its neighbours' answers draws all requests."""
@@ -58,7 +59,10 @@ def build(args: Mapping[str, Any] | ServeSpec) -> serve.Application:
     Raises:
         SpecError, ModelError: settings, tokens or checkpoints that cannot work.
     """
-    spec = args if isinstance(args, ServeSpec) else ServeSpec.of(args)
+    return _application(args if isinstance(args, ServeSpec) else ServeSpec.of(args))
+
+
+def _application(spec: ServeSpec, *, hosts: Collection[str] = ()) -> serve.Application:
     passes = plan_service(spec.urls, spec.settings_of_heads)
     device = choose_device(spec.device)
     precision = choose_precision(spec.precision, device, kept=None)
@@ -83,7 +87,7 @@ def build(args: Mapping[str, Any] | ServeSpec) -> serve.Application:
     tokens = digests(os.environ.get(TOKENS, ""))
     if TOKENS in os.environ and not tokens:
         raise SpecError(f"{TOKENS} is set, but holds no token, so that anybody might ask: give one, or unset it")
-    return ingress.bind(spec, info, tokens, model.bind(spec, passes, device, precision))
+    return ingress.bind(spec, info, tokens, () if tokens else hosts, model.bind(spec, passes, device, precision))
 
 
 def describe(spec: ServeSpec, passes: Sequence[EncoderPass], *, device: str, precision: str) -> dict[str, Any]:
@@ -117,7 +121,7 @@ def start(spec: ServeSpec, *, name: str = "convbert") -> str:
         SpecError, ModelError: settings, tokens or checkpoints that cannot work.
         RunError: Serve cannot run it.
     """
-    application = build(spec)
+    application = _application(spec, hosts=LOOPBACK if spec.host in LOOPBACK else ())  # else names are not known
     running = _get_global_client(raise_if_no_controller_running=False)
     try:
         if running is None:
@@ -293,8 +297,14 @@ class Ingress:
     """The HTTP side: cheap, and apart from the models."""
 
     def __init__(
-        self, spec: ServeSpec, info: Mapping[str, Any], token_digests: Sequence[bytes], model: DeploymentHandle[Any]
+        self,
+        spec: ServeSpec,
+        info: Mapping[str, Any],
+        token_digests: Sequence[bytes],
+        hosts: Collection[str],
+        model: DeploymentHandle[Any],
     ) -> None:
+        self._hosts = hosts
         self._spec = spec
         self._info = info
         self._token_digests = token_digests
@@ -313,6 +323,7 @@ class Ingress:
             self._info,
             token_digests=self._token_digests,
             page=Page(PAGE, content_security_policy(PAGE)),
+            hosts=self._hosts,
             observe=self._observe,
         )
 

@@ -81,7 +81,7 @@ class Shard:
     def stem(self) -> str:
         """File name without its suffix, in characters that every store takes."""
         name = self.url.rsplit("/", 1)[-1]
-        return re.sub(r"[^A-Za-z0-9_.-]+", "_", name.removesuffix(self.suffix))[:80]
+        return re.sub(r"[^A-Za-z0-9_.-]+", "_", redacted(name.removesuffix(self.suffix)))[:80]
 
     def fingerprint(self, recipe: str) -> str:
         """Names this version of the shard, labelled by this recipe."""

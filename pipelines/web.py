@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import html
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipelines.inference_form import records_of, settings_from, shaped
+from pipelines.inference_form import check_answer, records_of, settings_from, shaped
 from pipelines.online import Answer, RefusedError, Request, settings_of
 from pipelines.serve_spec import ServeSpec
 
@@ -31,6 +31,7 @@ KINDS = {
     405: "unknown_path",
     408: "slow_body",
     413: "too_large",
+    421: "unknown_host",
     422: "refused",
     503: "busy",
     504: "timeout",
@@ -95,6 +96,7 @@ def create_app(
     *,
     token_digests: Sequence[bytes] = (),
     page: Page | None = None,
+    hosts: Collection[str] = (),
     observe: Callable[[str, int, float], None] = lambda path, status, seconds: None,
 ) -> ASGIApp:
     """The service's HTTP side.
@@ -103,6 +105,7 @@ def create_app(
         info: what ``/info`` tells: ``heads`` (name, task, labels, …), ``versions`` and so on.
         token_digests: of the bearer tokens that may use it; none: anybody may.
         page: at ``/``.
+        hosts: names that requests may call it by; none: any. A web page of any other name may be made to lead here.
         observe: told path, status and seconds of every request.
     """
     app = FastAPI(title="ConvBERT service", version=str(info["versions"]["convbert"]), docs_url=None, redoc_url=None)
@@ -125,7 +128,9 @@ def create_app(
             records = records_of(task, body.inputs)
             _check_size(records, spec)
             parameters = {**(body.parameters or {}), **(body.model_extra or {})}
-            request = Request(tuple(records), ((name, settings_of(settings_from(task, parameters, records))),))
+            settings = settings_from(task, parameters, records)
+            check_answer(task, records, settings, head=heads[name])
+            request = Request(tuple(records), ((name, settings_of(settings)),))
             answer = await answered(request)
             for place, row in enumerate(answer.rows):
                 if row.get("error"):
@@ -183,6 +188,7 @@ def create_app(
         max_body_bytes=spec.max_body_bytes,
         timeout_s=spec.timeout_s,
         token_digests=token_digests,
+        hosts=hosts,
         observe=observe,
     )
 
@@ -246,12 +252,14 @@ class Gate:
         max_body_bytes: int,
         timeout_s: float,
         token_digests: Sequence[bytes],
+        hosts: Collection[str],
         observe: Callable[[str, int, float], None],
     ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._timeout_s = timeout_s
         self._token_digests = tuple(token_digests)
+        self._hosts = frozenset(hosts)
         self._observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -291,7 +299,12 @@ class Gate:
 
     async def _admitted(self, scope: Scope, receive: Receive) -> bytes | JSONResponse:
         """The request's body, or the answer of one that goes no further."""
-        has_token = not self._token_digests or self._is_known(dict(scope["headers"]))
+        headers = dict(scope["headers"])
+        if self._hosts and _host(headers) not in self._hosts:
+            return _refusal(
+                421, f"call the service {' or '.join(sorted(self._hosts))}, or give it tokens", {"Connection": "close"}
+            )
+        has_token = not self._token_digests or self._is_known(headers)
         is_stranger = not has_token and _path(scope) not in OPEN_PATHS
         reading = _drain(receive, self._max_body_bytes) if is_stranger else self._body(receive)
         is_slow = False
@@ -341,6 +354,12 @@ _HEADERS = [
 
 def _refusal(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     return JSONResponse({"error": message}, status, headers=headers)
+
+
+def _host(headers: Mapping[bytes, bytes]) -> str:
+    """The name that the client calls the service by, without its port."""
+    name = headers.get(b"host", b"").decode("latin-1").lower()
+    return name.partition("]")[0].lstrip("[") if name.startswith("[") else name.partition(":")[0]
 
 
 def _path(scope: Scope) -> str:

@@ -15,8 +15,6 @@ from torch import Tensor
 from convbert.checkpoints.names import KERAS_RULES, renamed
 from convbert.errors import CheckpointError
 
-DEFLATE_RATIO = 1032  # most bytes that one compressed byte can stand for
-
 
 def read_h5(path: Path) -> dict[str, Tensor]:
     """The weights of a ``tf_model.h5``, or of one shard of it.
@@ -57,7 +55,8 @@ def from_keras(weights: Iterable[tuple[str, Tensor]], *, source: object) -> dict
 def _tensor(dataset: Any, path: Path) -> Tensor:
     if dataset.external or dataset.is_virtual:
         raise CheckpointError(f"{dataset.name} of {path} lies in another file: refused")
-    growth = 1 if dataset.chunks is None else DEFLATE_RATIO
-    if dataset.nbytes > growth * dataset.id.get_storage_size():
+    if dataset.id.get_create_plist().get_nfilters():
+        raise CheckpointError(f"{dataset.name} of {path} is compressed, which Keras does not do: save the model again")
+    if dataset.nbytes > dataset.id.get_storage_size():
         raise CheckpointError(f"{dataset.name} of {path} was never written: save the model again")
     return torch.from_numpy(dataset[()])

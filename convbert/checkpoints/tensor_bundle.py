@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,6 +76,7 @@ class TensorBundle:
                 for name, entry in entries.items()
                 if not name.startswith(b"\0")  # slices of partitioned variables
             }
+            _check_apart(self.variables)
         except (_DamageError, UnicodeDecodeError, OSError) as error:
             raise CheckpointError(f"{index} cannot be read as a TensorFlow index ({error}): copy it again") from error
         self._data: dict[int, NDArray[np.uint8]] = {}
@@ -116,6 +117,16 @@ class TensorBundle:
 
 class _DamageError(Exception):
     """What is wrong with a file, for the message that names it."""
+
+
+def _check_apart(variables: Mapping[str, Variable]) -> None:
+    """See that no two variables share bytes, or else a small file would fill any memory."""
+    ends: dict[int, int] = {}
+    for variable in sorted(variables.values(), key=lambda variable: (variable.shard, variable.offset, variable.size)):
+        if not variable.is_partitioned and variable.size:
+            if variable.offset < ends.get(variable.shard, 0):
+                raise _DamageError("two variables overlap")
+            ends[variable.shard] = variable.offset + variable.size
 
 
 def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
+import re
 import zipfile
 from pathlib import Path
 from typing import IO
@@ -18,6 +19,12 @@ from convbert.checkpoints.names import OLD_TORCH_RULES, renamed
 from convbert.errors import CheckpointError
 
 _N_OLD_PICKLES = 5  # of the format before zip files: magic number, version, machine, tensors, keys of their bytes
+_GLOBALS = (
+    re.compile(  # all that a table of weights is made of; torch.load takes more, such as codecs that double bytes
+        r"collections OrderedDict|torch Size|torch\.nn\.parameter Parameter|torch \w*Storage|torch\.storage \w*Storage"
+        r"|torch\._utils _rebuild_\w+|torch\.serialization _get_layout|torch device|torch [a-z]+\d*(?:_\w+)?"
+    )
+)
 _ZIP_MAGIC = b"PK\x03\x04"
 _SAFE_TORCH = (2, 10)  # CVE-2026-24747: before it a crafted pickle writes past memory, weights_only or not
 
@@ -65,7 +72,9 @@ def read_bin(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # torch raises whatever its parsers meet in bytes that are no checkpoint
         raise CheckpointError(f"{path} cannot be read ({_first_line(error)}): copy it again") from error
-    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, (str, int)) and isinstance(tensor, Tensor) for name, tensor in weights.items()
+    ):
         raise CheckpointError(f"{path} is no table of weights: give the file that save_pretrained wrote")
     for name, tensor in weights.items():
         if not _is_plain(tensor):
@@ -88,14 +97,17 @@ def _check_growth(path: Path) -> None:
         for member in archive.infolist():
             if member.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"{member.filename} in it is compressed")
-    return _check_pickles(io.BytesIO(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")), 1)
+    reader = torch._C.PyTorchFileReader(str(path))  # which may find another directory than zipfile, and members twice
+    if sum(map(reader.get_record_size, reader.get_all_records())) > path.stat().st_size:
+        raise ValueError("its members are larger than it")
+    return _check_pickles(io.BytesIO(reader.get_record("data.pkl")), 1)
 
 
 def _check_pickles(file: IO[bytes], n_pickles: int) -> None:
     for _ in range(n_pickles):
         for code, argument, _ in pickletools.genops(file):
-            if code.name == "GLOBAL" and str(argument).endswith(" bytearray"):
-                raise pickle.UnpicklingError("it makes a bytearray")
+            if code.name == "GLOBAL" and not _GLOBALS.fullmatch(str(argument)):
+                raise pickle.UnpicklingError(f"it makes a {argument}")
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -437,7 +437,7 @@ class Started:
         self.fails = fails
         client = listens and SimpleNamespace(http_config=SimpleNamespace(host=listens[0], port=listens[1]))
         monkeypatch.setattr(serving, "_get_global_client", lambda **_: client)
-        monkeypatch.setattr(serving, "build", lambda spec: None)
+        monkeypatch.setattr(serving, "_application", lambda spec, **names: None)
         monkeypatch.setattr(serve, "start", lambda http_options: setattr(self, "http_options", http_options))
         monkeypatch.setattr(serve, "run", self.run)
 

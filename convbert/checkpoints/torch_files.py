@@ -19,12 +19,11 @@ from convbert.checkpoints.names import OLD_TORCH_RULES, renamed
 from convbert.errors import CheckpointError
 
 _N_OLD_PICKLES = 5  # of the format before zip files: magic number, version, machine, tensors, keys of their bytes
-_GLOBALS = (
-    re.compile(  # all that a table of weights is made of; torch.load takes more, such as codecs that double bytes
-        r"collections OrderedDict|torch Size|torch\.nn\.parameter Parameter|torch \w*Storage|torch\.storage \w*Storage"
-        r"|torch\._utils _rebuild_\w+|torch\.serialization _get_layout|torch device|torch [a-z]+\d*(?:_\w+)?"
-    )
+_GLOBALS = re.compile(
+    r"collections OrderedDict|torch Size|torch\.nn\.parameter Parameter|torch \w*Storage|torch\.storage \w*Storage"
+    r"|torch\._utils _rebuild_\w+|torch\.serialization _get_layout|torch device|torch [a-z]+\d*(?:_\w+)?"
 )
+"""All that a table of weights is made of; torch.load takes more, such as codecs that double bytes."""
 _ZIP_MAGIC = b"PK\x03\x04"
 _SAFE_TORCH = (2, 10)  # CVE-2026-24747: before it a crafted pickle writes past memory, weights_only or not
 

@@ -8,7 +8,7 @@ import torch
 
 CPU_BATCH_TOKENS = 1024  # about what the caches hold
 MOST_TOKENS = 65_536  # from there on a GPU's products gain nothing
-PROBED_TOKENS = 4096
+PROBED_TOKENS = 16_384  # more than a recorded batch has, whose memory is its own
 SHARE = 0.8  # of the free memory; the rest is for what the allocator cannot use
 
 

@@ -35,11 +35,11 @@ class DepthwiseConvolution:
         # kernel for.
         self.image = weight[:, :, None].contiguous(memory_format=torch.channels_last)  # (H, 1, 1, K)
 
-    def __call__(self, x: Tensor, gapped_rows: Tensor, n_gapped: int, sides: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, gapped_rows: Tensor | None, n_gapped: int, sides: Tensor) -> Tensor:
         """(T, H) -> (T, H).
 
         Args:
-            gapped_rows: (T,) row of each token in the buffer.
+            gapped_rows: (T,) row of each token in the buffer; None on a GPU, which needs none.
             n_gapped: G, its rows.
             sides: as ``sides_of`` gives it.
         """
@@ -47,6 +47,7 @@ class DepthwiseConvolution:
             return x * self.taps[0]
         if compiler.is_fused(x.device):
             return _depthwise_taps(x, self.taps, sides)
+        assert gapped_rows is not None
         gapped = x.new_zeros(n_gapped, x.shape[1]).index_copy_(0, gapped_rows, x)  # (G, H)
         pixels = gapped[None, None].permute(0, 3, 1, 2)  # (1, H, 1, G)
         convolved = F.conv2d(pixels, self.image, groups=x.shape[1])  # (1, H, 1, G - K + 1)

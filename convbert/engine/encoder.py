@@ -12,13 +12,17 @@ from __future__ import annotations
 import copy
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convbert import layers
 from convbert.activations import ACTIVATIONS
+from convbert.engine import compiler
 from convbert.engine.attention import attend_at_once, attend_runs, has_kernel
 from convbert.engine.convolution import DepthwiseConvolution, KernelLogits, mix_into, sides_of
+from convbert.engine.graphs import TOKENS_A_RECORD, Graphs, size_of
 from convbert.engine.linear import stacked
 from convbert.engine.packing import Indices, Layout, Packed, Run, layout
 from convbert.engine.precision import Kernels, kernels_for
@@ -34,9 +38,9 @@ class _Rows(NamedTuple):
     ids: Tensor  # (T,)
     positions: Tensor  # (T,)
     types: Tensor  # (T,)
-    gapped: Tensor  # (T,)
-    n_gapped: int
     sides: Tensor  # as sides_of gives it
+    gapped: Tensor | None  # (T,), but for a GPU
+    n_gapped: int
     runs: list[Run]
     offsets: Tensor | None  # (R + 1,) int32, where all records are attended to at once
     longest: int
@@ -68,13 +72,14 @@ class PackedEncoder:
         head_width = self.config.attention_width // self.config.n_mixed_heads
         self._has_attention_kernel = has_kernel(device, self.dtype, head_width=head_width)
         self.layers = [_PackedLayer(layer, config=model.config, kernels=kernels) for layer in model.encoder.layer]
+        self._graphs = Graphs(device)
 
     @torch.inference_mode()
     def __call__(self, batch: Packed, wanted: Indices | None = None) -> Tensor:
         """Last hidden states (T, H) on the device, in the order of the batch.
 
         Args:
-            wanted: tokens whose states will be read, ascending; the states of the others are 0. None for all.
+            wanted: tokens whose states will be read, ascending; the others' may be 0. None for all.
 
         Raises:
             InputError: a record without tokens or longer than ``max_position_embeddings``.
@@ -85,7 +90,14 @@ class PackedEncoder:
             max_length=self.config.max_position_embeddings,
             attended=batch.attended,
         )
-        rows = self._placed(batch, where, wanted)
+        attends_at_once = self._has_attention_kernel and batch.attended is None
+        size = size_of(len(batch.input_ids), len(batch.lengths)) if attends_at_once else None
+        if size is not None:
+            return self._graphs.run(self._states_of_flat, _flat(batch, where, size), size)[: len(batch.input_ids)]
+        return self._states(self._placed(batch, where, wanted, attends_at_once=attends_at_once))
+
+    def _states(self, rows: _Rows) -> Tensor:
+        """Last hidden states (T, H)."""
         words = self.embeddings.word_embeddings(rows.ids)  # (T, E)
         hidden = self.embeddings(words, rows.positions, rows.types)  # (T, E)
         if self.project is not None:
@@ -95,13 +107,14 @@ class PackedEncoder:
         last = self.layers[-1](hidden, rows, rows.wanted)
         return last if rows.wanted is None else torch.zeros_like(hidden).index_copy_(0, rows.wanted, last)
 
-    def _placed(self, batch: Packed, where: Layout, wanted: Indices | None) -> _Rows:
-        arrays = {"ids": batch.input_ids, "positions": where.positions, "gapped": where.gapped_rows}
+    def _placed(self, batch: Packed, where: Layout, wanted: Indices | None, *, attends_at_once: bool) -> _Rows:
+        arrays = {"ids": batch.input_ids, "positions": where.positions}
+        if not compiler.is_fused(self.device):
+            arrays["gapped"] = where.gapped_rows
         if batch.token_type_ids is not None:
             arrays["types"] = batch.token_type_ids
         if wanted is not None:
             arrays["wanted"] = wanted
-        attends_at_once = self._has_attention_kernel and batch.attended is None
         if attends_at_once:
             arrays["offsets"] = where.offsets
         there = dict(zip(arrays, send(*arrays.values(), device=self.device), strict=True))
@@ -110,14 +123,48 @@ class PackedEncoder:
             ids=there["ids"],
             positions=there["positions"],
             types=there["types"] if "types" in there else torch.zeros_like(there["ids"]),
-            gapped=there["gapped"],
-            n_gapped=where.n_gapped_rows,
             sides=sides_of(sides, self.config.conv_kernel_size, self.dtype),
+            gapped=there.get("gapped"),
+            n_gapped=where.n_gapped_rows,
             runs=where.runs,
             offsets=there["offsets"].int() if attends_at_once else None,
             longest=where.longest,
             wanted=there.get("wanted"),
         )
+
+    def _states_of_flat(self, flat: Tensor, size: int) -> Tensor:
+        """Last hidden states (B, H) of what ``_flat`` gives."""
+        ids, positions, types, sides, offsets = flat.split([size, size, size, 2 * size, size // TOKENS_A_RECORD + 1])
+        rows = _Rows(
+            ids=ids,
+            positions=positions,
+            types=types,
+            sides=sides_of(sides.view(size, 2).int(), self.config.conv_kernel_size, self.dtype),
+            gapped=None,
+            n_gapped=0,
+            runs=[],
+            offsets=offsets.int(),
+            longest=self.config.max_position_embeddings,
+            wanted=None,
+        )
+        return self._states(rows)
+
+
+def _flat(batch: Packed, where: Layout, size: int) -> NDArray[np.int64]:
+    """Ids, positions, types (B,), sides (B, 2) and offsets (B // TOKENS_A_RECORD + 1,) one after the other.
+
+    What fills a batch up to B tokens stands behind its records: tokens that no record reaches, and records of none.
+    """
+    n_tokens, n_records = len(batch.input_ids), len(batch.lengths)
+    flat = np.zeros(5 * size + size // TOKENS_A_RECORD + 1, np.int64)
+    flat[:n_tokens] = batch.input_ids
+    flat[size : size + n_tokens] = where.positions
+    if batch.token_type_ids is not None:
+        flat[2 * size : 2 * size + n_tokens] = batch.token_type_ids
+    flat[3 * size : 3 * size + 2 * n_tokens] = where.sides.ravel()
+    flat[5 * size : 5 * size + n_records] = where.offsets[:-1]
+    flat[5 * size + n_records :] = n_tokens
+    return flat
 
 
 class _PackedLayer:

@@ -20,12 +20,17 @@ def send(*arrays: NDArray[np.integer], device: torch.device) -> Sequence[Tensor]
 
 
 def send_tensor(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device.
+    """The tensor on the device."""
+    return pinned(tensor, device).to(device, non_blocking=True)
 
-    A copy from pinned memory is queued behind the kernels that came before it, so that the host prepares the next
-    micro-batch while a GPU computes this one; torch keeps the pinned memory until the copy is done.
+
+def pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor where a device copies from without the host.
+
+    Such a copy is queued behind the kernels that came before it, so that the host prepares the next micro-batch while a
+    GPU computes this one; torch keeps the pinned memory until the copy is done.
     """
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    return tensor if device.type == "cpu" else tensor.pin_memory()
 
 
 class Arriving:

@@ -26,11 +26,11 @@ def test_a_budget_fits_the_free_memory(free_bytes: int, bytes_per_token: float, 
 @pytest.mark.parametrize(
     ("longest", "max_tokens", "expected"),
     [
-        (512, None, (8, 512)),
-        (512, 10**6, (8, 512)),
+        (512, None, (32, 512)),
+        (512, 10**6, (32, 512)),
         (512, 1100, (2, 512)),
         (512, 1, (1, 512)),
-        (1, None, (4096, 1)),
+        (1, None, (16_384, 1)),
     ],
 )
 def test_warming_up_stays_within_the_budget(longest: int, max_tokens: int | None, expected: tuple[int, int]) -> None:
@@ -53,4 +53,4 @@ def test_what_a_few_records_take_is_measured(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * GIB, 80 * GIB))
     assert probed_budget(run, longest=512, device=torch.device("cuda")) == 32_768
-    assert runs == [(8, 512)]
+    assert runs == [(32, 512)]

@@ -56,8 +56,9 @@ def assert_close(found: np.ndarray, expected: np.ndarray, tolerance: float) -> N
 
 @pytest.fixture(autouse=True)
 def nothing_runs_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where Triton fails, so does the test."""
+    """Where Triton or a recording fails, so does the test."""
     monkeypatch.setattr("convbert.engine.compiler.logger.warning", None)
+    monkeypatch.setattr("convbert.engine.graphs.logger.warning", None)
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +121,32 @@ def test_all_records_are_attended_to_at_once(
 ) -> None:
     if attention._at_once() is None:
         pytest.skip("torch has it from 2.10 on")
-    monkeypatch.setattr("convbert.engine.encoder.attend_runs", None)  # a call of it fails
     engine = Engine(model.base_model, {"first": FirstToken(model.classifier)}, device="cuda", precision=precision)
+    monkeypatch.setattr("convbert.engine.encoder.attend_runs", None)  # a call of it fails
     assert np.isfinite(engine(packed(LENGTHS))["first"].values).all()
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), PRECISIONS[1:])
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
+def test_recorded_batches_are_what_they_are_as_written(
+    changes: dict[str, object], precision: str, tolerance: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if attention._at_once() is None:
+        pytest.skip("torch has what it needs from 2.10 on")
+    model = ConvBertForSequenceClassification.from_pretrained(save_checkpoint(tmp_path, **changes))
+    engine = Engine(model.base_model, heads_of(model), device="cuda", precision=precision)
+    n_types = model.config.type_vocab_size
+    batches = [packed(lengths, n_types=n_types) for lengths in ([1], LENGTHS, [5, 3], [128] * 60, [7] * 100, [2])]
+    found = [engine(batch) for batch in batches]
+    again = [engine(batch) for batch in batches]
+    if engine.encoder._has_attention_kernel:
+        assert set(engine.encoder._graphs._recordings) >= {64, 512, 2048, 8192}
+    monkeypatch.setattr("convbert.engine.encoder.size_of", lambda *counts: None)
+    for batch, results, second in zip(batches, found, again, strict=True):
+        for name, expected in engine(batch).items():
+            if expected.values.size > 1:
+                assert_close(results[name].values, expected.values, tolerance / 2)
+            assert results[name].values.tobytes() == second[name].values.tobytes(), name
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), PRECISIONS)

@@ -302,6 +302,7 @@ GROUPED = {"num_groups": 2, "hidden_act": "gelu_new", "embedding_size": 32}
     ],
     ids=str,
 )
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # by NumPy in the interpreter, of nobody's rows
 def test_the_way_through_a_gpu_gives_each_record_its_own(
     changes: dict[str, object],
     way: str,
@@ -326,7 +327,7 @@ def test_the_way_through_a_gpu_gives_each_record_its_own(
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
-@pytest.mark.parametrize(("budget", "expected"), [(None, [4096, 2]), (300, [256, 2]), (1, [128, 2])])
+@pytest.mark.parametrize(("budget", "expected"), [(None, [16_384, 2]), (300, [256, 2]), (1, [128, 2])])
 def test_a_gpu_compiles_before_there_is_work(
     checkpoint: Path, batches_of: Batches, budget: int | None, expected: list[int]
 ) -> None:

@@ -53,7 +53,9 @@ class ServeSpec(BaseModel):
     upscale_delay_s: float = Field(5, ge=0, description="seconds of load before a replica is added")
     downscale_delay_s: float = Field(300, ge=0, description="seconds without load before a replica goes")
     ingress_replicas: int | None = Field(
-        None, ge=1, description="processes that take requests (default: 2 where there may be several replicas)"
+        None,
+        ge=1,
+        description="processes that take requests (default: 4 with GPUs, else 2 where there may be several replicas)",
     )
     replica_cpus: float | None = Field(
         None, ge=0, description="CPUs that Ray reserves for a replica (default: its threads, or 1; none beside a GPU)"

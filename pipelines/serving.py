@@ -44,6 +44,7 @@ TOKENS = "CONVBERT_TOKENS"
 
 QUIET = LoggingConfig(enable_access_log=False)  # a line for each request costs as much as a small one's answer
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+INGRESS_REPLICAS_OF_A_GPU = 4  # one passes 600 requests a second on (docs/performance.md)
 MOST_TRIES = 2  # of a request whose replica dies, which may be what has killed it, or has no room
 REFUSAL_S = 0.2
 """Seconds that a full replica takes for a no: one that is quicker than its neighbours' answers draws all requests."""
@@ -77,7 +78,7 @@ def _application(spec: ServeSpec, *, hosts: Collection[str] = ()) -> serve.Appli
         **_scaling(spec),
     )
     ingress = _deployment(Ingress).options(
-        num_replicas=spec.ingress_replicas or min(2, spec.max_replicas),
+        num_replicas=spec.ingress_replicas or _ingress_replicas(spec, device),
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=10_000,
         logging_config=QUIET,
@@ -168,6 +169,11 @@ def _replica_cpus(spec: ServeSpec, device: str) -> float:
     if spec.replica_cpus is not None:
         return spec.replica_cpus
     return 0 if device == "cuda" else spec.threads or 1
+
+
+def _ingress_replicas(spec: ServeSpec, device: str) -> int:
+    """As many as a GPU's replica can keep busy; on CPUs a second one for when the first dies."""
+    return INGRESS_REPLICAS_OF_A_GPU if device == "cuda" else min(2, spec.max_replicas)
 
 
 def stop(*, name: str = "convbert") -> None:

@@ -429,6 +429,24 @@ def test_a_replica_reserves_its_threads_or_no_cpu_beside_a_gpu(
     assert (options["num_cpus"], options["num_gpus"]) == (cpus, int(device == "cuda"))
 
 
+@pytest.mark.parametrize(
+    ("settings", "device", "expected"),
+    [
+        ({}, "cpu", 1),
+        ({"max_replicas": 3}, "cpu", 2),
+        ({}, "cuda", 4),
+        ({"ingress_replicas": 3}, "cpu", 3),
+        ({"ingress_replicas": 1}, "cuda", 1),
+    ],
+)
+def test_a_gpus_replica_has_several_ingresses(
+    checkpoints: dict[str, Path], settings: dict[str, Any], device: str, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "choose_device", lambda _: device)
+    ingress = serving.build({"head": {"spam": str(checkpoints["spam"])}, **settings})
+    assert ingress._bound_deployment.num_replicas == expected
+
+
 class Started:
     """What ``start`` asks of Serve."""
 

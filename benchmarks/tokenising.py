@@ -31,7 +31,7 @@ from pipelines.sequences import sequences_of
 from pipelines.spec import JobSpec
 
 ENCODER_CORES = 16
-H200_TOKENS_PER_S = 2_330_745  # base size, bf16: benchmarks/results/2026-11-27-gpu.md
+H200_TOKENS_PER_S = 2_568_721  # base size, bf16: benchmarks/results/2026-11-27-gpu-graphs.md
 
 
 class Rates(NamedTuple):

@@ -6,6 +6,7 @@ N attention heads of a mixed block.
 
 from __future__ import annotations
 
+from collections.abc import ItemsView, KeysView, ValuesView
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,15 +14,36 @@ from torch import Tensor
 
 
 class ModelOutput:
-    """Fields by name or by place: ``out.logits``, ``out["logits"]``; ``out[0]`` counts the fields that are given."""
+    """Fields by name or by place: ``out.logits``, ``out["logits"]``; ``out[0]`` counts the fields that are given.
+
+    As a mapping it has the fields that are given: ``"loss" in out``, ``out.keys()``, ``dict(out)``.
+    """
 
     def to_tuple(self) -> tuple[Any, ...]:
         """The fields that are given, in their order: Transformers' ``return_dict=False``."""
-        values = (getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]  # a dataclass below
-        return tuple(value for value in values if value is not None)
+        return tuple(self._given().values())
+
+    def keys(self) -> KeysView[str]:
+        """Names of the fields that are given."""
+        return self._given().keys()
+
+    def values(self) -> ValuesView[Any]:
+        """The fields that are given."""
+        return self._given().values()
+
+    def items(self) -> ItemsView[str, Any]:
+        """Names and fields that are given."""
+        return self._given().items()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._given()
 
     def __getitem__(self, key: int | slice | str) -> Any:
         return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]
+
+    def _given(self) -> dict[str, Any]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]  # below
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(kw_only=True)

@@ -72,8 +72,10 @@ class BatchEncoding(UserDict[str, Any]):
         return encoding.word_to_tokens(word, sequence_index)
 
     def to(self, device: str | torch.device) -> Self:
-        """Move the tensors to a device, in place."""
-        self.data = {name: value.to(device) for name, value in self.data.items()}
+        """Move the tensors to a device, in place; what is none stays as it is."""
+        self.data = {
+            name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in self.data.items()
+        }
         return self
 
     def _at(self, batch_or_index: int, index: int | None) -> tuple[Encoding, int]:

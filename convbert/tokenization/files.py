@@ -31,6 +31,7 @@ _PLAIN: dict[str, type] = {
     "padding_side": str,
     "truncation_side": str,
     "clean_up_tokenization_spaces": bool,
+    "split_special_tokens": bool,
 }
 """Settings that are taken as they stand, and what each must be."""
 _ADDED_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")

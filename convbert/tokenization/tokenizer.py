@@ -88,6 +88,7 @@ class ConvBertTokenizer(Vocabulary):
         frame: give WordPiece without a post-processor BERT's frame.
         clean_up_tokenization_spaces: whether ``decode`` removes the spaces before punctuation and English
             contractions that the text had none of.
+        split_special_tokens: take a special token's characters in a text for text, such as those of [MASK].
         extra_special_tokens: special tokens without a role, added where the vocabulary lacks them.
         added_tokens: tokens beyond the vocabulary by id, as checkpoints record them.
         special_tokens: ``unk_token``, ``sep_token``, ``pad_token``, ``cls_token``, ``mask_token``,
@@ -112,6 +113,7 @@ class ConvBertTokenizer(Vocabulary):
         model_input_names: Sequence[str] = DEFAULT_INPUTS,
         frame: bool = True,
         clean_up_tokenization_spaces: bool = False,
+        split_special_tokens: bool = False,
         extra_special_tokens: Sequence[str | AddedToken] = (),
         added_tokens: Mapping[int, AddedToken] | None = None,
         **special_tokens: str | AddedToken | None,
@@ -149,6 +151,7 @@ class ConvBertTokenizer(Vocabulary):
             special_tokens=special_tokens,
             extra_special_tokens=extra_special_tokens,
             clean_up_tokenization_spaces=clean_up_tokenization_spaces,
+            split_special_tokens=split_special_tokens,
         )
         library.complete_wordpiece(self._backend, cls_token=self.cls_token, sep_token=self.sep_token, frame=frame)
 
@@ -198,6 +201,7 @@ class ConvBertTokenizer(Vocabulary):
             "truncation_side": self.truncation_side,
             "model_input_names": self.model_input_names,
             "clean_up_tokenization_spaces": self.clean_up_tokenization_spaces,
+            "split_special_tokens": self.split_special_tokens,
             "additional_special_tokens": self.extra_special_tokens,
             "added_tokens_decoder": added,
         }
@@ -231,6 +235,8 @@ class ConvBertTokenizer(Vocabulary):
             state = backend.to_str() + self.truncation_side
         if "token_type_ids" not in self.model_input_names:
             state += "without token_type_ids"
+        if self.split_special_tokens:
+            state += "special tokens split"
         return hashlib.sha256(state.encode("utf-8")).hexdigest()
 
     def encode_batch(

@@ -70,6 +70,7 @@ class Vocabulary:
         special_tokens: tokens by role; BERT's where the vocabulary has them. None for no such token.
         extra_special_tokens: special tokens without a role, added where the vocabulary lacks them.
         clean_up_tokenization_spaces: whether ``decode`` takes spaces before punctuation out.
+        split_special_tokens: whether a special token's characters in a text are text.
 
     Raises:
         TokenizerError: a named token that is not in the vocabulary, or an added one at another id.
@@ -91,8 +92,10 @@ class Vocabulary:
         special_tokens: Mapping[str, str | AddedToken | None],
         extra_special_tokens: Sequence[str | AddedToken],
         clean_up_tokenization_spaces: bool,
+        split_special_tokens: bool,
     ) -> None:
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
+        self.split_special_tokens = split_special_tokens
         check_ids(backend)
         self._backend = backend
         self._lock = threading.Lock()
@@ -256,6 +259,7 @@ class Vocabulary:
             backend = self._backend
             backend.no_truncation() if truncation is None else backend.enable_truncation(**truncation)
             backend.no_padding() if padding is None else backend.enable_padding(**padding)
+            backend.encode_special_tokens = self.split_special_tokens
             yield backend
 
     def __getstate__(self) -> dict[str, Any]:

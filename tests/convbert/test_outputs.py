@@ -18,6 +18,17 @@ def test_places_count_the_fields_that_are_given() -> None:
     assert LogitsOutput(logits=logits)["attentions"] is None
 
 
+def test_an_output_is_a_mapping_of_the_fields_that_are_given() -> None:
+    logits, states = torch.zeros(2), (torch.ones(1),)
+    output = LogitsOutput(logits=logits, hidden_states=states)
+    assert "logits" in output
+    assert "loss" not in output
+    assert "anything" not in output
+    assert list(output.keys()) == ["logits", "hidden_states"]
+    assert dict(output) == dict(output.items()) == {"logits": logits, "hidden_states": states}
+    assert tuple(output.values()) == output.to_tuple()
+
+
 def test_order_of_the_others() -> None:
     first, second = torch.zeros(1), torch.ones(1)
     assert SpanOutput(start_logits=first, end_logits=second).to_tuple() == (first, second)

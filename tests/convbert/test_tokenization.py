@@ -218,6 +218,10 @@ def test_tensors_move(tokenizer: ConvBertTokenizer) -> None:
     assert {tensor.device for tensor in moved.values()} == {torch.device("meta")}
 
 
+def test_lists_stay_where_they_are(tokenizer: ConvBertTokenizer) -> None:
+    assert tokenizer("foo").to("meta")["input_ids"] == [2, 5, 3]
+
+
 def test_no_texts(tokenizer: ConvBertTokenizer) -> None:
     assert dict(tokenizer([])) == {"input_ids": [], "token_type_ids": [], "attention_mask": []}
     assert tokenizer([], return_tensors="pt")["input_ids"].dtype == torch.int64

@@ -108,6 +108,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"do_lower_case": False, "strip_accents": True, "tokenize_chinese_chars": False, "model_max_length": None},
     {"padding_side": "left", "truncation_side": "left", "clean_up_tokenization_spaces": True, "model_max_length": 9},
     {"never_split": ["u.s."]},
+    {"split_special_tokens": True},
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -277,6 +278,18 @@ def assert_same_arrays(vocab_file: Path, *texts: Any, return_tensors: str, **opt
 @pytest.mark.parametrize("given_texts", ["one text", ["a text", "a longer text"]])
 def test_tensors(vocab_file: Path, given_texts: str | list[str], kind: str) -> None:
     assert_same_arrays(vocab_file, given_texts, return_tensors=kind)
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_special_tokens_in_a_text(vocab_file: Path, split: bool) -> None:
+    ours, theirs = both(vocab_file, split_special_tokens=split)
+    text = "foo [MASK] u [SEP]"
+    assert ours(text).input_ids == theirs(text).input_ids
+    assert (ours.mask_token_id in ours(text).input_ids) is not split
+    assert list(ours.encode_batch([text]).input_ids[0]) == theirs(text).input_ids
+    again = pickle.loads(pickle.dumps(ours))
+    assert again(text).input_ids == ours(text).input_ids
+    assert again.fingerprint() == ours.fingerprint()
 
 
 @examples(300)

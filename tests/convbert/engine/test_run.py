@@ -114,8 +114,9 @@ def test_every_precision_stays_close_and_gives_each_record_its_own(
     assert together.dtype == np.float32
     spread = np.abs(expected).max()
     np.testing.assert_allclose(together, expected, atol=tolerance * spread)
-    np.testing.assert_allclose(together, run(batch, 1), atol=tolerance * spread / 2)
-    np.testing.assert_allclose(together[3:4], run(batch.take(np.array([3])), 1000), atol=tolerance * spread / 2)
+    apart = {"int8": 1e-4, "fp16": 1e-3}.get(precision, tolerance / 2)  # an int8 token has scales of its own
+    np.testing.assert_allclose(together, run(batch, 1), atol=apart * spread)
+    np.testing.assert_allclose(together[3:4], run(batch.take(np.array([3])), 1000), atol=apart * spread)
     assert np.abs(together - expected).max() > 1e-6  # or else it was not that precision
 
 

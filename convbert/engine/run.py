@@ -30,7 +30,7 @@ N_AHEAD = 2  # micro-batches that a GPU has before it while the host waits for t
 class Engine:
     """One encoder and the heads on it, for records of any mixture of lengths.
 
-    On a GPU it runs a few thousand tokens while it is made, so that nothing is left to be compiled when work comes.
+    On a GPU it runs some thousand tokens while it is made, so that nothing is left to be compiled when work comes.
 
     Args:
         encoder: the shared encoder.
@@ -39,7 +39,7 @@ class Engine:
         precision: one of ``PRECISIONS``; results are float32.
         max_batch_tokens: token budget of a micro-batch. It trades memory for speed and does not change results.
             None takes what the device is fast with: about what the caches of a CPU hold, or what the free memory
-            of a GPU does, found by running a few thousand tokens.
+            of a GPU does, found by running some thousand tokens.
 
     Attributes:
         max_batch_tokens: the budget now: it is halved for good whenever the device runs out of memory.

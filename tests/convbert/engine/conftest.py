@@ -51,7 +51,8 @@ def in_triton(as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     monkeypatch.setattr(compiler, "has_compiler", lambda device_type: True)
     monkeypatch.setattr("convbert.engine.compiler.logger.warning", None)  # as Fused calls it for such an error
-    monkeypatch.setattr("convbert.engine.run.warm_up", lambda *args, **kwargs: None)  # the interpreter takes seconds
+    monkeypatch.setattr("convbert.engine.run.warm_up", lambda *args, **kwargs: None)  # the interpreter takes seconds,
+    monkeypatch.setattr("convbert.engine.encoder.size_of", lambda *counts: None)  # and more for what fills a batch up
 
 
 @pytest.fixture

@@ -303,7 +303,6 @@ GROUPED = {"num_groups": 2, "hidden_act": "gelu_new", "embedding_size": 32}
     ],
     ids=str,
 )
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # by NumPy in the interpreter, of nobody's rows
 def test_the_way_through_a_gpu_gives_each_record_its_own(
     changes: dict[str, object],
     way: str,

@@ -221,6 +221,7 @@ def test_file_urls_work_like_paths(corpus: Path, checkpoint: Path, tmp_path: Pat
 
 
 @on_ray
+@pytest.mark.slow
 def test_corpus_model_and_output_can_lie_in_an_object_store(
     corpus: Path, checkpoint: Path, sentences: list[str], s3: FaultProxy
 ) -> None:

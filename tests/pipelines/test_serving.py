@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -408,6 +408,17 @@ def test_requests_are_noted_by_path_and_kind() -> None:
     ]
 
 
+@pytest.fixture
+def built(checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any], str], Any]:
+    """``built(settings, device)`` is the ingress of an application for a machine with that device."""
+
+    def build(settings: dict[str, Any], device: str) -> Any:
+        monkeypatch.setattr(serving, "choose_device", lambda _: device)
+        return serving.build({"head": {"spam": str(checkpoints["spam"])}, **settings})._bound_deployment
+
+    return build
+
+
 @pytest.mark.parametrize(
     ("settings", "device", "cpus"),
     [
@@ -419,12 +430,9 @@ def test_requests_are_noted_by_path_and_kind() -> None:
     ],
 )
 def test_a_replica_reserves_its_threads_or_no_cpu_beside_a_gpu(
-    checkpoints: dict[str, Path], settings: dict[str, Any], device: str, cpus: float, monkeypatch: pytest.MonkeyPatch
+    built: Callable[[dict[str, Any], str], Any], settings: dict[str, Any], device: str, cpus: float
 ) -> None:
-    monkeypatch.setattr(serving, "choose_device", lambda _: device)
-    spec = ServeSpec.of({"head": {"spam": str(checkpoints["spam"])}, **settings})
-    ingress = serving.build(spec)
-    (model,) = (arg for arg in ingress._bound_deployment.init_args if isinstance(arg, serve.Application))
+    (model,) = (arg for arg in built(settings, device).init_args if isinstance(arg, serve.Application))
     options = model._bound_deployment.ray_actor_options
     assert (options["num_cpus"], options["num_gpus"]) == (cpus, int(device == "cuda"))
 
@@ -440,11 +448,9 @@ def test_a_replica_reserves_its_threads_or_no_cpu_beside_a_gpu(
     ],
 )
 def test_a_gpus_replica_has_several_ingresses(
-    checkpoints: dict[str, Path], settings: dict[str, Any], device: str, expected: int, monkeypatch: pytest.MonkeyPatch
+    built: Callable[[dict[str, Any], str], Any], settings: dict[str, Any], device: str, expected: int
 ) -> None:
-    monkeypatch.setattr(serving, "choose_device", lambda _: device)
-    ingress = serving.build({"head": {"spam": str(checkpoints["spam"])}, **settings})
-    assert ingress._bound_deployment.num_replicas == expected
+    assert built(settings, device).num_replicas == expected
 
 
 class Started:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from convbert import ConvBertConfig, ConvBertModel
-from convbert.engine import EachToken, Engine, Packed, PackedEncoder, budget, graphs
+from convbert.engine import EachToken, Engine, Packed, PackedEncoder, attention, budget, graphs
 from convbert.engine.graphs import SIZES, TOKENS_A_RECORD, Graphs, size_of
 from tests.conftest import VOCAB, tiny_config
 from tests.convbert.engine.conftest import run_again
+from tests.convbert.engine.varlen import varlen_reference
 
 CPU = torch.device("cpu")
 
@@ -143,6 +145,23 @@ def test_small_batches_alone_are_filled_up(encoder: ConvBertModel, monkeypatch: 
     packed(batch_of(*[16] * 513))  # more than the largest
     packed(batch_of(5, 5)._replace(attended=np.array([5, 3])))  # which is attended to in runs
     assert sizes == [64, 128]
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_attention_is_told_the_longest_record(encoder: ConvBertModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+
+    def noting(*args: Any) -> torch.Tensor:
+        told.append(args[5])
+        return varlen_reference(*args)
+
+    monkeypatch.setattr(attention, "_at_once", lambda: noting)
+    packed = PackedEncoder(encoder, device=CPU)
+    packed(batch_of(16, 40, *[16] * 512))  # as it is
+    assert set(told) == {40}
+    told.clear()
+    packed(batch_of(16, 40))  # filled up
+    assert set(told) == {encoder.config.max_position_embeddings}
 
 
 def test_a_processor_records_nothing(encoder: ConvBertModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +19,15 @@ MAX_ALONE = 16  # where so many records have failed alone and nothing has worked
 MAX_REASON = 300  # characters
 
 Rows = NDArray[np.int64]
+Result = TypeVar("Result")
 
 
 def good_rows(block: pa.Table) -> Rows:
     """The rows without an error."""
-    return np.flatnonzero(block["error"].is_null().to_numpy())
+    errors = block["error"]
+    if errors.null_count == len(block):
+        return np.arange(len(block))
+    return np.flatnonzero(errors.is_null().to_numpy())
 
 
 def with_errors(block: pa.Table, reasons: Mapping[int, str]) -> pa.Table:
@@ -35,21 +40,30 @@ def with_errors(block: pa.Table, reasons: Mapping[int, str]) -> pa.Table:
     return block.set_column(block.schema.get_field_index("error"), "error", pa.array(errors, pa.string()))
 
 
-def without_culprits(
-    block: pa.Table,
-    work: Callable[[pa.Table], pa.Table],
-    *,
-    control: Callable[[], object] | None = None,
-    what: str,
-) -> pa.Table:
+def without_culprits(block: pa.Table, work: Callable[[pa.Table], pa.Table], *, what: str) -> pa.Table:
     """What the work makes of a block, with an error at each record on which it fails alone.
 
-    The others are done in one go without it, so that their bytes don't tell how it was found.
+    The arguments, and what it raises, are those of ``sparing_culprits``; the work passes rows with an error on.
+    """
+    good = good_rows(block)
+
+    def on(rows: Rows) -> pa.Table:
+        others = {} if len(rows) == len(good) else dict.fromkeys(np.setdiff1d(good, rows).tolist(), "")
+        return work(with_errors(block, others))
+
+    result, reasons = sparing_culprits(good, on, control=partial(on, good[:0]), what=what)
+    return with_errors(result, reasons)
+
+
+def sparing_culprits(
+    rows: Rows, work: Callable[[Rows], Result], *, control: Callable[[], object], what: str
+) -> tuple[Result, dict[int, str]]:
+    """What the work makes of all rows but those on which it fails alone, and an error for each of these.
+
+    The others are done in one go without them, so that their bytes don't tell how they were found.
 
     Args:
-        block: of at least one row.
-        work: passes rows with an error on.
-        control: raises where the work cannot be done at all; None does it on the block as if every record had failed.
+        control: raises where the work cannot be done at all.
         what: fails, for people.
 
     Raises:
@@ -58,14 +72,14 @@ def without_culprits(
         DeviceError: only a new process can go on.
     """
     try:
-        return work(block)
+        return work(rows), {}
     except Exception as error:
         raise_if_fatal(error)
     # From here the error, and the memory that its frames hold, is gone.
-    control = control or partial(work, with_errors(block, dict.fromkeys(range(len(block)), "")))
-    reasons = failing_alone(good_rows(block), lambda rows: work(block.take(pa.array(rows))), control=control, what=what)
+    reasons = failing_alone(rows, work, control=control, what=what)
+    errors = {row: f"{what} failed on this record: {why}" for row, why in reasons.items()}
     try:
-        return work(with_errors(block, {row: f"{what} failed on this record: {why}" for row, why in reasons.items()}))
+        return work(rows[~np.isin(rows, list(errors))]), errors
     except Exception as error:
         raise_if_fatal(error)
         raise RunError(
@@ -81,7 +95,7 @@ def failing_alone(
     Args:
         rows: that fail together.
         attempt: raises where it fails.
-        control, what: see ``without_culprits``.
+        control, what: see ``sparing_culprits``.
     """
     try:
         control()

@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from convbert.engine import Rows
-from convbert.engine.packing import Indices, gather
+from convbert.engine.packing import Indices
 from pipelines.sequences import Sequences
 
 
@@ -38,10 +38,7 @@ class Distinct(NamedTuple):
 
     def spread(self, rows: Rows) -> Rows:
         """Rows of the distinct records -> rows of all."""
-        if not self.has_copies:
-            return rows
-        places, offsets = gather(rows.offsets[:-1][self.kinds], np.diff(rows.offsets)[self.kinds])
-        return Rows(rows.values[places], offsets)
+        return rows.take(self.kinds) if self.has_copies else rows
 
 
 def distinct(sequences: Sequences) -> Distinct:

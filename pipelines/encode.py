@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -80,16 +80,42 @@ def encode(block: pa.Table, encodings: Sequence[Encoding]) -> pa.Table:
 def _encode(block: pa.Table, encoding: Encoding) -> pa.Table:
     rows = good_rows(block)
     values = [at_rows(block[text_name(name)], pa.array(rows)).to_pylist() for name in encoding.inputs.columns]
+    encoded = encode_records(values, encoding)
+    block = add_sequences(block, encoding.name, encoded.sequences, rows[encoded.records])
+    return with_errors(block, {int(row): reason for row, reason in zip(rows, encoded.reasons, strict=True) if reason})
+
+
+class Encoded(NamedTuple):
+    """What records became.
+
+    Attributes:
+        sequences: of the records that were tokenised.
+        records: their numbers, ascending.
+        reasons: why each of all records cannot be labelled, None where it can.
+    """
+
+    sequences: Sequences
+    records: list[int]
+    reasons: Reasons
+
+
+def encode_records(values: Sequence[list[Any]], encoding: Encoding) -> Encoded:
+    """Token sequences of records.
+
+    Args:
+        values: one list for each of the encoding's columns, with a value of each record.
+
+    Raises:
+        ModelError: the tokenizer is not the one that was planned with.
+    """
     tokenizer = _tokenizer(encoding.tokenizer, encoding.fingerprint)
-    refused = _refusals(tokenizer, encoding, values)
-    fit = [row for row, reason in enumerate(refused) if reason is None]
-    sequences = _ENCODERS[encoding.inputs.kind](
-        tokenizer, encoding, *([column[row] for row in fit] for column in values)
-    )
-    for row, reason in zip(fit, _misfits(tokenizer, encoding, sequences), strict=True):
-        refused[row] = reason
-    block = add_sequences(block, encoding.name, sequences, rows[fit])
-    return with_errors(block, {int(row): reason for row, reason in zip(rows, refused, strict=True) if reason})
+    reasons = _refusals(tokenizer, encoding, values)
+    records = [record for record, reason in enumerate(reasons) if reason is None]
+    kept = ([column[record] for record in records] for column in values)
+    sequences = _ENCODERS[encoding.inputs.kind](tokenizer, encoding, *kept)
+    for record, reason in zip(records, _misfits(tokenizer, encoding, sequences), strict=True):
+        reasons[record] = reason
+    return Encoded(sequences, records, reasons)
 
 
 # --- each kind of record ------------------------------------------------------------------------------
@@ -171,7 +197,7 @@ def _packed(ids: list[list[int]], types: list[list[int]] | None) -> Packed:
 # --- records that cannot be labelled ------------------------------------------------------------------
 
 
-def _refusals(tokenizer: ConvBertTokenizer, encoding: Encoding, values: list[list[Any]]) -> Reasons:
+def _refusals(tokenizer: ConvBertTokenizer, encoding: Encoding, values: Sequence[list[Any]]) -> Reasons:
     """Before tokenising: why each record cannot be encoded, None where it can."""
     reasons: Reasons = [None] * len(values[0])
     if encoding.long_text != "truncate" or len(values) > 1:  # of a lone text that is cut, little is tokenised

@@ -12,27 +12,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from convbert import ConvBertConfig, ConvBertTokenizer
-from convbert.engine.packing import offsets_of
+from convbert.engine import Rows
 from pipelines.batching import Speed
-from pipelines.culprits import good_rows, with_errors, without_culprits
-from pipelines.decode import decode
-from pipelines.encode import Encoding, encode
+from pipelines.culprits import sparing_culprits
+from pipelines.decode import has_no_number, no_number
+from pipelines.encode import Encoded, Encoding, encode_records
 from pipelines.errors import ModelError, SpecError
-from pipelines.heads import Head, head_for
+from pipelines.heads import Head, Results, head_for
 from pipelines.models import EncoderPass, HeadPlan, encoding_for, share_passes
-from pipelines.predict import N_TOKENS, RESULT, Predictor
-from pipelines.read import Columns, text_name
-from pipelines.sequences import list_column
+from pipelines.predict import Predictor
+from pipelines.sequences import Sequences
 from pipelines.spec import JobSpec
 from pipelines.storage import redacted
-from pipelines.values import checked_lists, checked_texts
+from pipelines.values import Reasons, checked_lists, checked_texts
 
 MOST_WORDS = 100  # for a [MASK], that a request may ask for
 MOST_CACHED = 128  # settings of requests
@@ -116,6 +114,43 @@ class _Variant:
     encoding: Encoding
 
 
+class _Found(NamedTuple):
+    """What the models gave for some of the records of a batch.
+
+    Attributes:
+        records: (R,) their numbers, ascending.
+        sequences: of the same records.
+        texts: that the sequences' spans speak of.
+        results: rows by head.
+        n_tokens: (R,) that were encoded of each.
+        errors: of records by their numbers; those who find more add them.
+    """
+
+    records: NDArray[np.int64]
+    sequences: Sequences
+    texts: list[Any]
+    results: dict[str, Rows]
+    n_tokens: NDArray[np.int64]
+    errors: dict[int, str]
+
+    def take(self, places: NDArray[np.int64]) -> _Found:
+        """Some of the records."""
+        if len(places) == len(self.records):
+            return self
+        return _Found(
+            self.records[places],
+            self.sequences.take(places),
+            [self.texts[place] for place in places],
+            {name: rows.take(places) for name, rows in self.results.items()},
+            self.n_tokens[places],
+            self.errors,
+        )
+
+    def sound(self) -> _Found:
+        """The records without an error."""
+        return self.take(np.flatnonzero([record not in self.errors for record in self.records.tolist()]))
+
+
 class OnlinePredictor:
     """Loads the models once, then answers batch after batch of requests.
 
@@ -192,7 +227,7 @@ class OnlinePredictor:
         for encoding, numbers in together.items():
             self._answer_together(encoding, numbers, requests, asked, rows, n_tokens)
         for number in asked:
-            done = tuple({"error": row["error"]} if row.get("error") else row for row in rows[number])
+            done = tuple({"error": row["error"]} if "error" in row else {"error": None, **row} for row in rows[number])
             answers[number] = Answer(done, n_tokens[number])
         return [answers[number] for number in range(len(requests))]
 
@@ -227,35 +262,58 @@ class OnlinePredictor:
     ) -> None:
         """Fill in what the heads with this encoding say."""
         needs_spans = any(variant.encoding.needs_spans for number in numbers for variant in asked[number][encoding])
-        encoding_now = replace(encoding, needs_spans=needs_spans)
         records = [record for number in numbers for record in requests[number].records]
-        block = as_block(records, encoding)
+        owners = np.repeat(numbers, [len(requests[number].records) for number in numbers])
+        targets = [row for number in numbers for row in rows[number]]
         tokenizer = self._tokenizers[asked[numbers[0]][encoding][0].plan.name]
-        block = without_culprits(block, partial(_encoded, encoding=encoding_now, tokenizer=tokenizer), what="encoding")
-        block = self._predictors[encoding.name](block)
-        if pc.any(pc.greater(block[N_TOKENS], 0)).as_py():
-            self._worked.add(encoding.name)
-        places = offsets_of([len(requests[number].records) for number in numbers])
+        found = self._found(records, replace(encoding, needs_spans=needs_spans), tokenizer)
+        for record, n in zip(found.records.tolist(), found.n_tokens.tolist(), strict=True):
+            n_tokens[owners[record]] += n
         alike: dict[tuple[_Variant, ...], list[int]] = defaultdict(list)
-        for place, number in enumerate(numbers):
-            alike[tuple(asked[number][encoding])].append(place)
+        for number in numbers:
+            alike[tuple(asked[number][encoding])].append(number)
         for variants, its in alike.items():
-            picked = np.concatenate([np.arange(places[place], places[place + 1]) for place in its])
-            theirs = block if len(its) == len(numbers) else block.take(pa.array(picked))
-            decoded = self._decoded(theirs, encoding_now, variants).to_pylist()
-            targets = [(numbers[place], row) for place in its for row in range(places[place + 1] - places[place])]
-            for (number, row), found in zip(targets, decoded, strict=True):
-                n_tokens[number] += found["__tokens"]
-                target = rows[number][row]
-                target["error"] = target.get("error") or found["error"]
-                for variant in variants:
-                    target[variant.plan.name] = found[variant.plan.name]
+            theirs = found if len(alike) == 1 else found.take(np.flatnonzero(np.isin(owners[found.records], its)))
+            self._fill(targets, theirs, variants)
+        for record, error in found.errors.items():
+            targets[record].setdefault("error", error)
 
-    def _decoded(self, block: pa.Table, encoding: Encoding, variants: Sequence[_Variant]) -> pa.Table:
-        if len(good_rows(block)):
-            for variant in variants:
-                block = _narrowed(block, variant.plan, self._loaded[variant.plan.name])
-        return decode(block, [EncoderPass(encoding, tuple(variant.plan for variant in variants))])
+    def _found(self, records: Sequence[Record], encoding: Encoding, tokenizer: ConvBertTokenizer) -> _Found:
+        """What tokenising and the model make of records."""
+        values, reasons = checked_values(records, encoding)
+        good = np.array([record for record, reason in enumerate(reasons) if reason is None], np.int64)
+
+        def attempt(its: NDArray[np.int64]) -> tuple[NDArray[np.int64], Encoded]:
+            return its, _encoded([[column[record] for record in its] for column in values], encoding, tokenizer)
+
+        (its, encoded), errors = sparing_culprits(good, attempt, control=partial(attempt, good[:0]), what="encoding")
+        errors |= {record: reason for record, reason in enumerate(reasons) if reason}
+        errors |= {int(record): reason for record, reason in zip(its, encoded.reasons, strict=True) if reason}
+        its = its[encoded.records]
+        found = _Found(its, encoded.sequences, [values[-1][record] for record in its], {}, its, errors).sound()
+        if not len(found.records):
+            return found
+        labelled = self._predictors[encoding.name].run(encoding.name, found.sequences)
+        errors |= {int(found.records[place]): error for place, error in labelled.errors.items()}
+        if len(labelled.records):
+            self._worked.add(encoding.name)
+        return found.sound()._replace(results=labelled.results, n_tokens=labelled.n_tokens)
+
+    def _fill(self, targets: Sequence[dict[str, Any]], found: _Found, variants: Sequence[_Variant]) -> None:
+        """Give each record its structs, or note its error."""
+        if not len(found.records):
+            return
+        results = {}
+        for plan in (variant.plan for variant in variants):
+            values, offsets = found.results[plan.name]
+            results[plan.name] = Rows(plan.head.narrowed(values, self._loaded[plan.name]), offsets)
+            for record in found.records[has_no_number(results[plan.name])].tolist():
+                found.errors.setdefault(record, no_number(plan))
+        found = found._replace(results=results).sound()
+        for plan in (variant.plan for variant in variants if len(found.records)):
+            column = plan.head.to_arrow(Results(*found.results[plan.name], found.sequences, found.texts))
+            for record, struct in zip(found.records.tolist(), column.to_pylist(), strict=True):
+                targets[record][plan.name] = struct
 
     def _most_general(self, plan: HeadPlan) -> HeadPlan:
         """The head whose part of the model gives what any setting needs."""
@@ -332,57 +390,46 @@ def _n_pieces(value: Any) -> list[int]:
     return [(2 * len(text.encode(errors="surrogatepass")) - len(text)) // 4 for text in texts]
 
 
-def as_block(records: Sequence[Record], encoding: Encoding) -> pa.Table:
-    """Records as the block that reading a shard gives, and an error for each that cannot be encoded."""
+def checked_values(records: Sequence[Record], encoding: Encoding) -> tuple[list[list[Any]], Reasons]:
+    """A list of values for each column that is read, and for each record that cannot be encoded the reason why."""
     names = encoding.inputs.columns
     lists = names[1:] if encoding.inputs.kind == "choices" else ()
-    columns = Columns(tuple(name for name in names if name not in lists), None, pa.schema([]), tuple(lists))
-    arrays: dict[str, pa.Array] = {}
+    values: list[list[Any]] = []
     reasons = []
     for name in names:
-        check = checked_lists if name in columns.lists else checked_texts
-        values, why = check([record.get(name) for record in records], name)
-        type_ = pa.large_list(pa.large_string()) if name in columns.lists else pa.large_string()
-        arrays[text_name(name)] = pa.array(values, type_)
+        column, why = (checked_lists if name in lists else checked_texts)(
+            [record.get(name) for record in records], name
+        )
+        values.append(list(column))
         reasons.append(why)
-    errors = ["; ".join(reason for reason in row if reason) or None for row in zip(*reasons, strict=True)]
-    return pa.table({**arrays, "error": pa.array(errors, pa.string())})
+    return values, ["; ".join(filter(None, row)) or None for row in zip(*reasons, strict=True)]
 
 
-def _encoded(block: pa.Table, encoding: Encoding, tokenizer: ConvBertTokenizer) -> pa.Table:
-    """The block as tokenising makes it in a job, and an error where a job would make any number of windows."""
-    if encoding.long_text == "window" and len(encoding.inputs.columns) == 2:
-        block = with_errors(block, _crowded(block, encoding, tokenizer))
-    return encode(block, [encoding])
+def _encoded(values: Sequence[list[Any]], encoding: Encoding, tokenizer: ConvBertTokenizer) -> Encoded:
+    """Records as tokenising makes them in a job, and a reason where a job would make any number of windows."""
+    crowded = {}
+    if encoding.long_text == "window" and len(values) == 2:
+        crowded = _crowded(*values, encoding=encoding, tokenizer=tokenizer)
+    if not crowded:
+        return encode_records(values, encoding)
+    left = [record for record in range(len(values[0])) if record not in crowded]
+    encoded = encode_records([[column[record] for record in left] for column in values], encoding)
+    reasons = crowded | dict(zip(left, encoded.reasons, strict=True))
+    records = [left[place] for place in encoded.records]
+    return Encoded(encoded.sequences, records, [reasons[record] for record in range(len(values[0]))])
 
 
-def _crowded(block: pa.Table, encoding: Encoding, tokenizer: ConvBertTokenizer) -> dict[int, str]:
-    """Rows whose first text would leave a long second one so little room that it became any number of windows."""
+def _crowded(
+    firsts: list[str], seconds: list[str], *, encoding: Encoding, tokenizer: ConvBertTokenizer
+) -> dict[int, str | None]:
+    """Records whose first text would leave a long second one so little room that it became any number of windows."""
     first, second = encoding.inputs.columns
-    rows = good_rows(block)
-    firsts, seconds = (block[text_name(name)].take(pa.array(rows)).to_pylist() for name in (first, second))
     room = encoding.max_length - encoding.stride - encoding.max_length // LEAST_NEW - 1  # for its last special token
     lengths = [len(ids) for ids in tokenizer.encode_batch(firsts).input_ids]
-    long = [place for place, length in enumerate(lengths) if length > room]
-    pairs = tokenizer.encode_batch([firsts[place] for place in long], [seconds[place] for place in long]).input_ids
+    long = [record for record, length in enumerate(lengths) if length > room]
+    pairs = tokenizer.encode_batch([firsts[record] for record in long], [seconds[record] for record in long]).input_ids
     return {
-        int(rows[place]): f"{first} has {lengths[place]} tokens, above the limit of {room} beside a long {second}: "
-        "shorten it"
-        for place, ids in zip(long, pairs, strict=True)
+        record: f"{first} has {lengths[record]} tokens, above the limit of {room} beside a long {second}: shorten it"
+        for record, ids in zip(long, pairs, strict=True)
         if len(ids) > encoding.max_length
     }
-
-
-def _narrowed(block: pa.Table, plan: HeadPlan, loaded: Head) -> pa.Table:
-    """The block with what the plan's own head would have given."""
-    name = RESULT + plan.name
-    column = block[name].combine_chunks()
-    flat = column.flatten()
-    values = flat.flatten().to_numpy().reshape(len(flat), flat.type.list_size)
-    narrow = plan.head.narrowed(values, loaded)
-    if narrow is values:
-        return block
-    lists = pa.FixedSizeListArray.from_arrays(pa.array(narrow.ravel(), pa.float32()), narrow.shape[1])
-    rows = np.flatnonzero(column.is_valid())
-    counts = column.value_lengths().drop_null().to_numpy()
-    return block.set_column(block.schema.get_field_index(name), name, list_column(lists, counts, rows, len(block)))

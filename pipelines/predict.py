@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,17 +13,35 @@ from numpy.typing import NDArray
 
 from convbert.engine import Engine, Packed, Rows
 from convbert.models import PreTrainedModel
-from pipelines.culprits import good_rows, reason_of, without_culprits
+from pipelines.culprits import good_rows, reason_of, sparing_culprits, with_errors
 from pipelines.duplicates import distinct
 from pipelines.errors import ModelError
 from pipelines.models import EncoderPass, HeadPlan, load_model, weights_fingerprint
-from pipelines.sequences import list_column, sequences_of
+from pipelines.sequences import Sequences, list_column, sequences_of
 from pipelines.storage import redacted
 
 N_TOKENS = "__tokens"
 N_COPIED = "__copied"
 _USUAL_LENGTH = 128  # tokens
 RESULT = "__result_"  # and the head's name: list of fixed-size lists of float32
+
+
+class Labelled(NamedTuple):
+    """What a model gave for some records.
+
+    Attributes:
+        results: each head's rows, of the records on which it works.
+        records: (R,) their numbers, ascending.
+        n_tokens: (R,) that were encoded of each.
+        is_copy: (R,) whether its rows are those of an equal record before it.
+        errors: of the others.
+    """
+
+    results: dict[str, Rows]
+    records: NDArray[np.int64]
+    n_tokens: NDArray[np.int64]
+    is_copy: NDArray[np.bool_]
+    errors: dict[int, str]
 
 
 class Predictor:
@@ -77,6 +96,10 @@ class Predictor:
             block = loaded(block)
         return block
 
+    def run(self, name: str, sequences: Sequences) -> Labelled:
+        """The same for the sequences of at least one record, by the pass whose encoding has this name."""
+        return next(loaded for loaded in self._passes if loaded.encoding.name == name).run(sequences)
+
     @property
     def max_batch_tokens(self) -> int:
         """Token budget of a micro-batch, as given or as found for the device."""
@@ -111,22 +134,37 @@ class _LoadedPass:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """The block with results, and with an error where the model fails on a record."""
-        return without_culprits(block, self._label, control=self.check, what=f"{self.names}: the model")
-
-    def _label(self, block: pa.Table) -> pa.Table:
         rows = good_rows(block)
         if not len(rows):
             return block
-        sequences = sequences_of(block, self.encoding.name, pa.array(rows))
+        labelled = self.run(sequences_of(block, self.encoding.name, pa.array(rows)))
+        for name, (values, offsets) in labelled.results.items():
+            lists = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[-1])
+            lists = list_column(lists, np.diff(offsets), rows[labelled.records], len(block))
+            block = block.append_column(RESULT + name, lists)
+        block = _with_more(block, N_TOKENS, rows[labelled.records], labelled.n_tokens)
+        block = _with_more(block, N_COPIED, rows[labelled.records], labelled.n_tokens * labelled.is_copy)
+        return with_errors(block, {int(rows[record]): error for record, error in labelled.errors.items()})
+
+    def run(self, sequences: Sequences) -> Labelled:
+        """What the model gives for at least one record, equal ones computed once."""
+        everything = np.arange(len(sequences.records) - 1)
+
+        def attempt(records: NDArray[np.int64]) -> Labelled:
+            some = sequences if len(records) == len(everything) else sequences.take(records)
+            return self._labelled(some, records)
+
+        labelled, errors = sparing_culprits(everything, attempt, control=self.check, what=f"{self.names}: the model")
+        return labelled._replace(errors=errors)
+
+    def _labelled(self, sequences: Sequences, records: NDArray[np.int64]) -> Labelled:
         kinds = distinct(sequences)
         computed = sequences.take(kinds.firsts) if kinds.has_copies else sequences
-        for name, result in self.engine(computed.packed).items():
-            values, offsets = kinds.spread(Rows(result.values, result.offsets[computed.records]))
-            lists = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[-1])
-            block = block.append_column(RESULT + name, list_column(lists, np.diff(offsets), rows, len(block)))
-        n_tokens = np.diff(sequences.tokens)
-        block = _with_more(block, N_TOKENS, rows, n_tokens)
-        return _with_more(block, N_COPIED, rows, n_tokens * kinds.is_copy)
+        found = self.engine(computed.packed) if len(records) else {}
+        results = {
+            name: kinds.spread(Rows(rows.values, rows.offsets[computed.records])) for name, rows in found.items()
+        }
+        return Labelled(results, records, np.diff(sequences.tokens), kinds.is_copy, {})
 
     def run_full_batch(self) -> int:
         """Run a micro-batch of sequences of usual length.

@@ -55,9 +55,13 @@ class Sequences:
         return (first <= places) & (places < last)
 
     def take(self, records: NDArray[np.int64]) -> Sequences:
-        """The sequences of some of the records, without their spans."""
+        """The sequences of some of the records."""
         sequences, offsets = gather(self.records[records], np.diff(self.records)[records])
-        return Sequences(offsets, self.packed.take(sequences))
+        spans = self.spans
+        if spans is not None:
+            tokens = self.tokens
+            spans = spans[gather(tokens[records], np.diff(tokens)[records])[0]]
+        return Sequences(offsets, self.packed.take(sequences), spans)
 
 
 def add_sequences(block: pa.Table, name: str, sequences: Sequences, rows: NDArray[np.int64]) -> pa.Table:

@@ -30,6 +30,11 @@ class Rows(NamedTuple):
     values: NDArray[np.float32]
     offsets: Indices
 
+    def take(self, records: Indices) -> Rows:
+        """The rows of the given records, in the given order."""
+        places, offsets = gather(self.offsets[:-1][records], np.diff(self.offsets)[records])
+        return Rows(self.values[places], offsets)
+
 
 class Head(nn.Module, ABC):
     """Reads hidden states where it needs them."""

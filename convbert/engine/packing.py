@@ -63,7 +63,9 @@ class Packed(NamedTuple):
 
 def offsets_of(counts: Sequence[int] | NDArray[np.integer | np.bool_]) -> Indices:
     """(R + 1,): where each of R stretches of so many rows begins if they stand one after the other, and the end."""
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    offsets = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, dtype=np.int64, out=offsets[1:])
+    return offsets
 
 
 def gather(starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> tuple[Indices, Indices]:

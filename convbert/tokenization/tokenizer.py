@@ -479,7 +479,7 @@ def _beginnings(run: Callable[[list[str]], list[Encoding]], texts: list[str], ma
     ends = [text.find(" ", _BEGINNING_CHARACTERS * max_length) for text in texts]
     encodings = run([text if end < 0 else text[:end] for text, end in zip(texts, ends, strict=True)])
     short = [i for i, end in enumerate(ends) if end >= 0 and len(encodings[i].ids) < max_length]
-    for i, encoding in zip(short, run([texts[i] for i in short]), strict=True):
+    for i, encoding in zip(short, run([texts[i] for i in short]) if short else (), strict=True):
         encodings[i] = encoding
     return encodings
 

@@ -36,11 +36,16 @@ class Results:
     sequences: Sequences
     texts: Sequence[str] | None = None
 
-    def of_windows(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """For one row a sequence: where each record's rows begin, and each row's share in its record's mean."""
-        weights = self.sequences.n_counted.astype(np.float64)
+    def joined(self, *, by_max: bool) -> NDArray[np.floating]:
+        """Rows of windows (S, W) -> of records (R, W): the highest, or the mean by what tokens each window adds."""
         starts = self.offsets[:-1]
-        return starts, weights / np.repeat(np.add.reduceat(weights, starts), np.diff(self.offsets))
+        if len(starts) == len(self.values):
+            return self.values
+        if by_max:
+            return np.maximum.reduceat(self.values, starts, axis=0)
+        weights = self.sequences.n_counted.astype(np.float64)
+        shares = weights / np.repeat(np.add.reduceat(weights, starts), np.diff(self.offsets))
+        return np.add.reduceat(self.values * shares[:, None], starts, axis=0)
 
 
 class Head(ABC):

@@ -33,14 +33,8 @@ class Embedding(Head):
         return engine.FirstToken(nn.Identity()) if self.pooling == "cls" else engine.Pooled(self.pooling)
 
     def to_arrow(self, results: Results) -> pa.StructArray:
-        """(S, H) of the windows -> R structs; a window weighs what tokens it adds."""
-        starts, shares = results.of_windows()
-        if self.pooling == "max":
-            vectors = np.maximum.reduceat(results.values, starts, axis=0)
-        elif len(starts) == len(results.values):
-            vectors = results.values
-        else:
-            vectors = np.add.reduceat(results.values * shares[:, None], starts, axis=0)
+        """(S, H) of the windows -> R structs."""
+        vectors = results.joined(by_max=self.pooling == "max")
         if self.normalize:
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         flat = pa.array(vectors.astype(self.dtype).ravel())

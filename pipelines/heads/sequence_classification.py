@@ -30,6 +30,7 @@ class SequenceClassification(Head):
     def __init__(self, config: ConvBertConfig, tokenizer: ConvBertTokenizer, spec: JobSpec) -> None:
         self.inputs = text_inputs(spec)
         self.labels = labels_of(config)
+        self.names = pa.array(self.labels, pa.string())
         self.is_multi_label = config.problem_type == "multi_label_classification"
         self.is_regression = config.problem_type == "regression"
         self.window_pooling = spec.window_pooling
@@ -54,33 +55,23 @@ class SequenceClassification(Head):
 
     def to_arrow(self, results: Results) -> pa.StructArray:
         """Logits of each window -> R structs."""
-        scores = self._scores(self._joined(results))
+        scores = self._scores(results.joined(by_max=self.window_pooling == "max").astype(np.float32, copy=False))
         best = scores.argmax(axis=1)
-        names = pa.array(self.labels)
         columns: dict[str, Any] = {
-            "label": names.take(pa.array(best)),
+            "label": self.names.take(pa.array(best)),
             "score": pa.array(scores[np.arange(len(best)), best]),
         }
         if self.is_multi_label:
             is_present = scores >= self.threshold
-            present = names.take(pa.array(is_present.nonzero()[1]))
+            present = self.names.take(pa.array(is_present.nonzero()[1]))
             columns["labels"] = lists_of(present, offsets_of(is_present.sum(1)))
         if self.top_k:
             order = np.argsort(-scores, axis=1, kind="stable")[:, : self.top_k]
-            top = [names.take(pa.array(order.ravel())), pa.array(np.take_along_axis(scores, order, 1).ravel())]
+            top = [self.names.take(pa.array(order.ravel())), pa.array(np.take_along_axis(scores, order, 1).ravel())]
             columns["top"] = _rows(pa.StructArray.from_arrays(top, names=["label", "score"]), len(best))
         else:
             columns["scores"] = _rows(pa.array(scores.ravel()), len(best))
         return pa.StructArray.from_arrays(list(columns.values()), fields=list(self.schema))
-
-    def _joined(self, results: Results) -> NDArray[np.float32]:
-        """(S, n_labels) logits of the windows -> (R, n_labels) of the texts; a window weighs what tokens it adds."""
-        starts, shares = results.of_windows()
-        if self.window_pooling == "max":
-            return np.maximum.reduceat(results.values, starts, axis=0)
-        if len(starts) == len(results.values):
-            return results.values
-        return np.add.reduceat(results.values * shares[:, None], starts, axis=0).astype(np.float32)
 
     def _scores(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.is_regression:
@@ -108,4 +99,4 @@ class SequenceClassification(Head):
 
 def _rows(values: pa.Array, n_rows: int) -> pa.ListArray:
     """Equally many values a row."""
-    return lists_of(values, np.linspace(0, len(values), n_rows + 1).astype(np.int64))
+    return lists_of(values, np.arange(n_rows + 1) * (len(values) // n_rows))

@@ -126,7 +126,7 @@ def test_a_device_that_is_lost_after_the_search_is_no_fault_of_records() -> None
 
     block = pa.table({"n": range(4), "error": pa.nulls(4, pa.string())})
     with pytest.raises(DeviceError, match="device-side assert triggered: only a new process can go on"):
-        without_culprits(block, work, control=works, what="it")
+        without_culprits(block, work, what="it")
 
 
 def test_a_device_that_is_lost_before_the_search_is_no_fault_of_records() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,13 @@ import pyarrow as pa
 import pytest
 import transformers
 
-from pipelines.encode import encode
+from pipelines.encode import Encoded, Encoding, encode_records
 from pipelines.errors import ModelError
 from pipelines.models import plan_passes
 from pipelines.online import Answer, OnlinePredictor, Request, plan_service, settings_of
 from pipelines.predict import Predictor
 from tests.conftest import save_checkpoint, with_labels
+from tests.pipelines.breaking import break_the_encoder, spoil_the_results, zebra
 from tests.pipelines.labelling import job, label
 
 WORDS = ["the", "free", "mail", "offer", "now", "offering", "zebra", "x", "12", "!", "Ünïcode", "日本", "👍", "[MASK]"]
@@ -178,11 +179,11 @@ def test_heads_that_share_an_encoder_are_run_in_one_pass(
 ) -> None:
     passes = []
 
-    def counting(block: pa.Table, encodings: Any) -> pa.Table:
-        passes.append(len(block))
-        return encode(block, encodings)
+    def counting(values: list[list[Any]], encoding: Encoding) -> Encoded:
+        passes.append(len(values[0]))
+        return encode_records(values, encoding)
 
-    monkeypatch.setattr("pipelines.online.encode", counting)
+    monkeypatch.setattr("pipelines.online.encode_records", counting)
     record = {"text": "free [MASK] now"}
     online([ask([record], spam={}, names={"aggregation": "max"}, words={}), ask([record], spam={"top_k": 1}, words={})])
     assert passes == [2]
@@ -251,18 +252,56 @@ def test_a_question_whose_context_fits_beside_it_is_answered_as_in_a_job(
 def test_a_record_that_cannot_be_tokenised_is_nobody_else_s_affair(
     online: OnlinePredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fragile(block: pa.Table, encodings: Any) -> pa.Table:
-        texts, errors = (block[name].to_pylist() for name in ("__text_text", "error"))
-        if any(error is None and "zebra" in text for text, error in zip(texts, errors, strict=True)):
+    def fragile(values: list[list[Any]], encoding: Encoding) -> Encoded:
+        if any("zebra" in text for text in values[0]):
             raise ValueError("no such piece")
-        return encode(block, encodings)
+        return encode_records(values, encoding)
 
-    monkeypatch.setattr("pipelines.online.encode", fragile)
+    monkeypatch.setattr("pipelines.online.encode_records", fragile)
     requests = [ask([{"text": text}], spam={}) for text in ("mail", "a zebra", "the offer")]
     first, bad, last = (answer.rows[0] for answer in online(requests))
     assert bad == {"error": "encoding failed on this record: ValueError: no such piece"}
     assert first["spam"]["label"]
     assert last["spam"]["label"]
+
+
+@pytest.mark.parametrize(
+    ("breaks", "error"),
+    [
+        (
+            lambda patch: break_the_encoder(patch, zebra),
+            "spam, names, words, vectors: the model failed on this record: RuntimeError: no kernel for z",
+        ),
+        (spoil_the_results, "{}: the model's result is no finite number: try --precision fp32"),
+    ],
+    ids=["error", "nan"],
+)
+def test_a_record_on_which_the_model_fails_is_nobody_else_s_affair(
+    breaks: Callable[[pytest.MonkeyPatch], object], error: str, online: OnlinePredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [{"text": text} for text in ("mail", "a zebra", "the offer now", "zzz", "Mail ! 12")]
+    requests = [
+        *(ask([record], spam={"top_k": 2}) for record in records),
+        ask(records, names={}),
+        ask(records, names={"aggregation": "max"}),
+    ]
+    expected = online(requests)
+    breaks(monkeypatch)
+    for request, answer, good in zip(requests, online(requests), expected, strict=True):
+        for record, row, good_row in zip(request.records, answer.rows, good.rows, strict=True):
+            if "z" in record["text"]:
+                assert row == {"error": error.format(request.heads[0][0])}
+            else:
+                assert_close(row, good_row)
+
+
+def test_where_the_model_fails_on_every_record_each_has_an_error(
+    online: OnlinePredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_the_encoder(monkeypatch, zebra)
+    answers = online([ask([{"text": "z"}, {"text": 5}], names={}), ask([{"text": "zz"}], spam={})])
+    assert [[row.keys() for row in answer.rows] for answer in answers] == [[{"error"}, {"error"}], [{"error"}]]
+    assert [answer.n_tokens for answer in answers] == [0, 0]
 
 
 def test_labels_are_those_that_the_service_was_planned_with(checkpoints: dict[str, Path], tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ from pipelines.errors import DeviceError, ModelError, RunError
 from pipelines.models import plan_passes
 from pipelines.predict import N_TOKENS, Predictor
 from pipelines.spec import JobSpec
-from tests.conftest import VOCAB, save_checkpoint
+from tests.conftest import save_checkpoint
 from tests.oracle import classify
+from tests.pipelines.breaking import break_the_encoder, zebra
 from tests.pipelines.labelling import job, label
 
 
@@ -95,26 +95,6 @@ def test_weights_that_changed_since_planning_are_refused(checkpoint: Path, tmp_p
     stale = [replace(p, heads=tuple(replace(head, fingerprint="0" * 64) for head in p.heads)) for p in passes]
     with pytest.raises(ModelError, match="have changed since the job was planned"):
         Predictor(stale)
-
-
-def break_the_encoder(monkeypatch: pytest.MonkeyPatch, fails: Callable[[Packed], Exception | None]) -> list[int]:
-    """Let the encoder raise on some batches; the returned list takes how many records each had."""
-    sizes: list[int] = []
-    original = PackedEncoder.__call__
-
-    def broken(self: PackedEncoder, batch: Packed, *wanted: Any, **settings: Any) -> torch.Tensor:
-        sizes.append(len(batch.lengths))
-        if error := fails(batch):
-            raise error
-        return original(self, batch, *wanted, **settings)
-
-    monkeypatch.setattr(PackedEncoder, "__call__", broken)
-    return sizes
-
-
-def zebra(batch: Packed) -> Exception | None:
-    """A kernel that cannot have the letter z."""
-    return RuntimeError("no kernel for z\nat line 3") if VOCAB.index("z") in batch.input_ids else None
 
 
 def test_a_record_on_which_the_model_fails_is_marked_and_the_others_are_as_without_it(

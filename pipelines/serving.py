@@ -357,6 +357,7 @@ class Replicas:
 
     def __init__(self, model: DeploymentHandle[Any]) -> None:
         self._model = model
+        self._answer = model.options(request_serialization="pickle", response_serialization="pickle").answer
         self._is_ready = False
 
     async def answer(self, request: Request) -> Answer:
@@ -367,7 +368,7 @@ class Replicas:
         """
         why = ""
         for _ in range(MOST_TRIES):
-            response = self._model.answer.remote(request)
+            response = self._answer.remote(request)
             try:
                 answer: Answer | None = await response
             except asyncio.CancelledError:

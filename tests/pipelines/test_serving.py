@@ -120,6 +120,7 @@ class Handle:
 
     def __init__(self, *ends: Any) -> None:
         self.answer = self.ready = self
+        self.options = lambda **_: self
         self.ends = list(ends)
         self.responses: list[Response] = []
 

@@ -1,4 +1,4 @@
-"""A block on which some work fails in, the same work without the records on which it fails alone out."""
+"""Records on which some work fails in, the same work without those on which it fails alone out."""
 
 from __future__ import annotations
 

@@ -22,21 +22,19 @@ from convbert.engine import Rows
 from pipelines.batching import Speed
 from pipelines.culprits import sparing_culprits
 from pipelines.decode import has_no_number, no_number
-from pipelines.encode import Encoded, Encoding, encode_records
+from pipelines.encode import Encoded, Encoding
 from pipelines.errors import ModelError, SpecError
 from pipelines.heads import Head, Results, head_for
 from pipelines.models import EncoderPass, HeadPlan, encoding_for, share_passes
 from pipelines.predict import Predictor
+from pipelines.request_records import Record, checked_values, encode_values, estimated_tokens
 from pipelines.sequences import Sequences
 from pipelines.spec import JobSpec
 from pipelines.storage import redacted
-from pipelines.values import Reasons, checked_lists, checked_texts
 
 MOST_WORDS = 100  # for a [MASK], that a request may ask for
 MOST_CACHED = 128  # settings of requests
-LEAST_NEW = 8  # a window of a pair adds this part of its length at least to the one before
 Settings = tuple[tuple[str, Any], ...]  # JobSpec fields and values, hashable
-Record = Mapping[str, Any]
 PROBLEMS = {"softmax": "single_label_classification", "sigmoid": "multi_label_classification", "none": "regression"}
 """The problem type under which a classifier scores its labels by each function."""
 
@@ -122,7 +120,6 @@ class _Found(NamedTuple):
         sequences: of the same records.
         texts: that the sequences' spans speak of.
         results: rows by head.
-        n_tokens: (R,) that were encoded of each.
         errors: of records by their numbers; those who find more add them.
     """
 
@@ -130,8 +127,12 @@ class _Found(NamedTuple):
     sequences: Sequences
     texts: list[Any]
     results: dict[str, Rows]
-    n_tokens: NDArray[np.int64]
     errors: dict[int, str]
+
+    @property
+    def n_tokens(self) -> dict[int, int]:
+        """Tokens of each of the records."""
+        return dict(zip(self.records.tolist(), np.diff(self.sequences.tokens).tolist(), strict=True))
 
     def take(self, places: NDArray[np.int64]) -> _Found:
         """Some of the records."""
@@ -142,7 +143,6 @@ class _Found(NamedTuple):
             self.sequences.take(places),
             [self.texts[place] for place in places],
             {name: rows.take(places) for name, rows in self.results.items()},
-            self.n_tokens[places],
             self.errors,
         )
 
@@ -267,7 +267,7 @@ class OnlinePredictor:
         targets = [row for number in numbers for row in rows[number]]
         tokenizer = self._tokenizers[asked[numbers[0]][encoding][0].plan.name]
         found = self._found(records, replace(encoding, needs_spans=needs_spans), tokenizer)
-        for record, n in zip(found.records.tolist(), found.n_tokens.tolist(), strict=True):
+        for record, n in found.n_tokens.items():
             n_tokens[owners[record]] += n
         alike: dict[tuple[_Variant, ...], list[int]] = defaultdict(list)
         for number in numbers:
@@ -284,20 +284,20 @@ class OnlinePredictor:
         good = np.array([record for record, reason in enumerate(reasons) if reason is None], np.int64)
 
         def attempt(its: NDArray[np.int64]) -> tuple[NDArray[np.int64], Encoded]:
-            return its, _encoded([[column[record] for record in its] for column in values], encoding, tokenizer)
+            return its, encode_values([[column[record] for record in its] for column in values], encoding, tokenizer)
 
         (its, encoded), errors = sparing_culprits(good, attempt, control=partial(attempt, good[:0]), what="encoding")
         errors |= {record: reason for record, reason in enumerate(reasons) if reason}
         errors |= {int(record): reason for record, reason in zip(its, encoded.reasons, strict=True) if reason}
         its = its[encoded.records]
-        found = _Found(its, encoded.sequences, [values[-1][record] for record in its], {}, its, errors).sound()
+        found = _Found(its, encoded.sequences, [values[-1][record] for record in its], {}, errors).sound()
         if not len(found.records):
             return found
         labelled = self._predictors[encoding.name].run(encoding.name, found.sequences)
         errors |= {int(found.records[place]): error for place, error in labelled.errors.items()}
         if len(labelled.records):
             self._worked.add(encoding.name)
-        return found.sound()._replace(results=labelled.results, n_tokens=labelled.n_tokens)
+        return found.sound()._replace(results=labelled.results)
 
     def _fill(self, targets: Sequence[dict[str, Any]], found: _Found, variants: Sequence[_Variant]) -> None:
         """Give each record its structs, or note its error."""
@@ -367,69 +367,4 @@ def _by_encoding(variants: Sequence[_Variant]) -> dict[Encoding, list[_Variant]]
     return {
         replace(encoding, needs_mask=any(variant.encoding.needs_mask for variant in its)): its
         for encoding, its in groups.items()
-    }
-
-
-def estimated_tokens(record: Record, encoding: Encoding) -> int:
-    """About as many tokens as the record becomes: a word piece is some four letters, or one character of Chinese."""
-    first, *others = (_n_pieces(record.get(name)) for name in encoding.inputs.columns)
-    second = others[0] if others else []
-    n_first = max(first, default=0)
-    n_tokens = 2 + n_first + (1 + max(second, default=0) if others else 0)
-    if encoding.long_text != "window":
-        n_tokens = min(n_tokens, encoding.max_length)
-    elif n_tokens > encoding.max_length:
-        n_new = encoding.max_length - encoding.stride - (n_first if others else 0)
-        n_tokens = n_tokens * encoding.max_length // max(n_new, encoding.max_length // LEAST_NEW, 1)
-    return n_tokens * (len(second) if encoding.inputs.kind == "choices" else 1)
-
-
-def _n_pieces(value: Any) -> list[int]:
-    """About how many word pieces a text has, or each of a list of texts: more where a character has several bytes."""
-    texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
-    return [(2 * len(text.encode(errors="surrogatepass")) - len(text)) // 4 for text in texts]
-
-
-def checked_values(records: Sequence[Record], encoding: Encoding) -> tuple[list[list[Any]], Reasons]:
-    """A list of values for each column that is read, and for each record that cannot be encoded the reason why."""
-    names = encoding.inputs.columns
-    lists = names[1:] if encoding.inputs.kind == "choices" else ()
-    values: list[list[Any]] = []
-    reasons = []
-    for name in names:
-        column, why = (checked_lists if name in lists else checked_texts)(
-            [record.get(name) for record in records], name
-        )
-        values.append(list(column))
-        reasons.append(why)
-    return values, ["; ".join(filter(None, row)) or None for row in zip(*reasons, strict=True)]
-
-
-def _encoded(values: Sequence[list[Any]], encoding: Encoding, tokenizer: ConvBertTokenizer) -> Encoded:
-    """Records as tokenising makes them in a job, and a reason where a job would make any number of windows."""
-    crowded = {}
-    if encoding.long_text == "window" and len(values) == 2:
-        crowded = _crowded(*values, encoding=encoding, tokenizer=tokenizer)
-    if not crowded:
-        return encode_records(values, encoding)
-    left = [record for record in range(len(values[0])) if record not in crowded]
-    encoded = encode_records([[column[record] for record in left] for column in values], encoding)
-    reasons = crowded | dict(zip(left, encoded.reasons, strict=True))
-    records = [left[place] for place in encoded.records]
-    return Encoded(encoded.sequences, records, [reasons[record] for record in range(len(values[0]))])
-
-
-def _crowded(
-    firsts: list[str], seconds: list[str], *, encoding: Encoding, tokenizer: ConvBertTokenizer
-) -> dict[int, str | None]:
-    """Records whose first text would leave a long second one so little room that it became any number of windows."""
-    first, second = encoding.inputs.columns
-    room = encoding.max_length - encoding.stride - encoding.max_length // LEAST_NEW - 1  # for its last special token
-    lengths = [len(ids) for ids in tokenizer.encode_batch(firsts).input_ids]
-    long = [record for record, length in enumerate(lengths) if length > room]
-    pairs = tokenizer.encode_batch([firsts[record] for record in long], [seconds[record] for record in long]).input_ids
-    return {
-        record: f"{first} has {lengths[record]} tokens, above the limit of {room} beside a long {second}: shorten it"
-        for record, ids in zip(long, pairs, strict=True)
-        if len(ids) > encoding.max_length
     }

@@ -68,6 +68,7 @@ def test_sequences_of_some_records_are_theirs(records: list[Record], data: st.Da
         sequences_from([records[number] for number in some]),
     )
     np.testing.assert_array_equal(taken.records, expected.records)
+    assert taken.spans is None
     for ours, theirs in zip(taken.packed, expected.packed, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 

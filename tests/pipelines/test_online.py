@@ -183,7 +183,7 @@ def test_heads_that_share_an_encoder_are_run_in_one_pass(
         passes.append(len(values[0]))
         return encode_records(values, encoding)
 
-    monkeypatch.setattr("pipelines.online.encode_records", counting)
+    monkeypatch.setattr("pipelines.request_records.encode_records", counting)
     record = {"text": "free [MASK] now"}
     online([ask([record], spam={}, names={"aggregation": "max"}, words={}), ask([record], spam={"top_k": 1}, words={})])
     assert passes == [2]
@@ -257,7 +257,7 @@ def test_a_record_that_cannot_be_tokenised_is_nobody_else_s_affair(
             raise ValueError("no such piece")
         return encode_records(values, encoding)
 
-    monkeypatch.setattr("pipelines.online.encode_records", fragile)
+    monkeypatch.setattr("pipelines.request_records.encode_records", fragile)
     requests = [ask([{"text": text}], spam={}) for text in ("mail", "a zebra", "the offer")]
     first, bad, last = (answer.rows[0] for answer in online(requests))
     assert bad == {"error": "encoding failed on this record: ValueError: no such piece"}

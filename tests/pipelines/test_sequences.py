@@ -53,6 +53,15 @@ def test_counted_tokens_are_told_for_every_window() -> None:
     assert sequences.n_counted.tolist() == [3, 2]
 
 
+def test_sequences_of_some_records_have_their_spans() -> None:
+    packed = Packed(np.arange(6, dtype=np.int32), np.array([0, 1, 3, 6]))
+    sequences = Sequences(np.array([0, 2, 3]), packed, np.arange(18, dtype=np.int32).reshape(6, 3))
+    taken = sequences.take(np.array([1, 0]))
+    assert taken.packed.input_ids.tolist() == [3, 4, 5, 0, 1, 2]
+    assert taken.spans is not None
+    assert taken.spans[:, 0].tolist() == [9, 12, 15, 0, 3, 6]
+
+
 def test_list_columns_have_values_at_their_rows() -> None:
     column = list_column(pa.array([1, 2, 3]), np.array([2, 1]), np.array([0, 2]), 4)
     assert column.to_pylist() == [[1, 2], None, [3], None]

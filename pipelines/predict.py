@@ -138,12 +138,12 @@ class _LoadedPass:
         if not len(rows):
             return block
         labelled = self.run(sequences_of(block, self.encoding.name, pa.array(rows)))
+        its = rows[labelled.records]
         for name, (values, offsets) in labelled.results.items():
             lists = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[-1])
-            lists = list_column(lists, np.diff(offsets), rows[labelled.records], len(block))
-            block = block.append_column(RESULT + name, lists)
-        block = _with_more(block, N_TOKENS, rows[labelled.records], labelled.n_tokens)
-        block = _with_more(block, N_COPIED, rows[labelled.records], labelled.n_tokens * labelled.is_copy)
+            block = block.append_column(RESULT + name, list_column(lists, np.diff(offsets), its, len(block)))
+        block = _with_more(block, N_TOKENS, its, labelled.n_tokens)
+        block = _with_more(block, N_COPIED, its, labelled.n_tokens * labelled.is_copy)
         return with_errors(block, {int(rows[record]): error for record, error in labelled.errors.items()})
 
     def run(self, sequences: Sequences) -> Labelled:

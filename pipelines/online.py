@@ -293,8 +293,8 @@ class OnlinePredictor:
         found = _Found(its, encoded.sequences, [values[-1][record] for record in its], {}, errors).sound()
         if not len(found.records):
             return found
-        labelled = self._predictors[encoding.name].run(encoding.name, found.sequences)
-        errors |= {int(found.records[place]): error for place, error in labelled.errors.items()}
+        labelled, failed = self._predictors[encoding.name].run(encoding.name, found.sequences)
+        errors |= {int(found.records[place]): error for place, error in failed.items()}
         if len(labelled.records):
             self._worked.add(encoding.name)
         return found.sound()._replace(results=labelled.results)
@@ -303,14 +303,16 @@ class OnlinePredictor:
         """Give each record its structs, or note its error."""
         if not len(found.records):
             return
-        results = {}
-        for plan in (variant.plan for variant in variants):
+        plans, results = [variant.plan for variant in variants], {}
+        for plan in plans:
             values, offsets = found.results[plan.name]
             results[plan.name] = Rows(plan.head.narrowed(values, self._loaded[plan.name]), offsets)
             for record in found.records[has_no_number(results[plan.name])].tolist():
                 found.errors.setdefault(record, no_number(plan))
         found = found._replace(results=results).sound()
-        for plan in (variant.plan for variant in variants if len(found.records)):
+        if not len(found.records):
+            return
+        for plan in plans:
             column = plan.head.to_arrow(Results(*found.results[plan.name], found.sequences, found.texts))
             for record, struct in zip(found.records.tolist(), column.to_pylist(), strict=True):
                 targets[record][plan.name] = struct

@@ -27,21 +27,19 @@ RESULT = "__result_"  # and the head's name: list of fixed-size lists of float32
 
 
 class Labelled(NamedTuple):
-    """What a model gave for some records.
+    """What a model gave for the records on which it works.
 
     Attributes:
-        results: each head's rows, of the records on which it works.
+        results: each head's rows.
         records: (R,) their numbers, ascending.
         n_tokens: (R,) that were encoded of each.
         is_copy: (R,) whether its rows are those of an equal record before it.
-        errors: of the others.
     """
 
     results: dict[str, Rows]
     records: NDArray[np.int64]
     n_tokens: NDArray[np.int64]
     is_copy: NDArray[np.bool_]
-    errors: dict[int, str]
 
 
 class Predictor:
@@ -96,8 +94,12 @@ class Predictor:
             block = loaded(block)
         return block
 
-    def run(self, name: str, sequences: Sequences) -> Labelled:
-        """The same for the sequences of at least one record, by the pass whose encoding has this name."""
+    def run(self, name: str, sequences: Sequences) -> tuple[Labelled, dict[int, str]]:
+        """The same for the sequences of at least one record, by the pass whose encoding has this name.
+
+        Returns:
+            What the model gives, and the errors of the records on which it fails.
+        """
         return next(loaded for loaded in self._passes if loaded.encoding.name == name).run(sequences)
 
     @property
@@ -137,25 +139,24 @@ class _LoadedPass:
         rows = good_rows(block)
         if not len(rows):
             return block
-        labelled = self.run(sequences_of(block, self.encoding.name, pa.array(rows)))
+        labelled, errors = self.run(sequences_of(block, self.encoding.name, pa.array(rows)))
         its = rows[labelled.records]
         for name, (values, offsets) in labelled.results.items():
             lists = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[-1])
             block = block.append_column(RESULT + name, list_column(lists, np.diff(offsets), its, len(block)))
         block = _with_more(block, N_TOKENS, its, labelled.n_tokens)
         block = _with_more(block, N_COPIED, its, labelled.n_tokens * labelled.is_copy)
-        return with_errors(block, {int(rows[record]): error for record, error in labelled.errors.items()})
+        return with_errors(block, {int(rows[record]): error for record, error in errors.items()})
 
-    def run(self, sequences: Sequences) -> Labelled:
-        """What the model gives for at least one record, equal ones computed once."""
+    def run(self, sequences: Sequences) -> tuple[Labelled, dict[int, str]]:
+        """What the model gives for at least one record, equal ones computed once, and errors where it fails."""
         everything = np.arange(len(sequences.records) - 1)
 
         def attempt(records: NDArray[np.int64]) -> Labelled:
             some = sequences if len(records) == len(everything) else sequences.take(records)
             return self._labelled(some, records)
 
-        labelled, errors = sparing_culprits(everything, attempt, control=self.check, what=f"{self.names}: the model")
-        return labelled._replace(errors=errors)
+        return sparing_culprits(everything, attempt, control=self.check, what=f"{self.names}: the model")
 
     def _labelled(self, sequences: Sequences, records: NDArray[np.int64]) -> Labelled:
         kinds = distinct(sequences)
@@ -164,7 +165,7 @@ class _LoadedPass:
         results = {
             name: kinds.spread(Rows(rows.values, rows.offsets[computed.records])) for name, rows in found.items()
         }
-        return Labelled(results, records, np.diff(sequences.tokens), kinds.is_copy, {})
+        return Labelled(results, records, np.diff(sequences.tokens), kinds.is_copy)
 
     def run_full_batch(self) -> int:
         """Run a micro-batch of sequences of usual length.

@@ -27,6 +27,7 @@ from pipelines.values import (
     checked_lists,
     checked_texts,
     is_string,
+    joined,
     kept_array,
     kept_column,
     record_id,
@@ -196,13 +197,9 @@ def _block(
             )
             for name, values in texts.items()
         },
-        "error": pa.array([_joined(row) for row in zip(*reasons, strict=True)], pa.string()),
+        "error": pa.array(joined(reasons), pa.string()),
     }
     return pa.table(arrays)
-
-
-def _joined(reasons: Sequence[str | None]) -> str | None:
-    return "; ".join(reason for reason in reasons if reason) or None
 
 
 def _failed(ids: list[str], reasons: Reasons, columns: Columns) -> pa.Table:

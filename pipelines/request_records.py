@@ -7,7 +7,7 @@ from typing import Any
 
 from convbert import ConvBertTokenizer
 from pipelines.encode import Encoded, Encoding, encode_records
-from pipelines.values import Reasons, checked_lists, checked_texts
+from pipelines.values import Reasons, checked_lists, checked_texts, joined
 
 LEAST_NEW = 8  # a window of a pair adds this part of its length at least to the one before
 Record = Mapping[str, Any]
@@ -45,7 +45,7 @@ def checked_values(records: Sequence[Record], encoding: Encoding) -> tuple[list[
         )
         values.append(list(column))
         reasons.append(why)
-    return values, ["; ".join(filter(None, row)) or None for row in zip(*reasons, strict=True)]
+    return values, joined(reasons)
 
 
 def encode_values(values: Sequence[list[Any]], encoding: Encoding, tokenizer: ConvBertTokenizer) -> Encoded:

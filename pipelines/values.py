@@ -30,6 +30,11 @@ def checked_lists(values: Sequence[Any], name: str) -> tuple[list[list[str] | No
     return [texts for texts, _ in pairs], [reason for _, reason in pairs]
 
 
+def joined(reasons: Sequence[Reasons]) -> Reasons:
+    """All reasons of each row, which several checks have found, as one."""
+    return ["; ".join(filter(None, row)) or None for row in zip(*reasons, strict=True)]
+
+
 def _checked_list(value: Any, name: str) -> tuple[list[str] | None, str | None]:
     if value is MISSING:
         return None, f"{name} is missing"

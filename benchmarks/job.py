@@ -42,9 +42,10 @@ from benchmarks.rows import Row
 from pipelines.duplicates import distinct
 from pipelines.encode import encode
 from pipelines.plan import JobPlan, make_plan
-from pipelines.predict import N_COPIED, N_TOKENS, Predictor, load_engine
+from pipelines.predict import Predictor, load_engine
 from pipelines.read import text_name
 from pipelines.resources import share_out
+from pipelines.results import N_COPIED, N_TOKENS
 from pipelines.run import pipeline
 from pipelines.sequences import Sequences, sequences_of
 from pipelines.spec import JobSpec

@@ -11,10 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from convbert.engine import Rows
+from convbert.engine.packing import offsets_of
 from pipelines.culprits import good_rows
 from pipelines.models import EncoderPass
-from pipelines.predict import N_COPIED, N_TOKENS, RESULT, Predictor
-from pipelines.sequences import list_column, sequences_of
+from pipelines.predict import Predictor
+from pipelines.results import N_COPIED, N_TOKENS, add_result
+from pipelines.sequences import sequences_of
 
 
 class NullPredictor(Predictor):
@@ -37,9 +40,8 @@ class NullPredictor(Predictor):
             n_tokens[rows] += np.diff(sequences.tokens).astype(np.int32)
             counts = np.diff(sequences.records)
             for head in encoder_pass.heads:
-                zeros = np.zeros(counts.sum() * len(head.head.labels), np.float32)
-                values = pa.FixedSizeListArray.from_arrays(pa.array(zeros), len(head.head.labels))
-                block = block.append_column(RESULT + head.name, list_column(values, counts, pa.array(rows), len(block)))
+                zeros = np.zeros((counts.sum(), len(head.head.labels)), np.float32)
+                block = add_result(block, head.name, Rows(zeros, offsets_of(counts)), rows)
         block = block.append_column(N_TOKENS, pa.array(n_tokens))
         return block.append_column(N_COPIED, pa.array(np.zeros(len(block), np.int32)))
 

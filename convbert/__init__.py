@@ -1,16 +1,21 @@
 """ConvBERT (Jiang et al. 2020) in PyTorch: config, tokenizer, models, and a packed inference engine."""
 
+from typing import TYPE_CHECKING
+
 from convbert.config import ConvBertConfig
 from convbert.errors import CheckpointError, ConfigError, ConvBertError, InputError, TokenizerError, WeightsError
-from convbert.models import (
-    ConvBertForMaskedLM,
-    ConvBertForMultipleChoice,
-    ConvBertForQuestionAnswering,
-    ConvBertForSequenceClassification,
-    ConvBertForTokenClassification,
-    ConvBertModel,
-)
+from convbert.on_demand import on_demand
 from convbert.tokenization import BatchEncoding, ConvBertTokenizer, ConvBertTokenizerFast
+
+if TYPE_CHECKING:
+    from convbert.models import (
+        ConvBertForMaskedLM,
+        ConvBertForMultipleChoice,
+        ConvBertForQuestionAnswering,
+        ConvBertForSequenceClassification,
+        ConvBertForTokenClassification,
+        ConvBertModel,
+    )
 
 __all__ = [
     "BatchEncoding",
@@ -30,3 +35,6 @@ __all__ = [
     "TokenizerError",
     "WeightsError",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = on_demand(__name__, __all__, modules=["models"])

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from convbert.activations import ACTIVATIONS
 from convbert.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -174,6 +173,8 @@ class ConvBertConfig(_Fields):
         self._validate_shape()
 
     def _validate_choices(self) -> None:
+        from convbert.activations import ACTIVATIONS  # with torch: who is only handed a config needs none
+
         activations = ", ".join(sorted(ACTIVATIONS))
         self._require("hidden_act", self.hidden_act in sorted(ACTIVATIONS), f"is unknown: choose one of {activations}")
         problems = (None, *PROBLEM_TYPES)

@@ -7,12 +7,14 @@ mixed block.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from typing_extensions import Self
 
 from convbert import layers
@@ -34,6 +36,21 @@ from convbert.losses import class_loss, inferred_problem, span_loss, text_loss
 from convbert.outputs import EncoderOutput, LogitsOutput, SpanOutput
 
 logger = logging.getLogger(__name__)
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves tensors as they are where ``nn.init`` would fill them.
+
+    On the meta device there is nothing to fill, but normal_ would import torch's compiler for it, for seconds.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return [*args, *kwargs.values()][0]  # the tensor comes first
+        return func(*args, **kwargs)
 
 
 class PreTrainedModel(nn.Module):
@@ -118,7 +135,7 @@ class PreTrainedModel(nn.Module):
     def _without_memory(cls, config: ConvBertConfig, *, source: str) -> Self:
         """The model's shapes, with no memory behind them."""
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), _Uninitialised():
                 return cls(config)
         except RuntimeError as error:
             raise ConfigError(

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 
 from convbert import ConvBertError
-from jobs.command_line import FAILED, INTERRUPTED, MISUSED, OK, fail, given_values, prepare_environment
+from jobs.command_line import FAILED, INTERRUPTED, MISUSED, OK, fail, given_values, import_at_once, prepare_environment
 from pipelines.errors import PipelineError, SpecError
 from pipelines.serve_spec import ServeSpec
 
@@ -21,7 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         spec = parse(arguments)
         prepare_environment()
-        from pipelines import serving  # imports Ray, which reads its environment then and never again
+        import_at_once("torch", "ray.serve")  # Ray reads its environment then and never again
+        from pipelines import serving
 
         serving.connect()
         url = serving.start(spec)

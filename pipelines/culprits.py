@@ -8,11 +8,10 @@ from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from convbert import ConvBertError
-from convbert.engine import is_out_of_memory
+from convbert.engine import is_lost_device, is_out_of_memory
 from pipelines.errors import DeviceError, PipelineError, RunError
 
 MAX_ALONE = 16  # where so many records have failed alone and nothing has worked, it is not the records
@@ -151,8 +150,5 @@ def raise_if_fatal(error: Exception) -> None:
     Raises:
         DeviceError: the device's context is lost, or the host's memory is used up.
     """
-    lost = isinstance(error, torch.AcceleratorError) or (
-        isinstance(error, RuntimeError) and str(error).startswith(("CUDA error", "cuDNN error"))
-    )
-    if isinstance(error, MemoryError) or (lost and not is_out_of_memory(error)):
+    if isinstance(error, MemoryError) or is_lost_device(error):
         raise DeviceError(f"{reason_of(error)}: only a new process can go on") from error

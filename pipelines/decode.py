@@ -13,9 +13,9 @@ from convbert.engine.packing import offsets_of
 from pipelines.culprits import good_rows, with_errors
 from pipelines.heads import Results
 from pipelines.models import EncoderPass, HeadPlan
-from pipelines.predict import N_COPIED, N_TOKENS, RESULT
 from pipelines.read import text_name
-from pipelines.sequences import at_rows, list_offsets, sequences_of
+from pipelines.results import N_COPIED, N_TOKENS, result_of
+from pipelines.sequences import at_rows, sequences_of
 
 
 def decode(block: pa.Table, passes: Sequence[EncoderPass]) -> pa.Table:
@@ -23,7 +23,7 @@ def decode(block: pa.Table, passes: Sequence[EncoderPass]) -> pa.Table:
     for plan in (plan for encoder_pass in passes for plan in encoder_pass.heads):
         rows = good_rows(block)
         if len(rows):
-            is_broken = has_no_number(_rows_of(block, plan, pa.array(rows)))
+            is_broken = has_no_number(result_of(block, plan.name, pa.array(rows)))
             block = with_errors(block, dict.fromkeys(rows[is_broken].tolist(), no_number(plan)))
     rows = pa.array(good_rows(block))
     columns = {name: column for encoder_pass in passes for name, column in _columns(block, encoder_pass, rows).items()}
@@ -54,16 +54,9 @@ def _columns(block: pa.Table, encoder_pass: EncoderPass, rows: pa.Array) -> dict
     sequences = sequences_of(block, encoding.name, rows)
     texts = at_rows(block[text_name(encoding.inputs.columns[-1])], rows).to_pylist() if encoding.needs_spans else None
     return {
-        plan.name: plan.head.to_arrow(Results(*_rows_of(block, plan, rows), sequences, texts))
+        plan.name: plan.head.to_arrow(Results(*result_of(block, plan.name, rows), sequences, texts))
         for plan in encoder_pass.heads
     }
-
-
-def _rows_of(block: pa.Table, plan: HeadPlan, rows: pa.Array) -> Rows:
-    """What the model gave to a head for these rows of the block."""
-    lists = at_rows(block[RESULT + plan.name], rows)
-    values = lists.flatten()
-    return Rows(values.flatten().to_numpy().reshape(len(values), values.type.list_size), list_offsets(lists))
 
 
 def _spread(values: pa.StructArray, rows: pa.Array, n_rows: int) -> pa.Array:

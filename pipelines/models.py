@@ -6,22 +6,19 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from convbert import (
-    ConvBertConfig,
-    ConvBertError,
-    ConvBertForMultipleChoice,
-    ConvBertForSequenceClassification,
-    ConvBertTokenizer,
-)
-from convbert.checkpoints import Checkpoint, fingerprint, located
-from convbert.models import PreTrainedModel
+import convbert
+from convbert import ConvBertConfig, ConvBertError, ConvBertTokenizer
+from convbert.checkpoints import Checkpoint, located
 from pipelines.encode import Encoding
 from pipelines.errors import ModelError, SpecError
 from pipelines.heads import HEADS, Head, PseudoLogLikelihood, head_for
 from pipelines.spec import JobSpec, flag
 from pipelines.storage import absolute, redacted
+
+if TYPE_CHECKING:
+    from convbert.models import PreTrainedModel
 
 JOBS = {
     "text-classification": "classify_corpus.py",
@@ -226,7 +223,8 @@ def load_model(head: Head, url: str | Checkpoint, config: ConvBertConfig) -> Pre
         ConvBertError: a checkpoint that cannot be read.
     """
     checkpoint = located(url)
-    model, report = head.model_class.load(checkpoint, config=config)
+    kind: type[PreTrainedModel] = getattr(convbert, head.architecture)
+    model, report = kind.load(checkpoint, config=config)
     if report.missing:
         raise ModelError(
             f"{checkpoint.source} has no weights for {', '.join(report.missing[:3])}"
@@ -235,9 +233,9 @@ def load_model(head: Head, url: str | Checkpoint, config: ConvBertConfig) -> Pre
     return model
 
 
-_HEAD_SETTINGS: dict[type[PreTrainedModel], dict[str, tuple[str, ...]]] = {
-    ConvBertForMultipleChoice: {"summary_type": ("last", "cls_index"), "summary_activation": ("linear",)},
-    ConvBertForSequenceClassification: {"problem_type": ("single_label_classification",)},
+_HEAD_SETTINGS: dict[str, dict[str, tuple[str, ...]]] = {
+    "ConvBertForMultipleChoice": {"summary_type": ("last", "cls_index"), "summary_activation": ("linear",)},
+    "ConvBertForSequenceClassification": {"problem_type": ("single_label_classification",)},
 }
 """What decides a head's predictions and shows in no name and no shape, and the values that mean the same as none."""
 
@@ -247,9 +245,10 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
     settings: list[Any] = [model.config.hidden_act, model.config.layer_norm_eps]  # others show in names and shapes
     own = {
         name: value
-        for name, usual in _HEAD_SETTINGS.get(type(model), {}).items()
+        for name, usual in _HEAD_SETTINGS.get(type(model).__name__, {}).items()
         if (value := getattr(model.config, name, None)) and value not in usual
     }
     if own:  # none in most models, whose fingerprint stands in manifests
         settings.append(own)
-    return hashlib.sha256(f"{fingerprint(model.state_dict())} {json.dumps(settings)}".encode()).hexdigest()
+    weights = convbert.checkpoints.fingerprint(model.state_dict())
+    return hashlib.sha256(f"{weights} {json.dumps(settings)}".encode()).hexdigest()

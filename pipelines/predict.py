@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
-from convbert.engine import Engine, Packed, Rows
-from convbert.models import PreTrainedModel
+from convbert import engine
+from convbert.engine import Packed, Rows
 from pipelines.culprits import good_rows, reason_of, sparing_culprits, with_errors
 from pipelines.duplicates import distinct
 from pipelines.errors import ModelError
 from pipelines.models import EncoderPass, HeadPlan, load_model, weights_fingerprint
-from pipelines.sequences import Sequences, list_column, sequences_of
+from pipelines.results import N_COPIED, N_TOKENS, add_result
+from pipelines.sequences import Sequences, sequences_of
 from pipelines.storage import redacted
 
-N_TOKENS = "__tokens"
-N_COPIED = "__copied"
+if TYPE_CHECKING:
+    from convbert.models import PreTrainedModel
+
 _USUAL_LENGTH = 128  # tokens
-RESULT = "__result_"  # and the head's name: list of fixed-size lists of float32
 
 
 class Labelled(NamedTuple):
@@ -66,6 +66,8 @@ class Predictor:
         n_threads: int | None = None,
     ) -> None:
         if n_threads is not None:
+            import torch
+
             torch.set_num_threads(n_threads)
         self._passes = [
             _LoadedPass(
@@ -141,9 +143,8 @@ class _LoadedPass:
             return block
         labelled, errors = self.run(sequences_of(block, self.encoding.name, pa.array(rows)))
         its = rows[labelled.records]
-        for name, (values, offsets) in labelled.results.items():
-            lists = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[-1])
-            block = block.append_column(RESULT + name, list_column(lists, np.diff(offsets), its, len(block)))
+        for name, result in labelled.results.items():
+            block = add_result(block, name, result, its)
         block = _with_more(block, N_TOKENS, its, labelled.n_tokens)
         block = _with_more(block, N_COPIED, its, labelled.n_tokens * labelled.is_copy)
         return with_errors(block, {int(rows[record]): error for record, error in errors.items()})
@@ -185,14 +186,14 @@ class _LoadedPass:
 
 def load_engine(
     encoder_pass: EncoderPass, *, device: str = "cpu", precision: str = "fp32", max_batch_tokens: int | None = None
-) -> Engine:
+) -> engine.Engine:
     """The encoder and heads of a pass; the arguments are the Predictor's.
 
     Raises:
         ModelError: a checkpoint is not the one that was planned with.
     """
     models = {plan.name: _load(plan) for plan in encoder_pass.heads}  # the engine copies what it needs of them
-    return Engine(
+    return engine.Engine(
         next(iter(models.values())).base_model,
         {plan.name: plan.head.on_encoder(models[plan.name]) for plan in encoder_pass.heads},
         device=device,

@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-import torch
 from ray.exceptions import RayError
 
-from convbert.engine.precision import computes_bf16
 from convbert.stores import reason, redacted
 from pipelines.errors import RunError, SpecError
 from pipelines.spec import JobSpec, node_labels
@@ -136,6 +134,8 @@ def choose_device(device: str) -> str:
         if present.get("CPU", 0) > 0:
             return "cpu"
         raise SpecError("--device auto: the cluster has no workers yet; say cuda or cpu, and it starts nodes for that")
+    import torch
+
     if torch.cuda.is_available():
         return "cuda"
     if device == "cuda":
@@ -154,11 +154,19 @@ def choose_precision(precision: str, device: str, *, kept: str | None) -> str:
         SpecError: int8 on a GPU.
     """
     if precision == "auto":
-        is_old = device == "cuda" and torch.cuda.is_available() and not computes_bf16(torch.device(device))
-        precision = kept or ("fp32" if device == "cpu" else "fp16" if is_old else "bf16")
+        precision = kept or ("fp32" if device == "cpu" else _half_precision(device))
     if precision == "int8" and device == "cuda":
         raise SpecError("--precision int8 is for CPUs: on a GPU use bf16 or fp16, or choose --device cpu")
     return precision
+
+
+def _half_precision(device: str) -> str:
+    import torch
+
+    from convbert.engine.precision import computes_bf16
+
+    is_old = torch.cuda.is_available() and not computes_bf16(torch.device(device))
+    return "fp16" if is_old else "bf16"
 
 
 def share_out(spec: JobSpec, device: str, *, n_units: int) -> Hardware:

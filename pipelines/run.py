@@ -5,25 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import re
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, replace
-from functools import partial
-from itertools import count
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
-from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResources, ReadTask
-from ray.data.block import BlockMetadata
+from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 from ray.exceptions import RayError
 
 from pipelines.decode import decode
 from pipelines.encode import encode
-from pipelines.envelope import Envelope
 from pipelines.errors import ModelError, PipelineError, RunError, SpecError
 from pipelines.job_metrics import JobMetrics
 from pipelines.judge import Judge
@@ -45,15 +40,15 @@ from pipelines.partitions import own_files
 from pipelines.plan import JobPlan, is_there, is_whole_stream, make_plan
 from pipelines.predict import Predictor
 from pipelines.progress import Progress
-from pipelines.read import Columns, read
 from pipelines.report import Summary
 from pipelines.resources import Hardware, connect, share_out
 from pipelines.sample import estimate
 from pipelines.spec import JobSpec
+from pipelines.stages import TaskSource, write
 from pipelines.storage import Location, absolute, check_writable, locate, many_at_a_time, redacted, remove
-from pipelines.survive import counted, open_ledger, surviving, surviving_actor
-from pipelines.units import Stream, Task, fingerprint_of, number_of, unit_of
-from pipelines.write import Part, write_part
+from pipelines.survive import open_ledger, surviving, surviving_actor
+from pipelines.units import Stream, fingerprint_of, number_of, unit_of
+from pipelines.write import Part
 
 logger = logging.getLogger(__name__)
 LABELLING = "labelling"  # what model actors tell the ledger that they do
@@ -267,15 +262,8 @@ def pipeline(
             num_cpus=hardware.task_cpus,
             **stage,
         )
-        .map_batches(_write, fn_args=[ledger], fn_kwargs=part, num_cpus=hardware.task_cpus, **stage)
+        .map_batches(write, fn_args=[ledger], fn_kwargs=part, num_cpus=hardware.task_cpus, **stage)
     )
-
-
-def _write(row: pa.Table, ledger: ActorHandle[Ledger], **options: Any) -> pa.Table:
-    envelope = Envelope.open(row)
-    with counted(ledger, doing="writing", part=envelope.part):
-        part = write_part(envelope, **options)
-    return pa.table({"part": [json.dumps(asdict(part))]})
 
 
 def parts_from(rows: pa.Table) -> list[Part]:
@@ -286,39 +274,6 @@ def parts_from(rows: pa.Table) -> list[Part]:
 def _quiet_ray_data() -> None:
     """Ray Data announces each execution and the missing of its own bar; our progress says what users need."""
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-
-class TaskSource(Datasource):
-    """What is pending as a Ray datasource: a read task each, which yields its units one by one."""
-
-    def __init__(self, tasks: list[Task], columns: Columns, ledger: ActorHandle[Ledger]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._tasks = tasks
-        self._columns = columns
-        self._ledger = ledger
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        """Unknown before reading."""
-        return None
-
-    def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
-    ) -> list[ReadTask]:
-        """One task each, whatever parallelism Ray proposes."""
-        nothing_known = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
-        return [ReadTask(partial(_read, task, self._columns, self._ledger), nothing_known) for task in self._tasks]
-
-
-def _read(task: Task, columns: Columns, ledger: ActorHandle[Ledger]) -> Iterator[pa.Table]:
-    first = task.name(0) if isinstance(task, Stream) else task[0].name
-    envelopes = read(task, columns)
-    for number in count():
-        started = time.perf_counter()
-        with counted(ledger, doing="reading", part=f"{first} + {number}"):
-            envelope = next(envelopes, None)
-        if envelope is None:
-            return
-        yield envelope._replace(read_s=time.perf_counter() - started).seal()
 
 
 def _manifest(plan: JobPlan, parts: list[Part], meter: Meter) -> Manifest:

@@ -15,7 +15,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import ray
-import torch
 from ray import serve
 from ray.exceptions import RayActorError, RayError
 from ray.serve.context import _get_global_client  # no public way tells where Serve listens
@@ -105,7 +104,7 @@ def describe(spec: ServeSpec, passes: Sequence[EncoderPass], *, device: str, pre
         "precision": precision,
         "versions": {
             "convbert": version_of(OURS),
-            "torch": str(torch.__version__),
+            "torch": version_of("torch"),
             "ray": ray.__version__,
         },
     }

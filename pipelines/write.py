@@ -20,7 +20,7 @@ from pipelines.errors import RunError
 from pipelines.figures import Figures, lengths
 from pipelines.heads import Head
 from pipelines.partitions import INDEX_FOLDER, INDEX_SUFFIX, Partitioning
-from pipelines.predict import N_COPIED, N_TOKENS
+from pipelines.results import N_COPIED, N_TOKENS
 from pipelines.storage import Location, locate, many_at_a_time, open_input, put
 from pipelines.units import unit_of
 

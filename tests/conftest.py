@@ -118,7 +118,7 @@ def ray_cluster(s3: FaultProxy) -> Iterator[None]:
         object_store_memory=300 * 2**20,
         logging_level="ERROR",
         _system_config={
-            "num_workers_soft_limit": 8,  # idle workers, which else import torch for every run anew
+            "num_workers_soft_limit": 8,  # idle workers, which else are started for every run anew
             "metrics_report_interval_ms": 1000,
         },
     )

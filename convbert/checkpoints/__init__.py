@@ -1,9 +1,14 @@
 """A checkpoint folder or URL in, weights by name out, and back."""
 
-from convbert.checkpoints.folder import fingerprint, read_config, read_weights
-from convbert.checkpoints.loading import LoadReport, check_fit, load_into, missing_names
+from typing import TYPE_CHECKING
+
 from convbert.checkpoints.location import Checkpoint, local_folder, located
-from convbert.checkpoints.saving import save_weights
+from convbert.on_demand import on_demand
+
+if TYPE_CHECKING:
+    from convbert.checkpoints.folder import fingerprint, read_config, read_weights
+    from convbert.checkpoints.loading import LoadReport, check_fit, load_into, missing_names
+    from convbert.checkpoints.saving import save_weights
 
 __all__ = [
     "Checkpoint",
@@ -18,3 +23,6 @@ __all__ = [
     "read_weights",
     "save_weights",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = on_demand(__name__, __all__, modules=["folder", "loading", "saving"])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,25 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convbert.engine.encoder import PackedEncoder
-from convbert.engine.packing import Indices, Packed, gather, micro_batches
+from convbert.engine.packing import Indices, Packed, Rows, gather, micro_batches
 from convbert.engine.transfer import send
-
-
-class Rows(NamedTuple):
-    """A head's results: record r has ``values[offsets[r]:offsets[r + 1]]``.
-
-    Attributes:
-        values: (N, …) float32.
-        offsets: (R + 1,).
-    """
-
-    values: NDArray[np.float32]
-    offsets: Indices
-
-    def take(self, records: Indices) -> Rows:
-        """The rows of the given records, in the given order."""
-        places, offsets = gather(self.offsets[:-1][records], np.diff(self.offsets)[records])
-        return Rows(self.values[places], offsets)
 
 
 class Head(nn.Module, ABC):
@@ -53,11 +35,11 @@ class Head(nn.Module, ABC):
 
 
 class FirstToken(Head):
-    """A module on each record's first token: one row a record."""
+    """Modules, one after the other, on each record's first token: one row a record."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, *modules: nn.Module) -> None:
         super().__init__()
-        self.module = module
+        self.module = nn.Sequential(*modules)
 
     def forward(self, hidden: Tensor, batch: Packed) -> Tensor:
         """(T, H) -> (R, …)."""
@@ -69,11 +51,11 @@ class FirstToken(Head):
 
 
 class EachToken(Head):
-    """A module on every token: as many rows as the record has tokens."""
+    """Modules, one after the other, on every token: as many rows as the record has tokens."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, *modules: nn.Module) -> None:
         super().__init__()
-        self.module = module
+        self.module = nn.Sequential(*modules)
 
     def forward(self, hidden: Tensor, batch: Packed) -> Tensor:
         """(T, H) -> (T, …)."""
@@ -85,11 +67,11 @@ class EachToken(Head):
 
 
 class TokensWithId(Head):
-    """A module on the tokens that have one id, such as [MASK]: a row for each of them."""
+    """Modules, one after the other, on the tokens that have one id, such as [MASK]: a row for each of them."""
 
-    def __init__(self, module: nn.Module, token_id: int) -> None:
+    def __init__(self, *modules: nn.Module, token_id: int) -> None:
         super().__init__()
-        self.module = module
+        self.module = nn.Sequential(*modules)
         self.token_id = token_id
 
     def forward(self, hidden: Tensor, batch: Packed) -> Tensor:
@@ -106,11 +88,14 @@ class TokensWithId(Head):
 
 
 class WholeRecord(Head):
-    """A module on each record's hidden states (R, L, H), for records of one length at a time: one row a record."""
+    """Modules, one after the other, on each record's hidden states: one row a record.
 
-    def __init__(self, module: nn.Module) -> None:
+    They are given (R, L, H): the records of one length at a time.
+    """
+
+    def __init__(self, *modules: nn.Module) -> None:
         super().__init__()
-        self.module = module
+        self.module = nn.Sequential(*modules)
 
     def forward(self, hidden: Tensor, batch: Packed) -> Tensor:
         """(T, H) -> (R, …)."""
@@ -147,14 +132,14 @@ class PseudoLikelihood(nn.Module):
     It runs the encoder itself, once for every token that is scored.
 
     Args:
-        module: hidden states (N, H) -> logits (N, vocab_size).
+        modules: one after the other, hidden states (N, H) -> logits (N, vocab_size).
         mask_id: id of [MASK].
         unscored: ids that are not scored, such as [CLS] and [SEP].
     """
 
-    def __init__(self, module: nn.Module, *, mask_id: int, unscored: frozenset[int]) -> None:
+    def __init__(self, *modules: nn.Module, mask_id: int, unscored: frozenset[int]) -> None:
         super().__init__()
-        self.module = module
+        self.module = nn.Sequential(*modules)
         self.mask_id = mask_id
         self.unscored = np.array(sorted(unscored))
 
@@ -183,6 +168,29 @@ class PseudoLikelihood(nn.Module):
         for records_of, scores in zip(copied, found, strict=True):  # fetched when all are on their way
             np.add.at(totals, records_of, np.stack([scores.cpu().numpy(), np.ones(len(records_of))], 1))
         return Rows(totals.astype(np.float32), np.arange(len(lengths) + 1))
+
+
+class Probabilities(nn.Module):
+    """Logits (N, C) -> (N, C) by softmax, in float32."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits.float().softmax(-1)
+
+
+class Likeliest(nn.Module):
+    """Logits (N, C) -> (N, 2k): the k highest probabilities, then their classes (exact below 2^24).
+
+    Of equals the first class is the likeliest where k is 1.
+    """
+
+    def __init__(self, k: int = 1) -> None:
+        super().__init__()
+        self.k = k
+
+    def forward(self, logits: Tensor) -> Tensor:
+        probabilities = logits.float().softmax(-1)
+        highest, classes = probabilities.max(-1, keepdim=True) if self.k == 1 else probabilities.topk(self.k)
+        return torch.cat([highest, classes.float()], -1)
 
 
 def _rows(places: NDArray[np.integer], hidden: Tensor) -> Tensor:

@@ -61,6 +61,23 @@ class Packed(NamedTuple):
         return self._replace(input_ids=self.input_ids[own], offsets=offsets - offsets[0], token_type_ids=types)
 
 
+class Rows(NamedTuple):
+    """A head's results: record r has ``values[offsets[r]:offsets[r + 1]]``.
+
+    Attributes:
+        values: (N, …) float32.
+        offsets: (R + 1,).
+    """
+
+    values: NDArray[np.float32]
+    offsets: Indices
+
+    def take(self, records: Indices) -> Rows:
+        """The rows of the given records, in the given order."""
+        places, offsets = gather(self.offsets[:-1][records], np.diff(self.offsets)[records])
+        return Rows(self.values[places], offsets)
+
+
 def offsets_of(counts: Sequence[int] | NDArray[np.integer | np.bool_]) -> Indices:
     """(R + 1,): where each of R stretches of so many rows begins if they stand one after the other, and the end."""
     offsets = np.zeros(len(counts) + 1, np.int64)

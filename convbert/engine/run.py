@@ -16,8 +16,9 @@ from torch import Tensor
 from convbert.engine import compiler
 from convbert.engine.budget import CPU_BATCH_TOKENS, probed_budget, warm_up
 from convbert.engine.encoder import PackedEncoder, placed
-from convbert.engine.heads import Head, PseudoLikelihood, Rows
-from convbert.engine.packing import Indices, Packed, check_lengths, gather, micro_batches, offsets_of
+from convbert.engine.failures import is_out_of_memory
+from convbert.engine.heads import Head, PseudoLikelihood
+from convbert.engine.packing import Indices, Packed, Rows, check_lengths, gather, micro_batches, offsets_of
 from convbert.engine.transfer import Arriving
 from convbert.errors import InputError
 from convbert.models import ConvBertModel
@@ -219,16 +220,3 @@ class _Result:
         """All of them."""
         assert self._values is not None
         return Rows(self._values, self._offsets)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device had too little memory, and is otherwise as it was."""
-    signs = (
-        "DefaultCPUAllocator: can't allocate memory",
-        "CUDA error: out of memory",
-        "CUBLAS_STATUS_ALLOC_FAILED",
-        "Triton Error [CUDA]: out of memory",
-    )
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
-    )

@@ -6,14 +6,16 @@ Shapes: B texts or windows, T tokens.
 from __future__ import annotations
 
 from collections import UserDict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from tokenizers import Encoding
 from typing_extensions import Self
 
 from convbert.errors import TokenizerError
+
+if TYPE_CHECKING:
+    import torch
 
 
 class BatchEncoding(UserDict[str, Any]):
@@ -73,6 +75,8 @@ class BatchEncoding(UserDict[str, Any]):
 
     def to(self, device: str | torch.device) -> Self:
         """Move the tensors to a device, in place; what is none stays as it is."""
+        import torch
+
         self.data = {
             name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in self.data.items()
         }
@@ -96,4 +100,8 @@ def as_tensors(data: dict[str, list[Any]], kind: str) -> dict[str, Any]:
         raise TokenizerError(
             f"the rows have different lengths ({error}): pass padding=True, or truncation too"
         ) from error
-    return arrays if kind == "np" else {name: torch.from_numpy(array) for name, array in arrays.items()}
+    if kind == "np":
+        return arrays
+    import torch  # here: who tokenises for others needs none
+
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -13,14 +13,8 @@ from pipelines.heads.sequence_classification import SequenceClassification
 from pipelines.heads.token_classification import TokenClassification
 from pipelines.spec import JobSpec
 
-HEADS: dict[str, type[Head]] = {
-    "ConvBertForSequenceClassification": SequenceClassification,
-    "ConvBertForTokenClassification": TokenClassification,
-    "ConvBertForQuestionAnswering": QuestionAnswering,
-    "ConvBertForMultipleChoice": MultipleChoice,
-    "ConvBertForMaskedLM": FillMask,
-    "ConvBertModel": Embedding,
-}
+_KINDS = (SequenceClassification, TokenClassification, QuestionAnswering, MultipleChoice, FillMask, Embedding)
+HEADS: dict[str, type[Head]] = {head.architecture: head for head in _KINDS}
 """What a checkpoint's ``architectures`` ask for, where the job does not say otherwise."""
 
 

@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from convbert import ConvBertConfig, ConvBertTokenizer, engine
-from convbert.models import PreTrainedModel
 from pipelines.encode import Inputs, LongText
 from pipelines.figures import Histogram
 from pipelines.sequences import Sequences
@@ -58,7 +57,7 @@ class Head(ABC):
 
     Attributes:
         task: the task's name, as Transformers' pipelines call it.
-        model_class: loads the checkpoint.
+        architecture: name of the class of ``convbert`` that loads the checkpoint.
         settings: names of the JobSpec fields that change the output column.
         long_text: what happens to long texts where the job does not say.
         needs_spans, needs_mask: what encoding must provide and check (pipelines.encode.Encoding).
@@ -68,7 +67,7 @@ class Head(ABC):
     """
 
     task: ClassVar[str]
-    model_class: ClassVar[type[PreTrainedModel]]
+    architecture: ClassVar[str]
     settings: ClassVar[tuple[str, ...]] = ()
     long_text: ClassVar[LongText] = "truncate"
     default_max_length: ClassVar[int | None] = None

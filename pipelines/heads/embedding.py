@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pyarrow as pa
-from torch import nn
 
-from convbert import ConvBertConfig, ConvBertModel, ConvBertTokenizer, engine
+from convbert import ConvBertConfig, ConvBertTokenizer, engine
 from pipelines.figures import Histogram, numbers
 from pipelines.heads.base import Head, Results, text_inputs
 from pipelines.spec import JobSpec
+
+if TYPE_CHECKING:
+    from convbert import ConvBertModel
 
 
 class Embedding(Head):
     """The mean, the maximum, or the first ([CLS]) of the last hidden states, special tokens included."""
 
     task = "feature-extraction"
-    model_class = ConvBertModel
+    architecture = "ConvBertModel"
     settings = ("pooling", "normalize", "embedding_type")
 
     def __init__(self, config: ConvBertConfig, tokenizer: ConvBertTokenizer, spec: JobSpec) -> None:
@@ -30,7 +34,7 @@ class Embedding(Head):
 
     def on_encoder(self, model: ConvBertModel) -> engine.Head:
         """A vector a sequence."""
-        return engine.FirstToken(nn.Identity()) if self.pooling == "cls" else engine.Pooled(self.pooling)
+        return engine.FirstToken() if self.pooling == "cls" else engine.Pooled(self.pooling)
 
     def to_arrow(self, results: Results) -> pa.StructArray:
         """(S, H) of the windows -> R structs."""

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from convbert import ConvBertConfig, ConvBertForMaskedLM, ConvBertTokenizer, engine
+from convbert import ConvBertConfig, ConvBertTokenizer, engine
 from convbert.engine.packing import offsets_of
 from pipelines.encode import Inputs
 from pipelines.errors import ModelError
 from pipelines.figures import Histogram, numbers, shares
 from pipelines.heads.base import Head, Results, lists_of
 from pipelines.spec import JobSpec
+
+if TYPE_CHECKING:
+    from convbert import ConvBertForMaskedLM
 
 _WORD = pa.struct(
     [
@@ -32,7 +34,7 @@ class FillMask(Head):
     """The likeliest tokens for each [MASK]."""
 
     task = "fill-mask"
-    model_class = ConvBertForMaskedLM
+    architecture = "ConvBertForMaskedLM"
     settings = ("top_k", "pseudo_log_likelihood")
     needs_mask = True
     schema = pa.struct([pa.field("masks", pa.list_(pa.list_(_WORD)))])  # --top-k words for each [MASK], likeliest first
@@ -47,7 +49,12 @@ class FillMask(Head):
 
     def on_encoder(self, model: ConvBertForMaskedLM) -> engine.Head:
         """Probability and id of the likeliest words, for each [MASK]."""
-        return engine.TokensWithId(_Words(_vocabulary_head(model), self.top_k), self.mask_id)
+        return engine.TokensWithId(
+            model.generator_predictions,
+            model.generator_lm_head,
+            engine.Likeliest(self.top_k),
+            token_id=self.mask_id,
+        )
 
     def narrowed(self, values: NDArray[np.float32], loaded: Head) -> NDArray[np.float32]:
         """(N, 2 · K) of more words -> (N, 2 · top_k)."""
@@ -79,7 +86,7 @@ class PseudoLogLikelihood(Head):
     """How likely a text is, each of its tokens in turn behind [MASK] (Salazar et al. 2020)."""
 
     task = "fill-mask"
-    model_class = ConvBertForMaskedLM
+    architecture = "ConvBertForMaskedLM"
     settings = ("pseudo_log_likelihood",)
     schema = pa.struct(
         [
@@ -101,7 +108,9 @@ class PseudoLogLikelihood(Head):
 
     def on_encoder(self, model: ConvBertForMaskedLM) -> engine.PseudoLikelihood:
         """Sum and count of the scored tokens of each window."""
-        return engine.PseudoLikelihood(_vocabulary_head(model), mask_id=self.mask_id, unscored=self.unscored)
+        return engine.PseudoLikelihood(
+            model.generator_predictions, model.generator_lm_head, mask_id=self.mask_id, unscored=self.unscored
+        )
 
     def to_arrow(self, results: Results) -> pa.StructArray:
         """(S, 2) -> R structs."""
@@ -124,27 +133,10 @@ class PseudoLogLikelihood(Head):
         return {"log10 of pseudo_perplexity": numbers(np.log10(perplexities))}
 
 
-class _Words(nn.Module):
-    """Hidden states (N, H) -> (N, 2k): probabilities of the k likeliest words, then their ids (exact below 2^24)."""
-
-    def __init__(self, vocabulary_head: nn.Module, top_k: int) -> None:
-        super().__init__()
-        self.vocabulary_head = vocabulary_head
-        self.top_k = top_k
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        scores, ids = self.vocabulary_head(hidden).float().softmax(-1).topk(self.top_k)
-        return torch.cat([scores, ids.float()], -1)
-
-
 @lru_cache(maxsize=8)
 def _words(tokenizer: ConvBertTokenizer, vocab_size: int) -> list[str]:
     """Every word piece by its id."""
     return [tokenizer.decode([index]) for index in range(vocab_size)]
-
-
-def _vocabulary_head(model: ConvBertForMaskedLM) -> nn.Module:
-    return nn.Sequential(model.generator_predictions, model.generator_lm_head)
 
 
 def _mask_id(tokenizer: ConvBertTokenizer) -> int:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pyarrow as pa
-from torch import nn
 
-from convbert import ConvBertConfig, ConvBertForMultipleChoice, ConvBertTokenizer, engine
+from convbert import ConvBertConfig, ConvBertTokenizer, engine
 from pipelines.encode import Inputs
 from pipelines.errors import ModelError
 from pipelines.figures import Histogram, shares
 from pipelines.heads.base import Head, Results, count_values, lists_of
 from pipelines.spec import JobSpec
+
+if TYPE_CHECKING:
+    from convbert import ConvBertForMultipleChoice
 
 
 class MultipleChoice(Head):
@@ -22,7 +26,7 @@ class MultipleChoice(Head):
     """
 
     task = "multiple-choice"
-    model_class = ConvBertForMultipleChoice
+    architecture = "ConvBertForMultipleChoice"
     schema = pa.struct(
         [
             pa.field("index", pa.int32()),  # the likeliest choice, from 0
@@ -43,7 +47,7 @@ class MultipleChoice(Head):
 
     def on_encoder(self, model: ConvBertForMultipleChoice) -> engine.Head:
         """A logit for each choice."""
-        return engine.WholeRecord(nn.Sequential(model.sequence_summary, model.classifier))
+        return engine.WholeRecord(model.sequence_summary, model.classifier)
 
     def to_arrow(self, results: Results) -> pa.StructArray:
         """Logits (S, 1) -> R structs."""

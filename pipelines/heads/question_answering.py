@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from convbert import ConvBertConfig, ConvBertForQuestionAnswering, ConvBertTokenizer, engine
+from convbert import ConvBertConfig, ConvBertTokenizer, engine
 from convbert.engine.packing import offsets_of
 from pipelines.encode import Inputs
 from pipelines.figures import Histogram, shares
 from pipelines.heads.base import Head, Results, lists_of
 from pipelines.spec import JobSpec
+
+if TYPE_CHECKING:
+    from convbert import ConvBertForQuestionAnswering
 
 _ANSWER = [
     pa.field("answer", pa.string()),  # characters of the context; empty where there is no answer
@@ -42,7 +45,7 @@ class QuestionAnswering(Head):
     """
 
     task = "question-answering"
-    model_class = ConvBertForQuestionAnswering
+    architecture = "ConvBertForQuestionAnswering"
     settings = ("top_k", "max_answer_tokens", "allow_no_answer")
     long_text = "window"
     default_max_length = 384

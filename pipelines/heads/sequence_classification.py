@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from convbert import ConvBertConfig, ConvBertForSequenceClassification, ConvBertTokenizer, engine
+from convbert import ConvBertConfig, ConvBertTokenizer, engine
 from convbert.engine.packing import offsets_of
 from pipelines.figures import Histogram, numbers, shares
 from pipelines.heads.base import Head, Results, count_values, labels_of, lists_of, text_inputs
 from pipelines.spec import JobSpec
+
+if TYPE_CHECKING:
+    from convbert import ConvBertForSequenceClassification
 
 _SHOWN_NUMBERS = 20  # of a regression, in the report
 
@@ -24,7 +27,7 @@ class SequenceClassification(Head):
     """
 
     task = "text-classification"
-    model_class = ConvBertForSequenceClassification
+    architecture = "ConvBertForSequenceClassification"
     settings = ("top_k", "threshold", "window_pooling")
 
     def __init__(self, config: ConvBertConfig, tokenizer: ConvBertTokenizer, spec: JobSpec) -> None:

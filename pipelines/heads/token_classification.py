@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from convbert import ConvBertConfig, ConvBertForTokenClassification, ConvBertTokenizer, engine
+from convbert import ConvBertConfig, ConvBertTokenizer, engine
 from convbert.engine.packing import offsets_of
 from pipelines.encode import Inputs
 from pipelines.figures import Histogram, shares
 from pipelines.heads.base import Head, Results, count_values, labels_of, lists_of
 from pipelines.spec import JobSpec
+
+if TYPE_CHECKING:
+    from convbert import ConvBertForTokenClassification
 
 ENTITY = pa.struct(
     [
@@ -55,7 +56,7 @@ class TokenClassification(Head):
     """
 
     task = "token-classification"
-    model_class = ConvBertForTokenClassification
+    architecture = "ConvBertForTokenClassification"
     settings = ("aggregation", "ignore_label")
     needs_spans = True
     schema = pa.struct([pa.field("entities", pa.list_(ENTITY))])  # in the order of the text
@@ -78,7 +79,9 @@ class TokenClassification(Head):
 
     def on_encoder(self, model: ConvBertForTokenClassification) -> engine.Head:
         """Each token's best label and its probability, or for averages all probabilities."""
-        return engine.EachToken(_Probabilities(model.classifier, only_best=self.aggregation != "average"))
+        return engine.EachToken(
+            model.classifier, engine.Probabilities() if self.aggregation == "average" else engine.Likeliest()
+        )
 
     def narrowed(self, values: NDArray[np.float32], loaded: Head) -> NDArray[np.float32]:
         """All probabilities -> those that the strategy reads."""
@@ -140,19 +143,6 @@ class TokenClassification(Head):
     def scores(self, column: pa.StructArray) -> dict[str, Histogram]:
         """The probability of each entity's label."""
         return {"score": shares(column.field("entities").flatten().field("score"))}
-
-
-class _Probabilities(nn.Module):
-    """Hidden states (T, H) -> (T, 2) highest probability and its class, or (T, n_labels) all probabilities."""
-
-    def __init__(self, classifier: nn.Module, *, only_best: bool) -> None:
-        super().__init__()
-        self.classifier = classifier
-        self.only_best = only_best
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        scores: Tensor = self.classifier(hidden).float().softmax(-1)
-        return torch.stack([part.float() for part in scores.max(-1)], -1) if self.only_best else scores
 
 
 def _own_tokens(results: Results) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:

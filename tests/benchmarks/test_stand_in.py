@@ -9,8 +9,9 @@ from benchmarks.stand_in import Call, NullPredictor, calls_of, waiting
 from pipelines.decode import decode
 from pipelines.encode import encode
 from pipelines.models import plan_passes
-from pipelines.predict import N_TOKENS, Predictor
+from pipelines.predict import Predictor
 from pipelines.read import text_name
+from pipelines.results import N_TOKENS
 from pipelines.spec import JobSpec
 
 

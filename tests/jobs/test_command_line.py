@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.command_line import main, parse, prepare_environment
+from jobs.command_line import import_at_once, main, parse, prepare_environment
 from jobs.serve_online import parse as serving_spec_of
 from pipelines.errors import SpecError
 from pipelines.spec import JobSpec, flag
@@ -73,6 +75,26 @@ def test_a_cluster_of_the_jobs_own_gets_a_token(variable: str | None, monkeypatc
     else:
         assert token is None
         assert environment == {variable: "given", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def test_large_imports_are_no_work_for_the_garbage_collector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a_library.py").write_text(
+        "import gc\nis_collected = gc.isenabled()\nobjects = [[] for _ in range(9999)]"
+    )
+    (tmp_path / "a_broken_one.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = gc.get_freeze_count()
+    try:
+        import_at_once("a_library")
+        assert not sys.modules["a_library"].is_collected
+        assert gc.get_freeze_count() >= before + 9999
+        with pytest.raises(ZeroDivisionError):
+            import_at_once("a_broken_one")
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
+    import_at_once("a_library")
+    assert gc.get_freeze_count() == before == 0
 
 
 def test_the_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:

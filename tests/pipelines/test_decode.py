@@ -9,7 +9,8 @@ import pytest
 from pipelines.decode import decode
 from pipelines.encode import encode
 from pipelines.models import plan_passes
-from pipelines.predict import N_COPIED, N_TOKENS, RESULT, Predictor
+from pipelines.predict import Predictor
+from pipelines.results import N_COPIED, N_TOKENS, RESULT
 from tests.pipelines.labelling import block, job, label
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from convbert.engine import Packed, PackedEncoder, Rows
 from pipelines.duplicates import Distinct, distinct
-from pipelines.predict import N_COPIED, N_TOKENS
+from pipelines.results import N_COPIED, N_TOKENS
 from pipelines.sequences import Sequences
 from tests.conftest import save_checkpoint
 from tests.pipelines.labelling import job, label

@@ -14,7 +14,8 @@ import transformers
 from convbert.engine import Packed, PackedEncoder
 from pipelines.errors import DeviceError, ModelError, RunError
 from pipelines.models import plan_passes
-from pipelines.predict import N_TOKENS, Predictor
+from pipelines.predict import Predictor
+from pipelines.results import N_TOKENS
 from pipelines.spec import JobSpec
 from tests.conftest import save_checkpoint
 from tests.oracle import classify

@@ -278,7 +278,7 @@ def test_reading_and_encoding_run_beside_the_actors(
         pipeline(plan, hardware, open_ledger()).explain()
         physical = capsys.readouterr().out.split("Physical Plan (Optimized)")[-1]
         assert [line.strip(" +-") for line in physical.splitlines() if "[" in line] == [
-            "TaskPoolMapOperator[MapBatches(decode)->MapBatches(_write)]",
+            "TaskPoolMapOperator[MapBatches(decode)->MapBatches(write)]",
             "ActorPoolMapOperator[MapBatches(Predictor)]",
             "TaskPoolMapOperator[MapBatches(encode)]",
             "TaskPoolMapOperator[ReadTaskSource]",

@@ -13,7 +13,7 @@ from pipelines.errors import RunError
 from pipelines.figures import shares, total_figures
 from pipelines.heads.sequence_classification import SequenceClassification
 from pipelines.partitions import Partitioning
-from pipelines.predict import N_COPIED, N_TOKENS
+from pipelines.results import N_COPIED, N_TOKENS
 from pipelines.storage import locate
 from pipelines.write import Format, Part, part_figures, write_part
 from tests.pipelines.labelling import job

@@ -73,7 +73,7 @@ def heads_of(model: convbert.models.PreTrainedModel) -> dict[str, Head | PseudoL
     return {
         "first": FirstToken(nn.Linear(width, 3)),
         "each": EachToken(nn.Linear(width, 2)),
-        "masks": TokensWithId(nn.Linear(width, 5), MASK),
+        "masks": TokensWithId(nn.Linear(width, 5), token_id=MASK),
         "mean": Pooled("mean"),
         "max": Pooled("max"),
         "whole": WholeRecord(nn.Sequential(nn.Flatten(2), Mean(), nn.Linear(width, 4))),

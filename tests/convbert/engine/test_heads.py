@@ -76,7 +76,7 @@ def test_masked_tokens_get_a_row_each_and_records_without_one_none(pair) -> None
     batch = packed(LENGTHS)
     batch.input_ids[[1, 30, 31, 60, -1]] = MASK
     module = nn.Sequential(ours.generator_predictions, ours.generator_lm_head)
-    engine = Engine(ours.base_model, {"head": TokensWithId(module, MASK)}, max_batch_tokens=50)
+    engine = Engine(ours.base_model, {"head": TokensWithId(module, token_id=MASK)}, max_batch_tokens=50)
     with torch.inference_mode():
         expected = [theirs(record).logits[0][record[0] == MASK].numpy() for record in records(batch)]
     assert {len(rows) for rows in expected} > {0, 1}

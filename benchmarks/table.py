@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.machine import describe
 from benchmarks.rows import Row
 
-BENCHMARKS = ("engine", "job", "heads", "tokenising", "quality")
+BENCHMARKS = ("engine", "job", "heads", "tokenising", "quality", "start")
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -37,4 +37,4 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:
-    __getattr__ = on_demand(__name__, __all__, modules=["models"])
+    __getattr__, __dir__ = on_demand(__name__, __all__, modules=["models"])

@@ -39,17 +39,17 @@ logger = logging.getLogger(__name__)
 
 
 class _Uninitialised(TorchFunctionMode):
-    """Leaves tensors as they are where ``nn.init`` would fill them.
+    """Skips what ``nn.init`` fills on the meta device, where nothing is to be filled.
 
-    On the meta device there is nothing to fill, but normal_ would import torch's compiler for it, for seconds.
+    normal_, which embeddings call, would import torch's compiler there, for seconds.
     """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == nn.init.__name__:
-            return [*args, *kwargs.values()][0]  # the tensor comes first
+        if getattr(func, "__module__", None) == nn.init.__name__ and kwargs["tensor"].is_meta:
+            return kwargs["tensor"]
         return func(*args, **kwargs)
 
 

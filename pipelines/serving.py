@@ -92,6 +92,8 @@ def _application(spec: ServeSpec, *, hosts: Collection[str] = ()) -> serve.Appli
 
 def describe(spec: ServeSpec, passes: Sequence[EncoderPass], *, device: str, precision: str) -> dict[str, Any]:
     """What ``/info`` tells."""
+    import torch  # it has loaded the models of the plan
+
     heads = {plan["name"]: plan for one in passes for plan in one.describe()}
     for plan in (plan for one in passes for plan in one.heads):
         heads[plan.name]["mask_token"] = getattr(plan.head, "mask_token", None)
@@ -104,7 +106,7 @@ def describe(spec: ServeSpec, passes: Sequence[EncoderPass], *, device: str, pre
         "precision": precision,
         "versions": {
             "convbert": version_of(OURS),
-            "torch": version_of("torch"),
+            "torch": str(torch.__version__),  # with its build, such as +cu128
             "ray": ray.__version__,
         },
     }

@@ -25,4 +25,4 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:
-    __getattr__ = on_demand(__name__, __all__, modules=["folder", "loading", "saving"])
+    __getattr__, __dir__ = on_demand(__name__, __all__, modules=["folder", "loading", "saving"])

@@ -46,4 +46,4 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:
-    __getattr__ = on_demand(__name__, __all__, modules=["run", "encoder", "heads", "precision"])
+    __getattr__, __dir__ = on_demand(__name__, __all__, modules=["run", "encoder", "heads", "precision"])

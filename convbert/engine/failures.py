@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 _OUT_OF_MEMORY = (
     "DefaultCPUAllocator: can't allocate memory",
     "CUDA error: out of memory",
@@ -13,17 +15,20 @@ _LOST = ("CUDA error", "cuDNN error")
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether a device had too little memory, and is otherwise as it was."""
-    if not isinstance(error, RuntimeError):
-        return False
-    import torch  # where an error of its kinds comes from; others need it not
-
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY)
+    return _is(error, "OutOfMemoryError") or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
+    )
 
 
 def is_lost_device(error: Exception) -> bool:
     """Whether only a new process can use the device again."""
-    if not isinstance(error, RuntimeError) or is_out_of_memory(error):
-        return False
-    import torch
+    is_the_devices = _is(error, "AcceleratorError") or (
+        isinstance(error, RuntimeError) and str(error).startswith(_LOST)
+    )
+    return is_the_devices and not is_out_of_memory(error)
 
-    return isinstance(error, torch.AcceleratorError) or str(error).startswith(_LOST)
+
+def _is(error: Exception, kind: str) -> bool:
+    """Whether it is torch's error of this name, in a process that has no need to import torch for it."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, getattr(torch, kind))

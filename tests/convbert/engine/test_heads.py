@@ -16,6 +16,7 @@ from convbert.engine import (
     EachToken,
     Engine,
     Head,
+    Likeliest,
     Packed,
     Pooled,
     PseudoLikelihood,
@@ -81,6 +82,18 @@ def test_masked_tokens_get_a_row_each_and_records_without_one_none(pair) -> None
         expected = [theirs(record).logits[0][record[0] == MASK].numpy() for record in records(batch)]
     assert {len(rows) for rows in expected} > {0, 1}
     assert_equal(engine(batch)["head"], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_likeliest_are_the_first_of_equals(dtype: torch.dtype) -> None:
+    logits = torch.randn(40, 3000, generator=torch.Generator().manual_seed(0)).to(dtype) * 5  # bf16: equals everywhere
+    logits[0] = 1.0
+    probabilities = logits.float().softmax(-1).numpy()
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    for k in (1, 2, 7, 100):
+        found = Likeliest(k)(logits).numpy()
+        np.testing.assert_array_equal(found[:, k:], order[:, :k])
+        np.testing.assert_array_equal(found[:, :k], np.take_along_axis(probabilities, order[:, :k], axis=1))
 
 
 @pytest.mark.parametrize("kind", ["mean", "max"])

@@ -5,17 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipelines.online import MOST_WORDS, RefusedError
 
 EVERY_LABEL = 2**31  # more than any model has
+LEAST_WINDOW = 32  # tokens: a text becomes the more windows, the shorter they are
 MOST_ANSWER_CHARACTERS = 10_000_000  # a word for a mask comes with its whole text, an answer may be all of its context
 Label = Annotated[str, Field(max_length=200)]
 
 
-class _Parameters(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class Closed(BaseModel):
+    """What takes no other names than its own; one that is too many is told, and not each of a million."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_is_enough(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        other = next((name for name in values if name not in cls.model_fields), None)
+        return {name: value for name, value in values.items() if name in cls.model_fields or name == other}
+
+
+class _Parameters(Closed):
+    model_config = ConfigDict(strict=True)
 
     def settings(self) -> dict[str, Any]:
         """The JobSpec fields that they stand for."""
@@ -32,7 +47,7 @@ class _TextClassification(_Parameters):
 
 class _TokenClassification(_Parameters):
     aggregation_strategy: Literal["none", "simple", "first", "average", "max"] | None = None
-    ignore_labels: list[Label] | None = Field(None, max_length=1000)
+    ignore_labels: list[Label] | None = Field(None, max_length=1000, fail_fast=True)
     stride: int | None = Field(None, ge=0)
 
     def settings(self) -> dict[str, Any]:
@@ -45,7 +60,7 @@ class _TokenClassification(_Parameters):
 class _QuestionAnswering(_Parameters):
     top_k: int | None = Field(None, ge=1, le=1000)
     max_answer_len: int | None = Field(None, ge=1)
-    max_seq_len: int | None = Field(None, ge=1)
+    max_seq_len: int | None = Field(None, ge=LEAST_WINDOW)
     doc_stride: int | None = Field(None, ge=0)
     handle_impossible_answer: bool | None = None
     align_to_words: Literal[True] | None = None

@@ -169,6 +169,9 @@ class OnlinePredictor:
         self._settings = settings or {}
         self._plans = {plan.name: plan for one in passes for plan in one.heads}
         self._tokenizers = {name: ConvBertTokenizer.from_pretrained(plan.url) for name, plan in self._plans.items()}
+        self._counting = copy.deepcopy(
+            self._tokenizers
+        )  # for another thread than the one of the batches, which holds them
         self._pass_of = {plan.name: one.encoding for one in passes for plan in one.heads}
         for name in self._plans:
             self._check_tokenizer(name)
@@ -201,8 +204,11 @@ class OnlinePredictor:
         Raises:
             RefusedError: no head can answer it.
         """
-        encodings = list(self._encodings(request.heads))
-        return [sum(estimated_tokens(record, encoding) for encoding in encodings) for record in request.records]
+        encodings = {
+            encoding: self._counting[variants[0].plan.name]
+            for encoding, variants in self._encodings(request.heads).items()
+        }
+        return [sum(estimated_tokens(record, *one) for one in encodings.items()) for record in request.records]
 
     def __call__(self, requests: Sequence[Request]) -> list[Answer]:
         """Each request's answer.
@@ -338,6 +344,8 @@ class OnlinePredictor:
         config = copy.copy(self._plans[name].config)
         if function is not None:
             config.problem_type = PROBLEMS[function]
+            if function == "softmax" and config.num_labels == 1:
+                raise RefusedError(f"{name}: softmax gives its only label 1 whatever the text: use sigmoid or none")
         try:
             spec = head_spec(self._plans[name].url, values)
             head = self._head(name, spec, config)

@@ -7,24 +7,37 @@ from typing import Any
 
 from convbert import ConvBertTokenizer
 from pipelines.encode import Encoded, Encoding, encode_records
+from pipelines.jsonl import is_unicode
 from pipelines.values import Reasons, checked_lists, checked_texts, joined
 
 LEAST_NEW = 8  # a window of a pair adds this part of its length at least to the one before
 Record = Mapping[str, Any]
 
 
-def estimated_tokens(record: Record, encoding: Encoding) -> int:
-    """About as many tokens as the record becomes: a word piece is some four letters, or one character of Chinese."""
+def estimated_tokens(record: Record, encoding: Encoding, tokenizer: ConvBertTokenizer) -> int:
+    """About as many tokens as the record becomes, and no less than a quarter of them.
+
+    A word piece is taken to be some four letters, or one character of Chinese. What stands in every window is counted.
+    """
     first, *others = (_n_pieces(record.get(name)) for name in encoding.inputs.columns)
     second = others[0] if others else []
     n_first = max(first, default=0)
+    if others and encoding.long_text == "window":
+        n_first = _n_counted(record.get(encoding.inputs.columns[0]), encoding, tokenizer) or n_first
     n_tokens = 2 + n_first + (1 + max(second, default=0) if others else 0)
     if encoding.long_text != "window":
         n_tokens = min(n_tokens, encoding.max_length)
     elif n_tokens > encoding.max_length:
-        n_new = encoding.max_length - encoding.stride - (n_first if others else 0)
+        n_new = encoding.max_length - encoding.stride - (3 + n_first if others else 2)
         n_tokens = n_tokens * encoding.max_length // max(n_new, encoding.max_length // LEAST_NEW, 1)
     return n_tokens * (len(second) if encoding.inputs.kind == "choices" else 1)
+
+
+def _n_counted(text: Any, encoding: Encoding, tokenizer: ConvBertTokenizer) -> int | None:
+    """Word pieces of a text that may stand in a window beside another; None where it is none, or too long for it."""
+    if not isinstance(text, str) or len(text) > 16 * encoding.max_length or not is_unicode(text):
+        return None
+    return len(tokenizer.encode_batch([text]).input_ids[0]) - tokenizer.num_special_tokens_to_add()
 
 
 def _n_pieces(value: Any) -> list[int]:

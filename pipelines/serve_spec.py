@@ -26,7 +26,7 @@ class ServeSpec(BaseModel):
         SpecError: through ``ServeSpec.of``, a value or combination that no service can have.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     head: dict[str, str] = Field({}, description="NAME=URL: a checkpoint and the path it answers at; may be repeated")
     embed: dict[str, str] = Field({}, description="NAME=URL: the same, for vectors of any checkpoint's encoder")
@@ -70,10 +70,12 @@ class ServeSpec(BaseModel):
         nested: dict[str, Any] = {}
         for key, value in values.items():
             field, dot, name = str(key).partition(".")
-            if dot:
-                nested[field] = {**nested.get(field, {}), name: value}
-            else:
-                nested[field] = {**nested[field], **value} if field in nested else value
+            given = {name: value} if dot else value
+            if field in nested:
+                if not isinstance(nested[field], Mapping) or not isinstance(given, Mapping):
+                    raise ValueError(f"{field} is given as a whole and by its parts: give {field}.NAME=… alone")
+                given = {**nested[field], **given}
+            nested[field] = given
         return nested
 
     @model_validator(mode="after")

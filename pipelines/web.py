@@ -16,9 +16,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import Request as HTTPRequest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipelines.inference_form import check_answer, records_of, settings_from, shaped
+from pipelines.inference_form import Closed, check_answer, records_of, settings_from, shaped
 from pipelines.online import Answer, RefusedError, Request, settings_of
 from pipelines.serve_spec import ServeSpec
 
@@ -75,13 +76,11 @@ class Inference(BaseModel):
     options: dict[str, Any] | None = Field(None, description="ignored")
 
 
-class LabelRequest(BaseModel):
+class LabelRequest(Closed):
     """Texts for several heads in one pass."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    texts: list[str] = Field(min_length=1)
-    heads: list[str] | None = Field(None, description="default: all that read any text")
+    texts: list[str] = Field(min_length=1, fail_fast=True)
+    heads: list[str] | None = Field(None, min_length=1, fail_fast=True, description="default: all that read any text")
 
 
 def digests(tokens: str) -> tuple[bytes, ...]:
@@ -223,10 +222,12 @@ def _add_error_handlers(app: FastAPI, heads: Mapping[str, Any]) -> None:
         return JSONResponse({"error": "the body holds half of a surrogate pair, which is no character"}, 422)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Any, error: RequestValidationError) -> JSONResponse:
+    async def invalid(request: HTTPRequest, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
             return JSONResponse({"error": "the body is not JSON"}, 400)
+        if "json" not in request.headers.get("content-type", ""):
+            return JSONResponse({"error": "say what the body is: Content-Type: application/json"}, 422)
         place = ".".join(ascii(part)[:40].strip("'") for part in first["loc"] if part != "body") or "the body"
         return JSONResponse({"error": f"{place}: {first['msg']}"}, 422)
 
@@ -235,6 +236,8 @@ def _add_error_handlers(app: FastAPI, heads: Mapping[str, Any]) -> None:
         message = error.detail
         if error.status_code == 404:
             message = f"no such path: the heads are {', '.join(f'/{name}' for name in heads)}; more at /docs"
+        if error.status_code == 400:  # FastAPI's, which does not say why
+            message = "the body is not JSON in UTF-8, or holds lists in lists, or digits, without end"
         return JSONResponse({"error": message}, error.status_code, headers=error.headers)
 
     @app.exception_handler(Exception)

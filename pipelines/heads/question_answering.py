@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -28,6 +27,10 @@ _ANSWER = [
 ]
 
 
+Indices = NDArray[np.int64]
+Scores = NDArray[np.float64]
+
+
 class Answer(NamedTuple):
     """A stretch of the context."""
 
@@ -35,6 +38,25 @@ class Answer(NamedTuple):
     score: float
     start: int
     end: int
+
+
+class _Window(NamedTuple):
+    """The likeliest stretches of a window of a context.
+
+    Attributes:
+        spans: (C, 3) of its tokens of the context.
+        firsts, lasts, scores: (K,) of the stretches, the best first.
+    """
+
+    spans: NDArray[np.int32]
+    firsts: Indices
+    lasts: Indices
+    scores: Scores
+
+    def answer(self, place: int, text: str) -> Answer:
+        """One of them, whole words."""
+        start, end = _whole_words(self.spans, int(self.firsts[place]), int(self.lasts[place]))
+        return Answer(text[start:end], float(self.scores[place]), start, end)
 
 
 class QuestionAnswering(Head):
@@ -82,7 +104,7 @@ class QuestionAnswering(Head):
         sequences = results.sequences
         assert results.texts is not None
         assert sequences.spans is not None  # both asked for with needs_spans
-        answers: list[Answer] = []
+        windows: list[_Window] = []
         no_answer = 1.0
         for window in range(sequences.records[record], sequences.records[record + 1]):
             rows = slice(sequences.packed.offsets[window], sequences.packed.offsets[window + 1])
@@ -92,24 +114,29 @@ class QuestionAnswering(Head):
             starts, ends = _softmax(results.values[rows], is_context | is_cls)
             no_answer = min(no_answer, float(starts[0] * ends[0]))
             context = np.flatnonzero(is_context)
-            for first, last, score in self._spans(starts[context], ends[context]):
-                start, end = _whole_words(spans[context], first, last)
-                answers.append(Answer(results.texts[record][start:end], score, start, end))
+            windows.append(_Window(spans[context], *self._likeliest(starts[context], ends[context])))
+        offsets = offsets_of([len(window.scores) for window in windows])
+        best = np.argsort(-np.concatenate([window.scores for window in windows]), kind="stable")[: self.top_k]
+        owners = np.searchsorted(offsets, best, side="right") - 1
+        text = results.texts[record]
+        answers = [
+            windows[owner].answer(place, text) for owner, place in zip(owners, best - offsets[owners], strict=True)
+        ]
         if self.allow_no_answer:
             answers.append(Answer("", no_answer, 0, 0))
         return sorted(answers, key=lambda answer: -answer.score)[: self.top_k], no_answer
 
-    def _spans(self, starts: NDArray[np.float64], ends: NDArray[np.float64]) -> Iterator[tuple[int, int, float]]:
-        """The likeliest (first token, last token, score) of a window, the best first."""
+    def _likeliest(self, starts: NDArray[np.float64], ends: NDArray[np.float64]) -> tuple[Indices, Indices, Scores]:
+        """First tokens, last tokens and scores of a window's likeliest stretches, the best first."""
         longest = min(self.max_answer_tokens, len(starts))
         reach = sliding_window_view(np.append(ends, np.zeros(longest - 1)), longest)  # (C, longest)
         scores = (starts[:, None] * reach).ravel()
         n_found = min(self.top_k, len(scores))
-        best = np.argpartition(-scores, n_found - 1)[:n_found] if n_found > 1 else [int(scores.argmax())]
-        for place in sorted(best, key=lambda place: (-scores[place], place)):
-            first, further = divmod(int(place), longest)
-            if first + further < len(starts):
-                yield first, first + further, float(scores[place])
+        best = np.sort(np.argpartition(-scores, n_found - 1)[:n_found]) if n_found > 1 else np.array([scores.argmax()])
+        best = best[np.argsort(-scores[best], kind="stable")]
+        firsts, further = np.divmod(best, longest)
+        is_inside = firsts + further < len(starts)
+        return firsts[is_inside], (firsts + further)[is_inside], scores[best[is_inside]]
 
     def counts(self, column: pa.StructArray) -> dict[str, int]:
         """Records with and without an answer."""

@@ -375,15 +375,16 @@ def test_a_service_whose_head_fills_masks_with_many_words_gives_them(
         ({"text": "a" * 40}, {"spam": {}}, 2 + 10),
         ({"text": "a" * 100_000}, {"spam": {}}, 128),  # the rest is cut off
         ({"text": "a" * 100_000}, {"vectors": {"long_text": "error"}}, 128),
-        ({"text": "a" * 4000}, {"names": {"long_text": "window", "stride": 64}}, 1002 * 128 // 64),
+        ({"text": "a" * 4000}, {"names": {"long_text": "window", "stride": 64}}, 1002 * 128 // (64 - 2)),
         ({"text": "a" * 40}, {"spam": {}, "names": {}}, 12),  # one pass
         ({"text": "a" * 40}, {"spam": {}, "vectors": {"long_text": "error"}}, 2 * 12),  # two
         ({"text": "a" * 8, "text_pair": "a" * 4}, {"spam": {"text_pair_column": "text_pair"}}, 3 + 2 + 1),
         ({"text": "a" * 40, "choices": ["", "a" * 8]}, {"choices": {}}, 2 * (3 + 10 + 2)),
         ({"text": "a" * 4000, "choices": [""] * 100}, {"choices": {}}, 100 * 128),
-        ({"question": "a" * 40, "context": "a" * 40}, {"answers": {}}, 3 + 10 + 10),
-        ({"question": "a" * 40, "context": "a" * 4000}, {"answers": {}}, 1013 * 128 // (64 - 10)),
+        ({"question": "a" * 40, "context": "a" * 40}, {"answers": {}}, 3 + 40 + 10),
+        ({"question": "a" * 40, "context": "a" * 4000}, {"answers": {}}, 1043 * 128 // (64 - 3 - 40)),
         ({"question": "a" * 4000, "context": "a" * 4000}, {"answers": {}}, 2003 * 128 // 16),
+        ({"question": "\ud800", "context": "a" * 40}, {"answers": {}}, 3 + 1 + 10),
         ({"text": "日本" * 20}, {"spam": {}}, 2 + 50),
         ({"text": "é" * 40}, {"spam": {}}, 2 + 30),
         ({"text": "\ud800"}, {"spam": {}}, 2 + 1),
@@ -394,6 +395,21 @@ def test_tokens_are_estimated_with_what_is_cut_off_and_what_is_read_again(
     online: OnlinePredictor, record: dict[str, Any], heads: dict[str, Any], n_tokens: int
 ) -> None:
     assert online.estimated_tokens(ask([record, record], **heads)) == [n_tokens, n_tokens]
+
+
+@pytest.mark.parametrize("question", ["!", "!!!", "!" * 20, "the free mail", "free " * 9])
+@pytest.mark.parametrize("context", ["!" * 3000, "free mail now " * 250, "offering 12 Ünïcode日本 " * 150])
+@pytest.mark.parametrize("settings", [{}, {"max_length": 32, "stride": 16}, {"max_length": 48, "stride": 0}], ids=str)
+def test_no_question_takes_much_more_than_its_estimate(
+    online: OnlinePredictor, question: str, context: str, settings: dict[str, Any]
+) -> None:
+    request = ask([{"question": question, "context": context}], answers=settings)
+    (answer,) = online([request])
+    if answer.rows[0]["error"]:
+        assert "above the limit of" in answer.rows[0]["error"]
+        assert answer.n_tokens == 0
+    else:
+        assert answer.n_tokens <= 4.2 * online.estimated_tokens(request)[0]
 
 
 def test_records_without_text_are_rows_with_an_error(online: OnlinePredictor) -> None:
@@ -411,6 +427,14 @@ def test_records_without_text_are_rows_with_an_error(online: OnlinePredictor) ->
 def test_the_plan_s_passes_are_the_job_s(checkpoints: dict[str, Path]) -> None:
     heads = {name: str(checkpoints[name]) for name in ("spam", "names")}
     assert [one.encoding for one in plan_service(heads, {})] == [one.encoding for one in plan_passes(job(head=heads))]
+
+
+def test_softmax_of_one_label_is_refused(tmp_path: Path) -> None:
+    one = save_checkpoint(tmp_path / "one", **with_labels("spam"))
+    service = OnlinePredictor(plan_service({"spam": str(one)}, {}))
+    answers = service([ask([{"text": "free"}], spam={"function_to_apply": name}) for name in ("softmax", "sigmoid")])
+    assert answers[0].refusal == "spam: softmax gives its only label 1 whatever the text: use sigmoid or none"
+    assert answers[1].rows[0]["spam"]["label"] == "spam"
 
 
 def test_a_classifier_of_several_labels_can_score_them_as_one(tmp_path: Path) -> None:

@@ -9,6 +9,17 @@ from pipelines.serve_spec import SETTINGS, ServeSpec
 from pipelines.spec import JobSpec
 
 
+@pytest.mark.parametrize("values", [{"head": "x", "head.spam": "y"}, {"head.spam": "y", "head": "x"}], ids=str)
+def test_a_head_without_a_name_beside_one_with_a_name_is_refused(values: dict[str, str]) -> None:
+    with pytest.raises(SpecError, match="head is given as a whole and by its parts"):
+        ServeSpec.of(values)
+
+
+def test_endless_times_are_refused() -> None:
+    with pytest.raises(SpecError, match="timeout_s .*finite number"):
+        ServeSpec.of({"head": {"a": "b"}, "timeout_s": float("inf")})
+
+
 def test_dots_name_the_heads_as_serve_run_takes_them() -> None:
     spec = ServeSpec.of({"head.spam": "a", "head.topic": "b", "embed": {"vectors": "a"}, "port": "9000"})
     assert spec.urls == {"spam": "a", "topic": "b", "vectors": "a"}

@@ -7,11 +7,13 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from starlette.testclient import TestClient
 
-from pipelines.online import Answer, Request
+from pipelines.inference_form import settings_from
+from pipelines.online import Answer, RefusedError, Request
 from pipelines.serve_spec import ServeSpec
-from pipelines.web import BusyError, Page, create_app, digests
+from pipelines.web import BusyError, LabelRequest, Page, create_app, digests
 
 HEADS = [
     {"name": "spam", "task": "text-classification", "labels": ["ham", "spam"], "columns": ["text"], "mask_token": None},
@@ -268,8 +270,44 @@ def test_keys_that_are_no_text_are_refused(web: TestClient) -> None:
 def test_a_form_of_another_site_is_refused(web: TestClient, models: Models) -> None:
     """Browsers send text/plain to any site without asking it."""
     body = json.dumps({"inputs": "a"}).encode()
-    assert web.post("/spam", content=body, headers={"Content-Type": "text/plain"}).status_code == 422
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=a", ""):
+        answer = web.post("/spam", content=body, headers={"Content-Type": kind})
+        assert (answer.status_code, answer.json()) == (
+            422,
+            {"error": "say what the body is: Content-Type: application/json"},
+        )
     assert models.asked == []
+
+
+def test_a_body_that_cannot_be_read_is_told_why(web: TestClient) -> None:
+    for body in (
+        '{"inputs": "é"}'.encode("latin-1"),
+        b'{"inputs": ' + b"[" * 100_000,
+        b'{"inputs": ' + b"9" * 5000 + b"}",
+    ):
+        answer = web.post("/spam", content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 400
+        assert answer.json()["error"].startswith("the body is not JSON")
+
+
+def test_a_body_of_nothing_but_faults_costs_no_more_than_one(models: Models) -> None:
+    """pydantic makes an error of each, and FastAPI a mapping, which took seconds and a gigabyte."""
+    for body in (
+        {"texts": [1] * 9999},
+        {"texts": ["a"], "heads": [1] * 9999},
+        {"texts": ["a"], **dict.fromkeys(map(str, range(9999)))},
+    ):
+        with pytest.raises(ValidationError) as error:
+            LabelRequest.model_validate(body)
+        assert error.value.error_count() == 1
+    with pytest.raises(RefusedError, match="'0' is not one for"):
+        settings_from("text-classification", dict.fromkeys(map(str, range(9999)), 1), [{"text": "a"}])
+
+
+def test_a_selection_of_no_heads_is_none(web: TestClient, models: Models) -> None:
+    answer = web.post("/label", json={"texts": ["a"], "heads": []})
+    assert (answer.status_code, models.asked) == (422, [])
+    assert answer.json()["error"].startswith("heads: List should have at least 1 item")
 
 
 def test_ready_waits_for_the_models(web: TestClient, models: Models) -> None:

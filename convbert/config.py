@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -156,6 +157,7 @@ class ConvBertConfig(_Fields):
         for name, most in _COUNTS.items():
             fits = _is_whole(getattr(self, name), at_least=1) and getattr(self, name) <= most
             self._require(name, fits, f"must be a whole number of at least 1 and at most {most}")
+            setattr(self, name, int(getattr(self, name)))  # NumPy's numbers are none in JSON
         for name in _NUMBERS:
             value = getattr(self, name)
             self._require(name, _is_number(value), "must be a number of at least 0")
@@ -321,7 +323,7 @@ def _known_keys() -> set[str]:
 
 
 def _is_whole(value: object, *, at_least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= at_least
 
 
 def _is_number(value: object) -> bool:
@@ -345,7 +347,7 @@ def _labels(
             raise ConfigError(
                 f"num_labels ({n_labels!r}) must be a whole number of at least 1 and at most {MOST_LABELS}"
             )
-        return {index: f"LABEL_{index}" for index in range(n_labels)}
+        return {index: f"LABEL_{index}" for index in range(int(n_labels))}
     if not labels or sorted(labels) != list(range(len(labels))):
         raise ConfigError(f"id2label must number its labels 0, 1, 2, … without holes; it has {sorted(labels)}")
     if num_labels not in (None, len(labels)):
@@ -382,6 +384,6 @@ def _check_inverse(labels: dict[int, str], label2id: Mapping[Any, Any]) -> None:
 def _class_index(value: object, name: str) -> int:
     if isinstance(value, str) and value.isdecimal() and len(value) < 20:  # JSON has no other keys
         return int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
     raise ConfigError(f"{name} holds the class index {value!r}: it must be a whole number")

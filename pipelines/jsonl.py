@@ -80,10 +80,10 @@ def parse(line: bytes) -> dict[str, Any]:
 
 
 def json_kind(value: object) -> str:
-    """What JSON calls a value."""
+    """What JSON calls a value, and Python where JSON has none of its kind: a column of times may stand for texts."""
     kinds: dict[type, str] = {type(None): "null", bool: "a truth value", int: "a number", float: "a number"}
     kinds |= {str: "a string", list: "a list", dict: "an object"}
-    return kinds[type(value)]
+    return kinds.get(type(value), f"a {type(value).__name__}")
 
 
 def sample_lines(source: Location, n_bytes: int = SAMPLE_BYTES) -> tuple[list[bytes], list[bytes]]:

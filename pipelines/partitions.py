@@ -100,6 +100,13 @@ class Partitioning:
                 "choose a column with fewer values"
             )
         codes = encoded.indices.to_numpy(zero_copy_only=False)
+        for code, folder in enumerate(folders):
+            if len(folder.encode()) > MAX_NAME_BYTES:
+                value, place = encoded.dictionary[code].as_py(), table["id"][int(np.argmax(codes == code))]
+                raise RunError(
+                    f"--partition-by {self.key}: {value!r:.60} of record {place} is too long for a folder's name: "
+                    "shorten it"
+                )
         assigned = hashlib.sha256("\n".join(folders[code] for code in codes).encode()).digest()
         rest = table if self.field is not None else table.drop_columns([self.column])
         for code, folder in sorted(enumerate(folders), key=lambda entry: entry[1]):
@@ -120,10 +127,7 @@ class Partitioning:
         return pc.if_else(is_null, pa.scalar(None, pa.string()), values)
 
     def _folder(self, value: str | None) -> str:
-        folder = f"{escaped(self.key)}={NULL_VALUE if value is None else escaped(value)}"
-        if len(folder.encode()) > MAX_NAME_BYTES:
-            raise RunError(f"--partition-by {self.key}: {value!r:.60} is too long for a folder's name: shorten it")
-        return folder
+        return f"{escaped(self.key)}={NULL_VALUE if value is None else escaped(value)}"
 
 
 def is_data_file(name: str) -> bool:

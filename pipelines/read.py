@@ -31,6 +31,7 @@ from pipelines.values import (
     kept_array,
     kept_column,
     record_id,
+    shown,
 )
 
 MOST_SMALL_ROWS = 1 << 20  # of a small shard, whose footer nobody has checked
@@ -350,7 +351,7 @@ def _ids_alone(file: pq.ParquetFile, group: int, column: str | None, start: int,
 def _parquet_block(batch: pa.RecordBatch, places: list[str], columns: Columns) -> pa.Table:
     def values(name: str | None, default: Any = None) -> list[Any]:
         column = _only(batch, name)
-        return [default] * len(batch) if column is None else _as_bytes(column).to_pylist()
+        return [default] * len(batch) if column is None else shown(_as_bytes(column), str(name))[0]
 
     texts: dict[str, list[Any]] = {}
     reasons: list[Reasons] = [[None] * len(batch)]

@@ -13,6 +13,7 @@ from jinja2 import Environment, StrictUndefined
 
 from pipelines.estimate import size_in_words
 from pipelines.page import hashes
+from pipelines.report import is_above
 
 TEMPLATE = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
 POLICY = (
@@ -91,9 +92,9 @@ def notices(report: Values) -> list[Notice]:
     night, output, job = report["night"], report["output"], report["job"]
     found = []
     limit = job["max_failed_fraction"]
-    if output["failed"] > limit * output["rows"]:
+    if is_above(limit, output["failed"], output["rows"]):
         found.append(_too_many("records", output, " in the output", limit))
-    elif night["failed"] > limit * night["rows"]:
+    elif is_above(limit, night["failed"], night["rows"]):
         found.append(_too_many("new records", night, "", limit))
     elif night["failed"]:
         share = percent(night["failed"] / night["rows"])

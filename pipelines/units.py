@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import re
 from bisect import bisect_right
@@ -31,9 +32,11 @@ from pipelines.storage import (
     url_like,
 )
 
+logger = logging.getLogger(__name__)
+
 PARQUET_SUFFIX = ".parquet"
 SUFFIXES = (PARQUET_SUFFIX, *(name + packed for name in (".jsonl", ".json") for packed in ("", ".gz", ".zst")))
-
+_ALIKE = re.compile(r"\.(jsonl?|ndjson|parq|parquet|pq)(\.\w+)?$", re.IGNORECASE)
 _PART = re.compile(r"(?:_units/)?part-.*-([0-9a-f]{16})-(\d{5,})(?:\.[a-z]+)?", re.DOTALL)
 
 Range = tuple[int, "int | None"]
@@ -169,6 +172,7 @@ def _shards_of(url: str) -> list[Shard]:
         folder, levels = _searched(place)
         if levels or (found := file_info(fs, path))["type"] == "directory" or _is_page(place):
             infos = files_below(folder, levels)
+            _tell_of_others(url, infos)
         elif path.endswith(SUFFIXES):
             infos = [{**found, "name": path}]
         else:
@@ -187,6 +191,19 @@ def _shards_of(url: str) -> list[Shard]:
                 "mend or remove it"
             )
     return [_shard(url, fs, info) for info in infos if info["type"] == "file"]
+
+
+def _tell_of_others(url: str, infos: Sequence[Info]) -> None:
+    """Warn of files that may be meant to be shards: they are passed over as all are that end otherwise."""
+    others = [name for info in infos if _ALIKE.search(name := info["name"]) and not name.endswith(SUFFIXES)]
+    if others:
+        logger.warning(
+            "%s: %d files such as %s are passed over, for shards end in %s",
+            redacted(url),
+            len(others),
+            redacted(others[0]),
+            ", ".join(SUFFIXES),
+        )
 
 
 def _searched(place: Location) -> tuple[Location, list[str]]:
@@ -254,6 +271,8 @@ def _shard(given: str, fs: FileSystem, info: Info) -> Shard:
     name = info["name"]
     if not _is_utf8(name):
         raise SourceError(f"{name} has a name that is not UTF-8: rename it")
+    if "::" in name:
+        raise SourceError(f"{redacted(name)} has '::' in its name, which joins stores in addresses: rename it")
     if info.get("size") is None:
         raise SourceError(f"the server of {redacted(name)} does not tell its size: copy it to this machine or a store")
     return Shard(url_like(given, Location(fs, name)), int(info["size"]), change_mark(info))

@@ -9,6 +9,7 @@ from datetime import date, datetime, time, timezone
 from typing import Any, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.jsonl import is_unicode, json_kind
 
@@ -89,20 +90,23 @@ def kept_column(column: pa.Array, f: pa.Field) -> tuple[pa.Array, Reasons]:
     try:
         return _cast(column, f.type), [None] * len(column)
     except _MISFITS:
-        values, unshown = _shown(column, f.name)
+        values, unshown = shown(column, f.name)
     array, misfits = kept_array(values, f)
     return array, [first or second for first, second in zip(unshown, misfits, strict=True)]
 
 
 def _cast(column: pa.Array, type_: pa.DataType) -> pa.Array:
     """The column in another type, or an error of Arrow's, which drops fields and takes numbers for times in silence."""
+    if pa.types.is_nested(column.type):
+        column.validate(full=True)  # texts in it may be none
     if column.type == type_:
         return column
     if pa.types.is_null(column.type):
         return pa.nulls(len(column), type_)
     array = column.cast(type_)
     means_another = not is_string(type_) and any(is_(type_) != is_(column.type) for is_ in _MEANINGS)
-    if means_another or (pa.types.is_nested(type_) and not array.cast(column.type).equals(column)):
+    overflows = pa.types.is_floating(type_) and not pc.is_finite(array).equals(pc.is_finite(column))
+    if means_another or overflows or (pa.types.is_nested(type_) and not array.cast(column.type).equals(column)):
         raise pa.ArrowInvalid(f"{column.type} does not fit into {type_}")
     return array
 
@@ -110,7 +114,7 @@ def _cast(column: pa.Array, type_: pa.DataType) -> pa.Array:
 _MEANINGS = (pa.types.is_boolean, pa.types.is_temporal)
 
 
-def _shown(column: pa.Array, name: str) -> tuple[list[Any], Reasons]:
+def shown(column: pa.Array, name: str) -> tuple[list[Any], Reasons]:
     """Its values, and for each that Python has none for the reason why: a date after 9999, an unknown time zone."""
     try:
         return column.to_pylist(), [None] * len(column)
@@ -151,11 +155,10 @@ _MISFITS = (ValueError, OverflowError, pa.ArrowTypeError, pa.ArrowNotImplemented
 
 
 def _as_json(value: Any) -> Any:
-    return (
-        value
-        if value is None or isinstance(value, (str, bytes))
-        else json.dumps(value, ensure_ascii=False, default=_as_text)
-    )
+    if value is None or isinstance(value, (str, bytes)):
+        return value
+    is_json = isinstance(value, (bool, int, float, list, tuple, dict))
+    return json.dumps(value, ensure_ascii=False, default=_as_text) if is_json else _as_text(value)
 
 
 def _as_text(value: Any) -> str:

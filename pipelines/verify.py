@@ -16,7 +16,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from convbert.stores import reason
-from pipelines.errors import OutputError
+from pipelines.errors import OutputError, SourceError, StoreError
 from pipelines.manifest import Manifest, ShardEntry, read_manifest
 from pipelines.partitions import own_files
 from pipelines.plan import recipe_key
@@ -154,7 +154,10 @@ def _recount(output: Location, manifest: Manifest, entries: list[ShardEntry], pa
     if is_parted := "partition_by" in manifest.recipe:
         wanted = _in_any_order(wanted, parts)
     there = chain.from_iterable(_ids_of(output, part, is_parted=is_parted) for part in parts)
-    return _Count(rows, failed, list(_first_difference(wanted, there, parts, entries)))
+    try:
+        return _Count(rows, failed, list(_first_difference(wanted, there, parts, entries)))
+    except (SourceError, StoreError) as error:  # the others are compared all the same
+        return _Count(rows, failed, unanswered=[str(error)])
 
 
 def _count_part(part: Location, heads: list[str]) -> tuple[int, int, int]:

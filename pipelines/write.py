@@ -21,11 +21,13 @@ from pipelines.figures import Figures, lengths
 from pipelines.heads import Head
 from pipelines.partitions import INDEX_FOLDER, INDEX_SUFFIX, Partitioning
 from pipelines.results import N_COPIED, N_TOKENS
-from pipelines.storage import Location, locate, many_at_a_time, open_input, put
+from pipelines.storage import Location, locate, many_at_a_time, open_input, put, redacted
 from pipelines.units import unit_of
 
 Format = Literal["parquet", "arrow"]
 SUFFIXES: dict[Format, str] = {"parquet": ".parquet", "arrow": ".arrow"}
+MOST_ID_CHARACTERS = 200  # of an example in the figures
+_QUOTED = re.compile(r" holds .{1,40}, not ")  # a value, cut to 40 characters (pipelines.values)
 _NUMBER = re.compile(r"0x[0-9a-f]+|(?<![\w-])\d+\b")  # the 8 of UTF-8 is none
 _PART = b"convbert.part"  # keys of the schema metadata that carry a part's figures
 _FIGURES = b"convbert.figures"
@@ -162,10 +164,14 @@ def is_index(name: str) -> bool:
 
 
 def _commonest(table: pa.Table, n: int = 10) -> tuple[dict[str, int], dict[str, str]]:
-    """The commonest reasons, numbers in them left out, with how often each occurs and an id where it does."""
+    """The commonest reasons, without numbers and values of records, with how often each occurs and an id where it does.
+
+    They go where others read who may not read the corpus: manifest, report, logs.
+    """
     failed = table.select(["id", "error"]).filter(pc.is_valid(table["error"]))
-    reasons = [_NUMBER.sub("#", error) for error in failed["error"].to_pylist()]
-    examples = dict(zip(reversed(reasons), reversed(failed["id"].to_pylist()), strict=True))  # the first of each
+    reasons = [_NUMBER.sub("#", _QUOTED.sub(" holds …, not ", error)) for error in failed["error"].to_pylist()]
+    ids = [redacted(place[:MOST_ID_CHARACTERS]) for place in failed["id"].to_pylist()]
+    examples = dict(zip(reversed(reasons), reversed(ids), strict=True))  # the first of each
     counts = sorted(Counter(reasons).items(), key=lambda entry: (-entry[1], entry[0]))[:n]
     return dict(counts), {reason: examples[reason] for reason, _ in counts}
 

@@ -70,7 +70,8 @@ def check_fit(model: nn.Module, weights: Mapping[str, Tensor], *, base_prefix: s
                 f"{name} of {source} has shape {tuple(found[name].shape)}, but the config asks for "
                 f"{tuple(own[name].shape)}: config.json and weights do not belong together"
             )
-        if not found[name].is_floating_point() or found[name].element_size() < 2:
+        is_weight = own[name].is_floating_point()
+        if is_weight and (not found[name].is_floating_point() or found[name].element_size() < 2):
             raise WeightsError(
                 f"{name} of {source} holds {found[name].dtype}, no floating-point weights of 16 bits or more: "
                 "give the checkpoint before its quantisation"

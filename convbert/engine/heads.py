@@ -193,7 +193,8 @@ class Likeliest(nn.Module):
             highest, classes = probabilities.max(-1, keepdim=True)
         else:
             later = torch.arange(logits.shape[-1], dtype=torch.float64, device=logits.device)
-            ranks = probabilities.double() * (1 - later * 2**-44)  # neighbours in float32 are 2^-24 apart
+            ranks = probabilities.double() * (1 - later * 2**-44)  # neighbours in float32 are 2^-24 apart,
+            ranks -= later * 2.0**-1070  # and the least of them is far above what is taken from zeros
             classes = ranks.topk(self.k).indices
             highest = probabilities.gather(-1, classes)
         return torch.cat([highest, classes.float()], -1)

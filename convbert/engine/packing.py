@@ -55,10 +55,15 @@ class Packed(NamedTuple):
 
     def trimmed(self) -> Packed:
         """The same records without tokens before the first and behind the last, their offsets starting at 0."""
-        offsets = np.asarray(self.offsets)
+        offsets = np.asarray(self.offsets, np.int64)
         own = slice(offsets[0], offsets[-1])
-        types = None if self.token_type_ids is None else self.token_type_ids[own]
-        return self._replace(input_ids=self.input_ids[own], offsets=offsets - offsets[0], token_type_ids=types)
+        return self._replace(
+            input_ids=self.input_ids[own],
+            offsets=offsets - offsets[0],
+            token_type_ids=None if self.token_type_ids is None else self.token_type_ids[own],
+            attended=None if self.attended is None else np.asarray(self.attended, np.int64),
+            counted=None if self.counted is None else np.asarray(self.counted, np.int64),
+        )
 
 
 class Rows(NamedTuple):

@@ -93,7 +93,7 @@ class Engine:
 
         Raises:
             InputError: no records, one without tokens, one longer than ``max_position_embeddings``, or ids outside
-                their table.
+                their table, or ``attended`` that is no number of a record's tokens.
             RuntimeError: the device has no memory for a record alone (``is_out_of_memory``).
         """
         if len(records.lengths) == 0:
@@ -101,6 +101,8 @@ class Engine:
         records = records.trimmed()
         check_lengths(records.lengths, self.encoder.config.max_position_embeddings)
         self._check_ids(records)
+        if records.attended is not None and not np.all((records.attended >= 1) & (records.attended <= records.lengths)):
+            raise InputError("attended must say at least 1 and at most all of each record's tokens")
         results = {name: self._score(scorer, records) for name, scorer in self.scorers.items()}
         if self.heads:
             results.update(self._one_pass(records))

@@ -180,7 +180,7 @@ def vocab_lines(backend: Tokenizer) -> list[str]:
 
 def _read_vocab(path: Path) -> dict[str, int]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = [line.rstrip() for line in path.read_bytes().decode("utf-8").split("\n")]  # as the library reads them
     except (OSError, UnicodeDecodeError) as error:
         raise TokenizerError(f"{path} cannot be read as a vocabulary: {error}") from error
     if lines[-1] == "":

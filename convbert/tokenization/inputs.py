@@ -15,6 +15,7 @@ EncodeBatch = Callable[[list[Any]], list[Encoding]]
 
 def library_inputs(text: Any, pair: Any, *, words: bool) -> tuple[list[Any], bool, bool]:
     """A call's texts as the library takes them; whether they are a batch, and whether they are pairs."""
+    check_texts(text if isinstance(text, (list, tuple)) else [text])
     is_batch = isinstance(text, (list, tuple)) and (not words or (bool(text) and isinstance(text[0], (list, tuple))))
     if not is_batch:
         return [text if pair is None else (text, pair)], False, pair is not None
@@ -26,6 +27,17 @@ def library_inputs(text: Any, pair: Any, *, words: bool) -> tuple[list[Any], boo
     if not (words or is_pair) and any(isinstance(item, (list, tuple)) for item in text):
         raise TokenizerError("text holds lists: pass is_split_into_words=True for words, or tuples for pairs")
     return list(text), True, is_pair
+
+
+def check_texts(texts: Sequence[Any]) -> None:
+    """See that each is a text, or a pair or words: the library takes whatever has two items for a pair.
+
+    Raises:
+        TokenizerError: which is not.
+    """
+    for index, item in enumerate(texts):
+        if not isinstance(item, (str, list, tuple)):
+            raise TokenizerError(f"text {index} holds {item!r:.80}, which is no text: give str")
 
 
 def paired(texts: Sequence[Any], pairs: Sequence[Any]) -> list[Any]:

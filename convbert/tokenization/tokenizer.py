@@ -27,7 +27,7 @@ from convbert.tokenization.files import (
     added_token_fields,
     read_settings,
 )
-from convbert.tokenization.inputs import encode, library_inputs, paired
+from convbert.tokenization.inputs import check_texts, encode, library_inputs, paired
 from convbert.tokenization.limits import check_multiple, padding_settings, truncation_settings
 from convbert.tokenization.vocabulary import DEFAULT_TOKENS, Vocabulary
 
@@ -264,6 +264,7 @@ class ConvBertTokenizer(Vocabulary):
             TokenizerError: a text that is no valid Unicode, or a limit without room for text.
         """
         inputs = list(texts) if pairs is None else paired(texts, pairs)
+        check_texts(inputs)
         cut = truncation_settings(
             False if max_length is None else truncation,
             padding=False,

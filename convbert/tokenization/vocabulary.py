@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordPiece
+from typing_extensions import Self
 
 from convbert.errors import TokenizerError
 from convbert.tokenization.backend import check_ids, without_holes
@@ -261,6 +263,9 @@ class Vocabulary:
             backend.no_padding() if padding is None else backend.enable_padding(**padding)
             backend.encode_special_tokens = self.split_special_tokens
             yield backend
+
+    def __copy__(self) -> Self:
+        return copy.deepcopy(self)  # or both would set one backend's limits, each under a lock of its own
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}

@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import transformers
 from hypothesis import given, settings
@@ -81,6 +82,14 @@ def assert_same(ours: ConvBertConfig, theirs: transformers.ConvBertConfig) -> No
             assert getattr(ours, f.name) == getattr(theirs, f.name), f.name
     assert (ours.num_labels, ours.label2id) == (theirs.num_labels, theirs.label2id)
     assert ours.model_type == theirs.model_type
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    labels = {np.int64(0): "a", np.int64(1): "b"}
+    for config in (ConvBertConfig(num_labels=np.int64(3)), ConvBertConfig(id2label=labels, vocab_size=np.int32(90))):
+        config.save_pretrained(tmp_path)
+        assert ConvBertConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+    assert (config.vocab_size, config.id2label) == (90, {0: "a", 1: "b"})
 
 
 @settings(max_examples=100, derandomize=True, deadline=None)

@@ -308,10 +308,14 @@ class TestLoading:
                 super().__init__(config)
                 self.register_buffer("of_classes", torch.tensor([1.0, 3.0]), persistent=False)
                 self.plain = torch.tensor([2.0])
+                self.register_buffer("n_steps", torch.tensor(0))
 
-        Weighted(CONFIG).save_pretrained(tmp_path)
+        model = Weighted(CONFIG)
+        model.n_steps += 5
+        model.save_pretrained(tmp_path)
         loaded = Weighted.from_pretrained(tmp_path)
         assert (loaded.of_classes.tolist(), loaded.plain.tolist()) == ([1.0, 3.0], [2.0])
+        assert loaded.n_steps == 5
 
 
 class TestResizing:

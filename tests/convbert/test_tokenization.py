@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -143,11 +144,16 @@ def test_the_fingerprint_tells_what_decides_the_ids(vocab_file: Path) -> None:
     assert tokenizer.fingerprint() not in prints
 
 
-@pytest.mark.parametrize("twin", [copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))])
+@pytest.mark.parametrize("twin", [copy.deepcopy, copy.copy, lambda t: pickle.loads(pickle.dumps(t))])
 def test_copies_work(tokenizer: ConvBertTokenizer, twin: Any) -> None:
     other = twin(tokenizer)
     assert other("u.s. foobar")["input_ids"] == tokenizer("u.s. foobar")["input_ids"]
     assert twin(tokenizer("foo"))["input_ids"] == [2, 5, 3]
+
+
+def test_a_copy_shares_no_limits(tokenizer: ConvBertTokenizer) -> None:
+    """They are the backend's state."""
+    assert copy.copy(tokenizer)._backend is not tokenizer._backend
 
 
 def test_unpadded_batches(tokenizer: ConvBertTokenizer) -> None:
@@ -234,6 +240,9 @@ def test_no_texts(tokenizer: ConvBertTokenizer) -> None:
         (["fine", "bad \udfff"], r"text 1 holds the lone surrogate U\+DFFF at character 4"),
         (["fine", None], "text 1 holds None, which is no text"),
         (5, "text 0 holds 5"),
+        (np.array(["foo", "u"]), r"text 0 holds array\(.*which is no text"),  # and no pair
+        (deque(["foo", "u"]), r"text 0 holds deque\(.*which is no text"),
+        ([np.array(["foo", "u"]), "u"], r"text 0 holds array\(.*which is no text"),
         ([["foo", "u"]], "pass is_split_into_words=True"),
         ([("foo", "\ud800")], "text 0 holds the lone surrogate"),
     ],
@@ -242,8 +251,10 @@ def test_what_is_no_text_is_refused(tokenizer: ConvBertTokenizer, texts: Any, me
     with pytest.raises(TokenizerError, match=message):
         tokenizer(texts)
     if isinstance(texts, list) and not isinstance(texts[0], (list, tuple)):
-        with pytest.raises(TokenizerError, match=message):
-            tokenizer.encode_batch(texts)
+        for limit in (None, 8):
+            if limit is None or "surrogate" not in message:  # what is cut off is not looked at
+                with pytest.raises(TokenizerError, match=message):
+                    tokenizer.encode_batch(texts, max_length=limit)
 
 
 def test_words_that_are_no_text_are_refused(tokenizer: ConvBertTokenizer) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import transformers
 from tokenizers import AddedToken
 
 from convbert import ConvBertTokenizer, TokenizerError
@@ -46,6 +47,15 @@ def test_the_last_of_duplicate_lines_counts(with_holes: ConvBertTokenizer) -> No
     assert with_holes.convert_ids_to_tokens([5, 6, 7, 8, 9, 10]) == [None, None, "b", None, "c", "a"]
     assert with_holes.vocab_size == len(with_holes) == 11
     assert len(with_holes.get_vocab()) == 8
+
+
+def test_lines_are_read_as_transformers_reads_them(tmp_path: Path) -> None:
+    path = tmp_path / "vocab.txt"
+    path.write_bytes("\r\n".join([*SPECIAL, "free ", "mail\t", "a\rb", "now\u3000"]).encode())
+    oracle = transformers.BertTokenizer(str(path))
+    for text in ("free mail now", "mail"):
+        assert ConvBertTokenizer(path)(text)["input_ids"] == oracle(text)["input_ids"]
+    assert ConvBertTokenizer(path)("free mail now")["input_ids"] == [2, 5, 6, 8, 3]
 
 
 def test_new_tokens_never_take_the_id_of_another(with_holes: ConvBertTokenizer) -> None:

@@ -76,8 +76,8 @@ def test_too_many_or_too_long_values_are_refused() -> None:
     many = pa.table({"id": range(MAX_VALUES + 1), "user": range(MAX_VALUES + 1)})
     with pytest.raises(RunError, match=r"--partition-by user: 257 values in one unit .*more than 256: choose"):
         split(many, Partitioning("user"))
-    with pytest.raises(RunError, match="too long for a folder's name"):
-        split(pa.table({"url": ["ü" * 130]}), Partitioning("url"))
+    with pytest.raises(RunError, match="of record two is too long for a folder's name"):
+        split(pa.table({"id": ["one", "two"], "url": ["ü", "ü" * 130]}), Partitioning("url"))
 
 
 @pytest.mark.parametrize("type_", [pa.float32(), pa.list_(pa.string()), pa.timestamp("us"), pa.struct([])])

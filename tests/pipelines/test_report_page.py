@@ -136,6 +136,12 @@ def test_the_notices_say_what_to_do(report: Values) -> None:
     assert [(notice.kind, notice.text) for notice in notices(bad_night)] == [
         ("act", "Too many new records failed: 51 of 1,007, 5.1%; the job takes 5.0%.")
     ]
+    exactly = {
+        **calm,
+        "output": {**report["output"], "failed": 29, "rows": 100},
+        "job": {**report["job"], "max_failed_fraction": 0.29},
+    }
+    assert [notice.kind for notice in notices(exactly)] == ["good"]  # 0.29 * 100 is less than 29 in floats
     gone = {**calm, "job": {**report["job"], "vanished": 3}}
     assert notices(gone)[-1].text == "3 labelled shards are no longer among the inputs."
 

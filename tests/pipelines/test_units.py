@@ -60,6 +60,24 @@ def test_folders_files_and_globs_give_each_shard_once(tmp_path: Path) -> None:
     assert names == ["b.parquet", "e.jsonl.zst", "sub/a.jsonl.gz", "sub/c.json"]
 
 
+def test_files_that_only_look_like_shards_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.jsonl", "notes.txt", "b.jsonl.bz2", "C.JSONL", "d.ndjson", "e.parq"):
+        (tmp_path / name).write_bytes(b"{}")
+    assert [shard.stem for shard in list_shards([str(tmp_path)])] == ["a"]
+    assert re.search(
+        r": 4 files such as .*(bz2|JSONL|ndjson|parq) are passed over, for shards end in \.parquet", caplog.text
+    )
+    caplog.clear()
+    list_shards([f"{tmp_path}/*.jsonl"])
+    assert not caplog.text
+
+
+def test_a_name_that_means_a_chain_of_stores_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a::b.jsonl").write_bytes(b"{}")
+    with pytest.raises(SourceError, match=r"a::b\.jsonl has '::' in its name, .*: rename it"):
+        list_shards([str(tmp_path)])
+
+
 def test_a_file_that_is_named_in_several_ways_is_one_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "w").mkdir()

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import uuid
 from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from pipelines.values import kept_array
+from pipelines.values import checked_texts, kept_array, kept_column
 
 
 @pytest.mark.parametrize(
@@ -43,3 +44,29 @@ def test_a_kept_value_is_kept_whole_or_is_its_records_error(
         array, reasons = kept_array([*fits, value], pa.field("c", type_))
         assert reasons == [None] * len(fits) + [f"c holds {value!a:.40}, not {type_}"]
         assert array[-1].as_py() is None
+
+
+def test_a_text_column_of_another_type_fails_record_by_record() -> None:
+    values = [dt.datetime(2026, 11, 27), dt.date(2026, 11, 27), Decimal("1.5"), 5]
+    kinds = ["a datetime", "a date", "a Decimal", "a number"]
+    assert checked_texts(values, "text")[1] == [f"text is {kind}, not a string" for kind in kinds]
+
+
+def test_texts_within_a_kept_column_are_looked_at() -> None:
+    broken = pa.StructArray.from_arrays([pa.array([b"fine", b"\xff"]).view(pa.string())], names=["x"])
+    array, reasons = kept_column(broken, pa.field("c", broken.type))
+    assert array.to_pylist() == [{"x": "fine"}, None]
+    assert reasons == [None, "c holds a value that Python cannot show"]
+
+
+def test_a_number_beyond_the_kept_type_is_an_error() -> None:
+    array, reasons = kept_column(pa.array([1.5, 1e300, math.inf, None]), pa.field("c", pa.float32()))
+    assert array.to_pylist() == [1.5, None, math.inf, None]
+    assert reasons == [None, "c holds 1e+300, not float", None, None]
+
+
+def test_what_json_has_no_type_for_is_kept_as_its_text() -> None:
+    name = uuid.UUID(int=5)
+    array, reasons = kept_array([name, "text", {"id": name}], pa.field("c", pa.string()))
+    assert array.to_pylist() == [str(name), "text", f'{{"id": "{name}"}}']
+    assert reasons == [None] * 3

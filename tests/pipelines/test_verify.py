@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import verify as module
-from pipelines.errors import OutputError
+from pipelines.errors import OutputError, SourceError
 from pipelines.spec import JobSpec
 from pipelines.units import Shard, shard_at
 from pipelines.verify import verify
@@ -106,6 +106,21 @@ def test_shards_that_have_changed_are_named(labelled: Path) -> None:
         (labelled / "away").rename(shard)
     assert (verdict.faults, verdict.changed) == ([], [str(shard)])
     assert verdict.lines()[-1].endswith("every record is there once (1 shards could not be compared)")
+
+
+def test_a_shard_that_can_no_longer_be_read_leaves_the_others_compared(
+    labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ids_of(shard: Shard, column: str) -> Iterator[str]:
+        if shard.url.endswith("a.parquet"):
+            raise SourceError("a.parquet cannot be read: copy it again")
+        yield from real(shard, column)
+
+    real = module.ids_of
+    monkeypatch.setattr(module, "ids_of", ids_of)
+    verdict = verify(str(labelled / "out"))
+    assert (verdict.faults, verdict.unanswered) == ([], ["a.parquet cannot be read: copy it again"])
+    assert not verdict.is_good
 
 
 def refusing(url: str) -> Shard:

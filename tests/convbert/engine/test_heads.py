@@ -88,6 +88,7 @@ def test_masked_tokens_get_a_row_each_and_records_without_one_none(pair) -> None
 def test_the_likeliest_are_the_first_of_equals(dtype: torch.dtype) -> None:
     logits = torch.randn(40, 3000, generator=torch.Generator().manual_seed(0)).to(dtype) * 5  # bf16: equals everywhere
     logits[0] = 1.0
+    logits[1], logits[1, 7] = -200.0, 0.0  # the others are 0, and equal
     probabilities = logits.float().softmax(-1).numpy()
     order = np.argsort(-probabilities, axis=1, kind="stable")
     for k in (1, 2, 7, 100):

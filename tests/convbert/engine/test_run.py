@@ -141,6 +141,9 @@ def test_bad_input_is_named(checkpoint: Path) -> None:
         engine(Packed(np.array([], np.int64), np.array([0])))
     with pytest.raises(InputError, match="record 0 of the batch has no tokens"):
         engine(Packed(np.array([], np.int64), np.array([0, 0])))
+    for attended in ([0, 3], [-1, 3], [4, 4]):
+        with pytest.raises(InputError, match="attended must say at least 1 and at most all"):
+            engine(packed([4, 3], 60)._replace(attended=np.array(attended)))
     masks = Engine(model.base_model, {"masks": TokensWithId(model.classifier.dense, token_id=4)})
     with pytest.raises(InputError, match="record 1 of the batch has no tokens"):
         masks(Packed(np.array([4, 5]), np.array([0, 2, 2])))

@@ -54,7 +54,7 @@ def inspect(shards: Iterable[Shard], *, unit_rows: int) -> list[Inspection]:
 
 
 def _inspect(shard: Shard, unit_rows: int) -> Inspection:
-    if shard.size == 0 and not shard.is_parquet and compression_of(shard.url) is None:
+    if shard.size == 0:
         return Inspection(shard, [], None)
     return _inspect_parquet(shard, unit_rows) if shard.is_parquet else _inspect_jsonl(shard, unit_rows)
 

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 PARQUET_SUFFIX = ".parquet"
 SUFFIXES = (PARQUET_SUFFIX, *(name + packed for name in (".jsonl", ".json") for packed in ("", ".gz", ".zst")))
+_MAY_BE_EMPTY = (".json", ".jsonl")
 _ALIKE = re.compile(r"\.(jsonl?|ndjson|parq|parquet|pq)(\.\w+)?$", re.IGNORECASE)
 _PART = re.compile(r"(?:_units/)?part-.*-([0-9a-f]{16})-(\d{5,})(?:\.[a-z]+)?", re.DOTALL)
 
@@ -154,7 +155,7 @@ def list_shards(inputs: Iterable[str]) -> list[Shard]:
 
     Raises:
         SourceError: an input with no shard behind it, with a link that cannot be followed, or with a shard whose name
-            is not UTF-8 or whose size its store does not tell.
+            is not UTF-8, whose size its store does not tell, or which has no bytes and a kind that cannot be empty.
         SpecError: a store whose files no URL names.
     """
     shards: dict[str, Shard] = {}
@@ -190,7 +191,13 @@ def _shards_of(url: str) -> list[Shard]:
                 f"{info['name']} is a link to {info['destination']}, which is not there or holds the link itself: "
                 "mend or remove it"
             )
-    return [_shard(url, fs, info) for info in infos if info["type"] == "file"]
+    shards = [_shard(url, fs, info) for info in infos if info["type"] == "file"]
+    for shard in shards:
+        if shard.size == 0 and not shard.url.endswith(_MAY_BE_EMPTY):
+            raise SourceError(
+                f"{shard.name} has 0 bytes, which no such file has: copy it again or leave it out of --input"
+            )
+    return shards
 
 
 def _tell_of_others(url: str, infos: Sequence[Info]) -> None:

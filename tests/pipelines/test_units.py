@@ -72,6 +72,17 @@ def test_files_that_only_look_like_shards_are_told(tmp_path: Path, caplog: pytes
     assert not caplog.text
 
 
+def test_a_shard_of_no_bytes_is_a_failed_upload_or_lines_of_text(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.json"):
+        (tmp_path / name).touch()
+    assert [shard.size for shard in list_shards([str(tmp_path)])] == [0, 0]
+    for name in ("c.parquet", "c.jsonl.gz", "c.json.zst"):
+        (tmp_path / name).touch()
+        with pytest.raises(SourceError, match=rf"{name} has 0 bytes, .*: copy it again or leave it out"):
+            list_shards([str(tmp_path)])
+        (tmp_path / name).unlink()
+
+
 def test_a_name_that_means_a_chain_of_stores_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a::b.jsonl").write_bytes(b"{}")
     with pytest.raises(SourceError, match=r"a::b\.jsonl has '::' in its name, .*: rename it"):

@@ -171,6 +171,8 @@ class ConvBertConfig(_Fields):
             ids = value if name == "eos_token_id" and isinstance(value, list) else [value]
             valid = all(index is None or _is_whole(index, at_least=0) for index in ids)
             self._require(name, valid, "must be a token id (0, 1, …) or None")
+            plain = [index if index is None else int(index) for index in ids]
+            setattr(self, name, plain if isinstance(value, list) else plain[0])
         self._validate_choices()
         self._validate_shape()
 

@@ -169,9 +169,7 @@ class OnlinePredictor:
         self._settings = settings or {}
         self._plans = {plan.name: plan for one in passes for plan in one.heads}
         self._tokenizers = {name: ConvBertTokenizer.from_pretrained(plan.url) for name, plan in self._plans.items()}
-        self._counting = copy.deepcopy(
-            self._tokenizers
-        )  # for another thread than the one of the batches, which holds them
+        self._counting = copy.deepcopy(self._tokenizers)  # for the thread that takes requests: batches hold the others
         self._pass_of = {plan.name: one.encoding for one in passes for plan in one.heads}
         for name in self._plans:
             self._check_tokenizer(name)

@@ -349,15 +349,13 @@ def _ids_alone(file: pq.ParquetFile, group: int, column: str | None, start: int,
 
 
 def _parquet_block(batch: pa.RecordBatch, places: list[str], columns: Columns) -> pa.Table:
-    def values(name: str | None, default: Any = None) -> list[Any]:
-        column = _only(batch, name)
-        return [default] * len(batch) if column is None else shown(_as_bytes(column), str(name))[0]
-
     texts: dict[str, list[Any]] = {}
     reasons: list[Reasons] = [[None] * len(batch)]
     for name, checked in columns.checks():
-        texts[name], why = checked(values(name, MISSING), name)
-        reasons.append(why)
+        column = _only(batch, name)
+        values, unshown = ([MISSING] * len(batch), reasons[0]) if column is None else shown(_as_bytes(column), name)
+        texts[name], why = checked(values, name)
+        reasons.append([first or second for first, second in zip(unshown, why, strict=True)])
     kept = []
     for f in columns.kept:
         column = _only(batch, f.name)

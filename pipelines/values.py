@@ -105,7 +105,8 @@ def _cast(column: pa.Array, type_: pa.DataType) -> pa.Array:
         return pa.nulls(len(column), type_)
     array = column.cast(type_)
     means_another = not is_string(type_) and any(is_(type_) != is_(column.type) for is_ in _MEANINGS)
-    overflows = pa.types.is_floating(type_) and not pc.is_finite(array).equals(pc.is_finite(column))
+    are_floats = pa.types.is_floating(type_) and pa.types.is_floating(column.type)
+    overflows = are_floats and not pc.is_finite(array).equals(pc.is_finite(column))
     if means_another or overflows or (pa.types.is_nested(type_) and not array.cast(column.type).equals(column)):
         raise pa.ArrowInvalid(f"{column.type} does not fit into {type_}")
     return array

@@ -226,7 +226,7 @@ def _add_error_handlers(app: FastAPI, heads: Mapping[str, Any]) -> None:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
             return JSONResponse({"error": "the body is not JSON"}, 400)
-        if "json" not in request.headers.get("content-type", ""):
+        if "json" not in request.headers.get("content-type", "").lower():
             return JSONResponse({"error": "say what the body is: Content-Type: application/json"}, 422)
         place = ".".join(ascii(part)[:40].strip("'") for part in first["loc"] if part != "body") or "the body"
         return JSONResponse({"error": f"{place}: {first['msg']}"}, 422)

@@ -169,7 +169,7 @@ def _commonest(table: pa.Table, n: int = 10) -> tuple[dict[str, int], dict[str, 
     They go where others read who may not read the corpus: manifest, report, logs.
     """
     failed = table.select(["id", "error"]).filter(pc.is_valid(table["error"]))
-    reasons = [_NUMBER.sub("#", _QUOTED.sub(" holds …, not ", error)) for error in failed["error"].to_pylist()]
+    reasons = [_NUMBER.sub("#", _QUOTED.sub(" holds ..., not ", error)) for error in failed["error"].to_pylist()]
     ids = [redacted(place[:MOST_ID_CHARACTERS]) for place in failed["id"].to_pylist()]
     examples = dict(zip(reversed(reasons), reversed(ids), strict=True))  # the first of each
     counts = sorted(Counter(reasons).items(), key=lambda entry: (-entry[1], entry[0]))[:n]

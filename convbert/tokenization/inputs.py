@@ -37,7 +37,7 @@ def check_texts(texts: Sequence[Any]) -> None:
     """
     for index, item in enumerate(texts):
         if not isinstance(item, (str, list, tuple)):
-            raise TokenizerError(f"text {index} holds {item!r:.80}, which is no text: give str")
+            raise TokenizerError(f"text {index} {_no_text(item)}")
 
 
 def paired(texts: Sequence[Any], pairs: Sequence[Any]) -> list[Any]:
@@ -81,7 +81,7 @@ def _attempt(encode_batch: EncodeBatch, inputs: list[Any]) -> tuple[list[Encodin
 def _reason(item: Any, error: BaseException) -> str:
     for part in _parts(item):
         if not isinstance(part, str):
-            return f"holds {part!r:.80}, which is no text: give str"
+            return _no_text(part)
         try:
             part.encode("utf-8")
         except UnicodeEncodeError as found:
@@ -90,6 +90,10 @@ def _reason(item: Any, error: BaseException) -> str:
                 "Unicode, decode its source with errors='replace'"
             )
     return f"cannot be tokenised: {error}"
+
+
+def _no_text(item: Any) -> str:
+    return f"holds {item!r:.80}, which is no text: give str"
 
 
 def _parts(item: Any) -> Iterator[Any]:

@@ -10,7 +10,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from convbert import ConvBertConfig, ConvBertTokenizer, engine
-from convbert.engine.packing import offsets_of
+from convbert.engine.packing import Indices, offsets_of
 from pipelines.encode import Inputs
 from pipelines.figures import Histogram, shares
 from pipelines.heads.base import Head, Results, lists_of
@@ -25,10 +25,6 @@ _ANSWER = [
     pa.field("start", pa.int32()),  # first character in the context
     pa.field("end", pa.int32()),  # last character + 1
 ]
-
-
-Indices = NDArray[np.int64]
-Scores = NDArray[np.float64]
 
 
 class Answer(NamedTuple):
@@ -51,7 +47,7 @@ class _Window(NamedTuple):
     spans: NDArray[np.int32]
     firsts: Indices
     lasts: Indices
-    scores: Scores
+    scores: NDArray[np.float64]
 
     def answer(self, place: int, text: str) -> Answer:
         """One of them, whole words."""
@@ -114,7 +110,7 @@ class QuestionAnswering(Head):
             starts, ends = _softmax(results.values[rows], is_context | is_cls)
             no_answer = min(no_answer, float(starts[0] * ends[0]))
             context = np.flatnonzero(is_context)
-            windows.append(_Window(spans[context], *self._likeliest(starts[context], ends[context])))
+            windows.append(self._window(spans[context], starts[context], ends[context]))
         offsets = offsets_of([len(window.scores) for window in windows])
         best = np.argsort(-np.concatenate([window.scores for window in windows]), kind="stable")[: self.top_k]
         owners = np.searchsorted(offsets, best, side="right") - 1
@@ -126,8 +122,8 @@ class QuestionAnswering(Head):
             answers.append(Answer("", no_answer, 0, 0))
         return sorted(answers, key=lambda answer: -answer.score)[: self.top_k], no_answer
 
-    def _likeliest(self, starts: NDArray[np.float64], ends: NDArray[np.float64]) -> tuple[Indices, Indices, Scores]:
-        """First tokens, last tokens and scores of a window's likeliest stretches, the best first."""
+    def _window(self, spans: NDArray[np.int32], starts: NDArray[np.float64], ends: NDArray[np.float64]) -> _Window:
+        """The likeliest stretches of C tokens, each of which begins and ends them with these probabilities (C,)."""
         longest = min(self.max_answer_tokens, len(starts))
         reach = sliding_window_view(np.append(ends, np.zeros(longest - 1)), longest)  # (C, longest)
         scores = (starts[:, None] * reach).ravel()
@@ -136,7 +132,7 @@ class QuestionAnswering(Head):
         best = best[np.argsort(-scores[best], kind="stable")]
         firsts, further = np.divmod(best, longest)
         is_inside = firsts + further < len(starts)
-        return firsts[is_inside], (firsts + further)[is_inside], scores[best[is_inside]]
+        return _Window(spans, firsts[is_inside], (firsts + further)[is_inside], scores[best[is_inside]])
 
     def counts(self, column: pa.StructArray) -> dict[str, int]:
         """Records with and without an answer."""

@@ -86,7 +86,10 @@ def assert_same(ours: ConvBertConfig, theirs: transformers.ConvBertConfig) -> No
 
 def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
     labels = {np.int64(0): "a", np.int64(1): "b"}
-    for config in (ConvBertConfig(num_labels=np.int64(3)), ConvBertConfig(id2label=labels, vocab_size=np.int32(90))):
+    for config in (
+        ConvBertConfig(num_labels=np.int64(3)),
+        ConvBertConfig(id2label=labels, vocab_size=np.int32(90), pad_token_id=np.int64(0), eos_token_id=[np.int64(3)]),
+    ):
         config.save_pretrained(tmp_path)
         assert ConvBertConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
     assert (config.vocab_size, config.id2label) == (90, {0: "a", 1: "b"})

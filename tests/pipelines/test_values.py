@@ -65,6 +65,13 @@ def test_a_number_beyond_the_kept_type_is_an_error() -> None:
     assert reasons == [None, "c holds 1e+300, not float", None, None]
 
 
+@pytest.mark.parametrize("values", [["1.5", None], [Decimal("1.5"), None], [1, None]], ids=str)
+def test_what_arrow_takes_for_numbers_is_kept_as_numbers(values: list[Any]) -> None:
+    array, reasons = kept_column(pa.array(values), pa.field("c", pa.float64()))
+    assert array.to_pylist() == [float(values[0]), None]
+    assert reasons == [None, None]
+
+
 def test_what_json_has_no_type_for_is_kept_as_its_text() -> None:
     name = uuid.UUID(int=5)
     array, reasons = kept_array([name, "text", {"id": name}], pa.field("c", pa.string()))

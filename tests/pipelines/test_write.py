@@ -153,9 +153,9 @@ def test_figures_hold_no_values_and_no_secrets_of_records(tmp_path: Path) -> Non
     ids = ["https://store/a.jsonl?X-Amz-Signature=secret", "b", "c", "long" * 9999]
     table = table.set_column(1, "error", pa.array(errors)).set_column(0, "id", pa.array(ids))
     part = write(table, tmp_path)
-    assert part.reasons == {"note holds …, not int64": 2, "text is null": 1}
+    assert part.reasons == {"note holds ..., not int64": 2, "text is null": 1}
     assert part.examples == {
-        "note holds …, not int64": "https://store/a.jsonl?X-Amz-Signature=***",
+        "note holds ..., not int64": "https://store/a.jsonl?X-Amz-Signature=***",
         "text is null": "long" * 50,
     }
     assert pq.read_table(tmp_path)["error"].to_pylist() == errors

@@ -200,6 +200,7 @@ def test_as_many_records_as_a_micro_batch_may_hold(model: ConvBertForSequenceCla
     assert_close(rows, np.repeat(expected["first"].values, n_records, axis=0), 0.05)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # which torch warns of once
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_nothing_waits_for_the_gpu_before_the_results_are_fetched(
     model: ConvBertForSequenceClassification, precision: str
@@ -208,8 +209,8 @@ def test_nothing_waits_for_the_gpu_before_the_results_are_fetched(
     engine = Engine(model.base_model, heads, device="cuda", precision=precision, max_batch_tokens=1024)
     batch = packed(LENGTHS)
     engine(batch)
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         with torch.inference_mode():
             engine._run(batch)
     finally:

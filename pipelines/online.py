@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from convbert import ConvBertConfig, ConvBertTokenizer
 from convbert.engine import Rows
 from pipelines.batching import Speed
+from pipelines.columns import rows_of
 from pipelines.culprits import sparing_culprits
 from pipelines.decode import has_no_number, no_number
 from pipelines.encode import Encoded, Encoding
@@ -148,6 +149,8 @@ class _Found(NamedTuple):
 
     def sound(self) -> _Found:
         """The records without an error."""
+        if not self.errors:
+            return self
         return self.take(np.flatnonzero([record not in self.errors for record in self.records.tolist()]))
 
 
@@ -317,8 +320,8 @@ class OnlinePredictor:
         if not len(found.records):
             return
         for plan in plans:
-            column = plan.head.to_arrow(Results(*found.results[plan.name], found.sequences, found.texts))
-            for record, struct in zip(found.records.tolist(), column.to_pylist(), strict=True):
+            columns = plan.head.columns(Results(*found.results[plan.name], found.sequences, found.texts))
+            for record, struct in zip(found.records.tolist(), rows_of(columns), strict=True):
                 targets[record][plan.name] = struct
 
     def _most_general(self, plan: HeadPlan) -> HeadPlan:

@@ -277,8 +277,8 @@ class ConvBertTokenizer(Vocabulary):
         )
         with self._configured(cut) as backend:
             run = partial(encode, backend.encode_batch if spans else backend.encode_batch_fast)
-            takes_beginnings = max_length is not None and stride is None and pairs is None
-            if takes_beginnings and self.truncation_side == "right" and library.cuts_at_spaces(backend):
+            is_cut = cut is not None and cut["direction"] == "right" and stride is None and pairs is None
+            if is_cut and _has_rest(texts, max_length or 0) and library.cuts_at_spaces(backend):
                 encodings = _beginnings(run, list(texts), max_length or 0)
             else:
                 encodings = run(inputs)
@@ -469,6 +469,11 @@ class ConvBertTokenizer(Vocabulary):
 
 ConvBertTokenizerFast = ConvBertTokenizer
 """The same class under Transformers' other name: docs/decisions/0004-one-tokenizer-class.md says why."""
+
+
+def _has_rest(texts: Sequence[str], max_length: int) -> bool:
+    """Whether any text is longer than what its first tokens take to be found."""
+    return max(map(len, texts), default=0) > _BEGINNING_CHARACTERS * max_length
 
 
 def _beginnings(run: Callable[[list[str]], list[Encoding]], texts: list[str], max_length: int) -> list[Encoding]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from convbert import ConvBertConfig, ConvBertTokenizer, engine
+from pipelines.columns import Column, arrow_of
 from pipelines.encode import Inputs, LongText
 from pipelines.figures import Histogram
 from pipelines.sequences import Sequences
@@ -94,8 +95,12 @@ class Head(ABC):
         return values
 
     @abstractmethod
+    def columns(self, results: Results) -> Mapping[str, Column]:
+        """What the model gave for at least one record, as R values of each field of the output column."""
+
     def to_arrow(self, results: Results) -> pa.StructArray:
-        """What the model gave for at least one record, as R values of the output column."""
+        """The same as the output column."""
+        return arrow_of(self.columns(results), self.schema)
 
     @abstractmethod
     def counts(self, column: pa.StructArray) -> dict[str, int]:
@@ -121,8 +126,3 @@ def text_inputs(spec: JobSpec) -> Inputs:
 def count_values(values: pa.Array) -> dict[str, int]:
     """How often each value occurs; null does not count."""
     return {str(entry["values"]): entry["counts"] for entry in pc.value_counts(values.drop_null()).to_pylist()}
-
-
-def lists_of(values: pa.Array, offsets: NDArray[np.int64]) -> pa.ListArray:
-    """Values as lists, the r-th from ``offsets[r]`` to ``offsets[r + 1]``."""
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from convbert import ConvBertConfig, ConvBertTokenizer, engine
+from pipelines.columns import Column
 from pipelines.figures import Histogram, numbers
 from pipelines.heads.base import Head, Results, text_inputs
 from pipelines.spec import JobSpec
@@ -36,14 +37,12 @@ class Embedding(Head):
         """A vector a sequence."""
         return engine.FirstToken() if self.pooling == "cls" else engine.Pooled(self.pooling)
 
-    def to_arrow(self, results: Results) -> pa.StructArray:
-        """(S, H) of the windows -> R structs."""
+    def columns(self, results: Results) -> dict[str, Column]:
+        """(S, H) of the windows -> R vectors."""
         vectors = results.joined(by_max=self.pooling == "max")
         if self.normalize:
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        flat = pa.array(vectors.astype(self.dtype).ravel())
-        lists = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-        return pa.StructArray.from_arrays([lists], fields=list(self.schema))
+        return {"embedding": vectors.astype(self.dtype)}
 
     def counts(self, column: pa.StructArray) -> dict[str, int]:
         """Nothing to count."""

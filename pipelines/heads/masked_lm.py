@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from convbert import ConvBertConfig, ConvBertTokenizer, engine
 from convbert.engine.packing import offsets_of
+from pipelines.columns import Column, Lists, Named, Names
 from pipelines.encode import Inputs
 from pipelines.errors import ModelError
 from pipelines.figures import Histogram, numbers, shares
-from pipelines.heads.base import Head, Results, lists_of
+from pipelines.heads.base import Head, Results
 from pipelines.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -61,17 +62,15 @@ class FillMask(Head):
         n_words = values.shape[1] // 2
         return np.concatenate([values[:, : self.top_k], values[:, n_words : n_words + self.top_k]], axis=1)
 
-    def to_arrow(self, results: Results) -> pa.StructArray:
-        """(N, 2 · top_k) for the N masks -> R structs."""
+    def columns(self, results: Results) -> dict[str, Column]:
+        """(N, 2 · top_k) for the N masks -> R lists of lists."""
         packed = results.sequences.packed
         is_counted = results.sequences.is_counted[packed.input_ids == self.mask_id]
         values = results.values[is_counted]
         scores, ids = values[:, : self.top_k].ravel(), values[:, self.top_k :].ravel().astype(np.int32)
-        columns = [pa.array(self.words, pa.string()).take(pa.array(ids)), pa.array(scores), pa.array(ids)]
-        words = pa.StructArray.from_arrays(columns, fields=list(_WORD))
-        of_masks = lists_of(words, np.arange(0, len(ids) + 1, self.top_k))
-        n_masks = offsets_of(is_counted)[results.offsets]
-        return pa.StructArray.from_arrays([lists_of(of_masks, n_masks)], fields=list(self.schema))
+        words = {"token": Named(self.words, ids), "score": scores, "id": ids}
+        of_masks = Lists(words, np.arange(0, len(ids) + 1, self.top_k))
+        return {"masks": Lists(of_masks, offsets_of(is_counted)[results.offsets])}
 
     def counts(self, column: pa.StructArray) -> dict[str, int]:
         """Masks that were filled."""
@@ -112,16 +111,15 @@ class PseudoLogLikelihood(Head):
             model.generator_predictions, model.generator_lm_head, mask_id=self.mask_id, unscored=self.unscored
         )
 
-    def to_arrow(self, results: Results) -> pa.StructArray:
-        """(S, 2) -> R structs."""
+    def columns(self, results: Results) -> dict[str, Column]:
+        """(S, 2) -> R values each."""
         total, count = np.add.reduceat(results.values.astype(np.float64), results.offsets[:-1], axis=0).T
         perplexity = np.exp(-total / np.maximum(count, 1))
-        columns = [
-            pa.array(total, pa.float32()),
-            pa.array(count.astype(np.int32)),
-            pa.array(perplexity.astype(np.float32), mask=count == 0),
-        ]
-        return pa.StructArray.from_arrays(columns, fields=list(self.schema))
+        return {
+            "pseudo_log_likelihood": total.astype(np.float32),
+            "tokens": count.astype(np.int32),
+            "pseudo_perplexity": np.ma.array(perplexity.astype(np.float32), mask=count == 0),
+        }
 
     def counts(self, column: pa.StructArray) -> dict[str, int]:
         """Nothing to count."""
@@ -134,9 +132,9 @@ class PseudoLogLikelihood(Head):
 
 
 @lru_cache(maxsize=8)
-def _words(tokenizer: ConvBertTokenizer, vocab_size: int) -> list[str]:
+def _words(tokenizer: ConvBertTokenizer, vocab_size: int) -> Names:
     """Every word piece by its id."""
-    return [tokenizer.decode([index]) for index in range(vocab_size)]
+    return Names([tokenizer.decode([index]) for index in range(vocab_size)])
 
 
 def _mask_id(tokenizer: ConvBertTokenizer) -> int:

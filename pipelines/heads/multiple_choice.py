@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from convbert import ConvBertConfig, ConvBertTokenizer, engine
+from pipelines.columns import Column, Lists
 from pipelines.encode import Inputs
 from pipelines.errors import ModelError
 from pipelines.figures import Histogram, shares
-from pipelines.heads.base import Head, Results, count_values, lists_of
+from pipelines.heads.base import Head, Results, count_values
 from pipelines.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -49,19 +51,14 @@ class MultipleChoice(Head):
         """A logit for each choice."""
         return engine.WholeRecord(model.sequence_summary, model.classifier)
 
-    def to_arrow(self, results: Results) -> pa.StructArray:
-        """Logits (S, 1) -> R structs."""
+    def columns(self, results: Results) -> dict[str, Column]:
+        """Logits (S, 1) -> R values each."""
         logits, starts = results.values[:, 0], results.offsets[:-1]
         counts = np.diff(results.offsets)
         powers = np.exp(logits - np.repeat(np.maximum.reduceat(logits, starts), counts))
         scores = powers / np.repeat(np.add.reduceat(powers, starts), counts)
-        best = [int(scores[start:stop].argmax()) for start, stop in zip(starts, results.offsets[1:], strict=True)]
-        columns = [
-            pa.array(best, pa.int32()),
-            pa.array(scores[starts + best], pa.float32()),
-            lists_of(pa.array(scores, pa.float32()), results.offsets),
-        ]
-        return pa.StructArray.from_arrays(columns, fields=list(self.schema))
+        best = np.array([scores[start:stop].argmax() for start, stop in pairwise(results.offsets)], np.int32)
+        return {"index": best, "score": scores[starts + best], "scores": Lists(scores, results.offsets)}
 
     def counts(self, column: pa.StructArray) -> dict[str, int]:
         """Records by index."""

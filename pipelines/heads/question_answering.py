@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from convbert import ConvBertConfig, ConvBertTokenizer, engine
 from convbert.engine.packing import Indices, offsets_of
+from pipelines.columns import Column, Lists
 from pipelines.encode import Inputs
 from pipelines.figures import Histogram, shares
-from pipelines.heads.base import Head, Results, lists_of
+from pipelines.heads.base import Head, Results
 from pipelines.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -85,15 +86,15 @@ class QuestionAnswering(Head):
         """A start and an end logit for each token."""
         return engine.EachToken(model.qa_outputs)
 
-    def to_arrow(self, results: Results) -> pa.StructArray:
-        """Start and end logits (T, 2) -> R structs."""
+    def columns(self, results: Results) -> dict[str, Column]:
+        """Start and end logits (T, 2) -> R values each."""
         found = [self._answers(results, record) for record in range(len(results.offsets) - 1)]
-        best = [answers[0] for answers, _ in found]
-        columns = [*_columns(best), pa.array([no_answer for _, no_answer in found], pa.float32())]
+        columns = _columns([answers[0] for answers, _ in found])
+        columns["no_answer"] = np.array([no_answer for _, no_answer in found], np.float32)
         if self.top_k > 1:
-            flat = pa.StructArray.from_arrays(_columns([a for answers, _ in found for a in answers]), fields=_ANSWER)
-            columns.append(lists_of(flat, offsets_of([len(answers) for answers, _ in found])))
-        return pa.StructArray.from_arrays(columns, fields=list(self.schema))
+            every = _columns([answer for answers, _ in found for answer in answers])
+            columns["answers"] = Lists(every, offsets_of([len(answers) for answers, _ in found]))
+        return columns
 
     def _answers(self, results: Results, record: int) -> tuple[list[Answer], float]:
         """A record's best answers over all its windows, and the score of none."""
@@ -162,6 +163,11 @@ def _whole_words(spans: NDArray[np.int32], first: int, last: int) -> tuple[int, 
     return int(spans[first, 0]), int(spans[last, 1])
 
 
-def _columns(answers: list[Answer]) -> list[pa.Array]:
-    values = zip(*answers, strict=True)
-    return [pa.array(column, field.type) for column, field in zip(values, _ANSWER, strict=True)]
+def _columns(answers: list[Answer]) -> dict[str, Column]:
+    texts, scores, starts, ends = zip(*answers, strict=True)
+    return {
+        "answer": texts,
+        "score": np.array(scores, np.float32),
+        "start": np.array(starts, np.int32),
+        "end": np.array(ends, np.int32),
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from convbert import ConvBertConfig, ConvBertTokenizer, engine
 from convbert.engine.packing import offsets_of
+from pipelines.columns import Column, Lists, Named, Names
 from pipelines.figures import Histogram, numbers, shares
-from pipelines.heads.base import Head, Results, count_values, labels_of, lists_of, text_inputs
+from pipelines.heads.base import Head, Results, count_values, labels_of, text_inputs
 from pipelines.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class SequenceClassification(Head):
     def __init__(self, config: ConvBertConfig, tokenizer: ConvBertTokenizer, spec: JobSpec) -> None:
         self.inputs = text_inputs(spec)
         self.labels = labels_of(config)
-        self.names = pa.array(self.labels, pa.string())
+        self.names = Names(self.labels)
         self.is_multi_label = config.problem_type == "multi_label_classification"
         self.is_regression = config.problem_type == "regression"
         self.window_pooling = spec.window_pooling
@@ -56,25 +57,22 @@ class SequenceClassification(Head):
         """The classifier on the first token: a row of logits a sequence."""
         return engine.FirstToken(model.classifier)
 
-    def to_arrow(self, results: Results) -> pa.StructArray:
-        """Logits of each window -> R structs."""
+    def columns(self, results: Results) -> dict[str, Column]:
+        """Logits of each window -> R values each."""
         scores = self._scores(results.joined(by_max=self.window_pooling == "max").astype(np.float32, copy=False))
         best = scores.argmax(axis=1)
-        columns: dict[str, Any] = {
-            "label": self.names.take(pa.array(best)),
-            "score": pa.array(scores[np.arange(len(best)), best]),
-        }
+        rows = np.arange(len(scores))[:, None]
+        columns: dict[str, Column] = {"label": Named(self.names, best), "score": scores[rows[:, 0], best]}
         if self.is_multi_label:
             is_present = scores >= self.threshold
-            present = self.names.take(pa.array(is_present.nonzero()[1]))
-            columns["labels"] = lists_of(present, offsets_of(is_present.sum(1)))
+            columns["labels"] = Lists(Named(self.names, is_present.nonzero()[1]), offsets_of(is_present.sum(1)))
         if self.top_k:
             order = np.argsort(-scores, axis=1, kind="stable")[:, : self.top_k]
-            top = [self.names.take(pa.array(order.ravel())), pa.array(np.take_along_axis(scores, order, 1).ravel())]
-            columns["top"] = _rows(pa.StructArray.from_arrays(top, names=["label", "score"]), len(best))
+            top: dict[str, Column] = {"label": Named(self.names, order.ravel()), "score": scores[rows, order].ravel()}
+            columns["top"] = Lists(top, np.arange(len(scores) + 1) * self.top_k)
         else:
-            columns["scores"] = _rows(pa.array(scores.ravel()), len(best))
-        return pa.StructArray.from_arrays(list(columns.values()), fields=list(self.schema))
+            columns["scores"] = Lists(scores.ravel(), np.arange(len(scores) + 1) * len(self.labels))
+        return columns
 
     def _scores(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.is_regression:
@@ -98,8 +96,3 @@ class SequenceClassification(Head):
             return {"greatest": numbers(column.field("score"))}
         values = column.field("scores").flatten().to_numpy().reshape(-1, len(self.labels))
         return {label: numbers(values[:, i]) for i, label in enumerate(self.labels[:_SHOWN_NUMBERS])}
-
-
-def _rows(values: pa.Array, n_rows: int) -> pa.ListArray:
-    """Equally many values a row."""
-    return lists_of(values, np.arange(n_rows + 1) * (len(values) // n_rows))

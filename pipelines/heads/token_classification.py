@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from convbert import ConvBertConfig, ConvBertTokenizer, engine
 from convbert.engine.packing import offsets_of
+from pipelines.columns import Column, Lists, Named, Names
 from pipelines.encode import Inputs
 from pipelines.figures import Histogram, shares
-from pipelines.heads.base import Head, Results, count_values, labels_of, lists_of
+from pipelines.heads.base import Head, Results, count_values, labels_of
 from pipelines.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -70,8 +71,8 @@ class TokenClassification(Head):
         names = [
             label[2:] if prefix and self.joins else label for label, prefix in zip(self.labels, prefixes, strict=True)
         ]
-        self.names = list(dict.fromkeys(names))
-        self.name_of = np.array([self.names.index(name) for name in names])  # class index -> index of its name
+        self.names = Names(dict.fromkeys(names))
+        self.name_of = np.array([self.names.texts.index(name) for name in names])  # class index -> index of its name
         self.begins = np.array([prefix in _BEGINNING for prefix in prefixes])
         self.ends = np.array([bool(prefix) and prefix in _ENDING for prefix in prefixes])
         ignored = () if spec.aggregation in ("words", "tokens") else spec.ignore_label
@@ -88,24 +89,23 @@ class TokenClassification(Head):
         has_all = isinstance(loaded, TokenClassification) and loaded.aggregation == "average"
         return _best(values) if has_all and self.aggregation != "average" else values
 
-    def to_arrow(self, results: Results) -> pa.StructArray:
-        """Probabilities of each token -> R structs."""
+    def columns(self, results: Results) -> dict[str, Column]:
+        """Probabilities of each token -> R lists."""
         found = self._words(results) if self._has_words else self._tokens(results)
         if self.joins:
             found = self._joined(found)
         found = _Stretches(*(column[self.is_kept[found.labels]] for column in found))
         assert results.texts is not None  # asked for with needs_spans
         places = zip(found.records.tolist(), found.starts.tolist(), found.ends.tolist(), strict=True)
-        columns = [
-            pa.array(self.names, pa.string()).take(pa.array(self.name_of[found.labels])),
-            pa.array(found.scores, pa.float32()),
-            pa.array(found.starts, pa.int32()),
-            pa.array(found.ends, pa.int32()),
-            pa.array([results.texts[record][start:end] for record, start, end in places], pa.string()),
-        ]
+        entities: dict[str, Column] = {
+            "label": Named(self.names, self.name_of[found.labels]),
+            "score": found.scores,
+            "start": found.starts,
+            "end": found.ends,
+            "text": [results.texts[record][start:end] for record, start, end in places],
+        }
         counts = np.bincount(found.records, minlength=len(results.texts))
-        entities = lists_of(pa.StructArray.from_arrays(columns, fields=list(ENTITY)), offsets_of(counts))
-        return pa.StructArray.from_arrays([entities], fields=list(self.schema))
+        return {"entities": Lists(entities, offsets_of(counts))}
 
     @property
     def _has_words(self) -> bool:

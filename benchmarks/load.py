@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
+import uvloop  # so that less of a latency is the client's own
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 30
@@ -77,4 +78,4 @@ async def _reply(session: aiohttp.ClientSession, url: str, text: str, due_s: flo
 
 
 if __name__ == "__main__":
-    json.dump(asyncio.run(_send(**json.load(sys.stdin))), sys.stdout)
+    json.dump(uvloop.run(_send(**json.load(sys.stdin))), sys.stdout)

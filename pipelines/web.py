@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HTTPRequest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipelines.inference_form import Closed, check_answer, records_of, settings_from, shaped
+from pipelines.inference_form import check_answer, records_of, settings_from, shaped
 from pipelines.online import Answer, RefusedError, Request, settings_of
+from pipelines.request_body import Inference, LabelRequest, described, read_body
 from pipelines.serve_spec import ServeSpec
 
 OPEN_PATHS = ("/", "/health", "/ready")  # without a token: the page asks for one itself
@@ -66,23 +65,6 @@ class Page:
     policy: str
 
 
-class Inference(BaseModel):
-    """A request in Hugging Face's inference form."""
-
-    model_config = ConfigDict(extra="allow")  # feature extraction has its parameters here
-
-    inputs: Any = Field(description="what the head reads, or a list of it")
-    parameters: dict[str, Any] | None = None
-    options: dict[str, Any] | None = Field(None, description="ignored")
-
-
-class LabelRequest(Closed):
-    """Texts for several heads in one pass."""
-
-    texts: list[str] = Field(min_length=1, fail_fast=True)
-    heads: list[str] | None = Field(None, min_length=1, fail_fast=True, description="default: all that read any text")
-
-
 def digests(tokens: str) -> tuple[bytes, ...]:
     """SHA-256 of each of the tokens that commas separate."""
     return tuple(hashlib.sha256(token.strip().encode()).digest() for token in tokens.split(",") if token.strip())
@@ -122,7 +104,8 @@ def create_app(
         return answer
 
     def add_head(name: str, task: str) -> None:
-        async def infer(body: Inference) -> JSONResponse:
+        async def infer(http_request: HTTPRequest) -> JSONResponse:
+            body = await read_body(http_request, Inference)
             is_list = isinstance(body.inputs, list)
             records = records_of(task, body.inputs)
             _check_size(records, spec)
@@ -137,13 +120,22 @@ def create_app(
             rows = [row[name] for row in answer.rows]
             return JSONResponse(shaped(task, rows, records, head=heads[name], parameters=parameters, is_list=is_list))
 
-        app.post(f"/{name}", summary=f"{name}: {task}", operation_id=f"infer_{name}", tags=["heads"])(infer)
+        app.post(
+            f"/{name}",
+            summary=f"{name}: {task}",
+            operation_id=f"infer_{name}",
+            tags=["heads"],
+            openapi_extra=described(Inference),
+        )(infer)
 
     for head in info["heads"]:
         add_head(head["name"], head["task"])
 
-    @app.post("/label", summary="Several heads for each of several texts, in one pass")
-    async def label(body: LabelRequest) -> JSONResponse:
+    @app.post(
+        "/label", summary="Several heads for each of several texts, in one pass", openapi_extra=described(LabelRequest)
+    )
+    async def label(http_request: HTTPRequest) -> JSONResponse:
+        body = await read_body(http_request, LabelRequest)
         readers = [name for name, head in heads.items() if list(head["columns"]) == ["text"]]
         wanted = body.heads or [name for name in readers if heads[name]["task"] != "fill-mask"]
         if not wanted:
@@ -217,27 +209,11 @@ def _add_error_handlers(app: FastAPI, heads: Mapping[str, Any]) -> None:
     async def refused(_: Any, error: RefusedError) -> JSONResponse:
         return JSONResponse({"error": str(error)}, 422)
 
-    @app.exception_handler(UnicodeError)  # pydantic's, of names in the body
-    async def no_characters(_: Any, error: UnicodeError) -> JSONResponse:
-        return JSONResponse({"error": "the body holds half of a surrogate pair, which is no character"}, 422)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: HTTPRequest, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        if first["type"] == "json_invalid":
-            return JSONResponse({"error": "the body is not JSON"}, 400)
-        if "json" not in request.headers.get("content-type", "").lower():
-            return JSONResponse({"error": "say what the body is: Content-Type: application/json"}, 422)
-        place = ".".join(ascii(part)[:40].strip("'") for part in first["loc"] if part != "body") or "the body"
-        return JSONResponse({"error": f"{place}: {first['msg']}"}, 422)
-
     @app.exception_handler(HTTPException)
     async def failed(_: Any, error: HTTPException) -> JSONResponse:
         message = error.detail
         if error.status_code == 404:
             message = f"no such path: the heads are {', '.join(f'/{name}' for name in heads)}; more at /docs"
-        if error.status_code == 400:  # FastAPI's, which does not say why
-            message = "the body is not JSON in UTF-8, or holds lists in lists, or digits, without end"
         return JSONResponse({"error": message}, error.status_code, headers=error.headers)
 
     @app.exception_handler(Exception)

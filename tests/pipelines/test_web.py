@@ -12,8 +12,9 @@ from starlette.testclient import TestClient
 
 from pipelines.inference_form import settings_from
 from pipelines.online import Answer, RefusedError, Request
+from pipelines.request_body import LabelRequest
 from pipelines.serve_spec import ServeSpec
-from pipelines.web import BusyError, LabelRequest, Page, create_app, digests
+from pipelines.web import BusyError, Page, create_app, digests
 
 HEADS = [
     {"name": "spam", "task": "text-classification", "labels": ["ham", "spam"], "columns": ["text"], "mask_token": None},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import pyarrow as pa
@@ -12,12 +13,11 @@ import pyarrow.parquet as pq
 
 from convbert.stores import reason
 from pipelines.errors import SourceError, StoreError
-from pipelines.jsonl import LineError, compression_of, is_unicode, parse, sample_lines
+from pipelines.jsonl import LineError, compression_of, is_unicode, line_densities, parse, sample_lines
 from pipelines.storage import many_at_a_time, open_input
-from pipelines.units import Range, Shard, Stream, Task, byte_ranges, row_ranges, stretches, units_of
+from pipelines.units import MAX_UNIT_BYTES, Range, Shard, Stream, Task, byte_ranges, row_ranges, stretches, units_of
 
-MAX_UNIT_BYTES = 64 * 2**20  # of plain text: a unit must fit into a worker, however long its rows are
-MOST_UNITS = 100_000  # of a Parquet shard, whose footer may claim any number of rows
+MOST_UNITS = 100_000  # of a shard: a footer may claim any number of rows
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,20 @@ class Inspection:
     Attributes:
         shard: the file.
         stretches: where it is cut into units, by what is read in one go; none for an empty shard.
-        unit_bytes: of a shard that can only be streamed: plain bytes of a unit.
         schema: columns of a Parquet file, or those seen in the first lines; None where no record was seen.
+        unit_rows, unit_bytes: of a shard that can only be streamed: rows of a unit, and its plain bytes, about.
     """
 
     shard: Shard
     stretches: list[list[Range]]
     schema: pa.Schema | None
+    unit_rows: int = 0
     unit_bytes: int | None = None
 
     def tasks(self, stem: str) -> list[Task]:
         """What reads the shard, for parts whose names begin with the stem."""
         if self.unit_bytes:
-            return [Stream(self.shard, stem, self.unit_bytes)]
+            return [Stream(self.shard, stem, self.unit_rows, self.unit_bytes)]
         return units_of(self.shard, stem, self.stretches)
 
 
@@ -76,17 +77,26 @@ def _inspect_parquet(shard: Shard, unit_rows: int) -> Inspection:
 def _inspect_jsonl(shard: Shard, unit_rows: int) -> Inspection:
     with _readable(shard):
         first, later = sample_lines(shard.location)
-    schema = infer_schema(first or later)
+    seen = infer_schema(first or later)
+    schema = seen if len(seen) else None
+    if compression_of(shard.url) is None:
+        return Inspection(shard, [[range_] for range_ in _line_ranges(shard, unit_rows)], schema)
     # Where a long line or none is at the beginning, those behind it tell how long lines are.
     wanted = [unit_rows * sum(len(line) + 1 for line in sample) / len(sample) for sample in (first, later) if sample]
     unit_bytes = next((n_bytes for n_bytes in wanted if n_bytes < MAX_UNIT_BYTES), MAX_UNIT_BYTES)
-    ranges = [] if compression_of(shard.url) else byte_ranges(shard.size, unit_bytes)
-    return Inspection(
-        shard,
-        [[range_] for range_ in ranges],
-        schema if len(schema) else None,
-        unit_bytes=int(unit_bytes) if compression_of(shard.url) else None,
-    )
+    return Inspection(shard, [], schema, unit_rows, int(unit_bytes))
+
+
+def _line_ranges(shard: Shard, unit_rows: int) -> list[Range]:
+    with _readable(shard):
+        densities = line_densities(shard.location, shard.size, unit_rows)
+    fewest = Fraction(unit_rows, MAX_UNIT_BYTES)  # lines for each byte, or a unit would be too large
+    pieces = [(n_bytes, max(density, fewest)) for n_bytes, density in densities]
+    if (n_rows := sum(n_bytes * density for n_bytes, density in pieces)) > MOST_UNITS * unit_rows:
+        raise SourceError(
+            f"{shard.name} has about {int(n_rows):,} lines, more than {MOST_UNITS:,} units: --unit-rows is too low"
+        )
+    return byte_ranges(pieces, unit_rows)
 
 
 def open_parquet(shard: Shard) -> pq.ParquetFile:

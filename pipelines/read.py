@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +20,7 @@ from pipelines.envelope import Envelope
 from pipelines.errors import SourceError, StoreError
 from pipelines.inspect import is_damage, is_id, open_parquet
 from pipelines.jsonl import LineError, compression_of, lines, parse
-from pipelines.units import Shard, Stream, Task, Unit
+from pipelines.units import MAX_UNIT_BYTES, Shard, Stream, Task, Unit
 from pipelines.values import (
     MISSING,
     Reasons,
@@ -35,6 +35,7 @@ from pipelines.values import (
 )
 
 MOST_SMALL_ROWS = 1 << 20  # of a small shard, whose footer nobody has checked
+MOST_SMALL_BYTES = 4 * MAX_UNIT_BYTES  # of a unit of small shards, whose sizes do not say what they unpack to
 _BATCH_ROWS = 8192
 _BATCH_BYTES = 1 << 24
 _UUID_BYTES = 16
@@ -81,9 +82,17 @@ def read(task: Task, columns: Columns) -> Iterator[Envelope]:
     else:
         (unit,) = task
         blocks: list[pa.Table] = []
+        n_bytes = 0
         for shard in unit.shards:
             with unchanged(shard):
-                blocks += _blocks(shard, unit.start, unit.stop, columns)
+                for block in _blocks(shard, unit.start, unit.stop, columns):
+                    blocks.append(block)
+                    n_bytes += block.nbytes
+                    if unit.stop is None and n_bytes > MOST_SMALL_BYTES:
+                        raise SourceError(
+                            f"{shard.name} has {shard.size:,} bytes, but its unit of small shards more than "
+                            f"{MOST_SMALL_BYTES:,} once it is read: unpack it, or lower --unit-rows, so that it is cut"
+                        )
         yield _envelope(unit.name, blocks, columns)
 
 
@@ -100,12 +109,7 @@ def ids_of(shard: Shard, id_column: str) -> Iterator[str]:
             n_rows = file.metadata.num_rows
         blocks = _parquet_blocks(shard, 0, n_rows, columns)
     else:
-        lines = _lines(shard, 0, None)
-        blocks = (
-            block
-            for piece in iter(lambda: _take(lines, _BATCH_BYTES), [])
-            for block in _jsonl_blocks(piece, shard, columns)
-        )
+        blocks = _jsonl_blocks(_lines(shard, 0, None), shard, columns)
     with unchanged(shard):
         for block in blocks:
             yield from block["id"].to_pylist()
@@ -216,7 +220,13 @@ def _failed(ids: list[str], reasons: Reasons, columns: Columns) -> pa.Table:
 _Line = tuple[int, "bytes | str"]  # its offset, and what stands in it or why nothing can be read there
 
 
-def _jsonl_blocks(lines: Iterable[_Line], shard: Shard, columns: Columns) -> Iterator[pa.Table]:
+def _jsonl_blocks(lines: Iterator[_Line], shard: Shard, columns: Columns) -> Iterator[pa.Table]:
+    """What the lines hold, a few at a time: as objects of Python they take many times the memory."""
+    while piece := _take(lines, _BATCH_ROWS, _BATCH_BYTES):
+        yield _jsonl_block(piece, shard, columns)
+
+
+def _jsonl_block(lines: Iterable[_Line], shard: Shard, columns: Columns) -> pa.Table:
     base = shard.name
     ids: list[str] = []
     records: list[dict[str, Any]] = []
@@ -226,8 +236,6 @@ def _jsonl_blocks(lines: Iterable[_Line], shard: Shard, columns: Columns) -> Ite
         ids.append(record_id(record.get(columns.id or ""), f"{base}@{offset}"))
         records.append(record)
         broken.append(reason)
-    if not ids:
-        return
     texts, reasons = {}, [broken]
     for name, checked in columns.checks():
         texts[name], why = checked([record.get(name, MISSING) for record in records], name)
@@ -237,7 +245,7 @@ def _jsonl_blocks(lines: Iterable[_Line], shard: Shard, columns: Columns) -> Ite
         array, why = kept_array([record.get(f.name) for record in records], f)
         kept.append(array)
         reasons.append(why)
-    yield _block(ids, texts, kept, reasons, columns)
+    return _block(ids, texts, kept, reasons, columns)
 
 
 def _record(line: bytes | str) -> tuple[dict[str, Any], str | None]:
@@ -264,20 +272,20 @@ def _lines(shard: Shard, start: int, stop: int | None) -> Iterator[_Line]:
 def _stream(stream: Stream, columns: Columns) -> Iterator[Envelope]:
     """The units of a compressed shard that have no part yet."""
     lines = _lines(stream.shard, 0, None)
-    following = _take(lines, stream.unit_bytes)
+    following = _take(lines, stream.unit_rows, MAX_UNIT_BYTES)
     for number in count():
-        unit, following = following, _take(lines, stream.unit_bytes)
+        unit, following = following, _take(lines, stream.unit_rows, MAX_UNIT_BYTES)
         if number not in stream.present:
-            blocks = list(_jsonl_blocks(unit, stream.shard, columns))
+            blocks = list(_jsonl_blocks(iter(unit), stream.shard, columns))
             yield _envelope(stream.name(number), blocks, columns, is_last=not following)
         if not following:
             return
 
 
-def _take(lines: Iterator[_Line], n_bytes: int) -> list[_Line]:
-    """The next lines, until they hold so many bytes."""
+def _take(lines: Iterator[_Line], n_rows: int, n_bytes: int) -> list[_Line]:
+    """The next lines, at most so many, until they hold so many bytes."""
     taken: list[_Line] = []
-    for line in lines:
+    for line in islice(lines, n_rows):
         taken.append(line)
         n_bytes -= len(line[1]) + 1
         if n_bytes <= 0:

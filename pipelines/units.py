@@ -14,8 +14,9 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
-from itertools import accumulate, count, groupby
+from itertools import accumulate, count, groupby, pairwise
 
 from convbert.stores import FileSystem, change_mark, file_info, reason, retried
 from pipelines.errors import SourceError
@@ -42,9 +43,12 @@ _PART = re.compile(r"(?:_units/)?part-.*-([0-9a-f]{16})-(\d{5,})(?:\.[a-z]+)?", 
 
 Range = tuple[int, "int | None"]
 
+MAX_UNIT_BYTES = 64 * 2**20  # of plain text: a unit must fit into a worker, however long its rows are
+
 _SMALL_BYTES_A_ROW = 64  # a shard with fewer plain bytes for each row of a unit is small
 _GROUP_BYTES_A_ROW = 256  # a group has about so many
 _GROUP_SHARDS = 256  # and about so many shards, if they are tiny
+_MOST_GROUP_ROWS = MAX_UNIT_BYTES // (4 * _GROUP_BYTES_A_ROW)  # however many a unit may have
 
 
 @dataclass(frozen=True)
@@ -117,19 +121,21 @@ class Unit:
 
 @dataclass(frozen=True)
 class Stream:
-    """A compressed shard, which can only be read from its beginning: a unit for each so many bytes of plain text.
+    """A compressed shard, which can only be read from its beginning: a unit for each so many lines.
 
     How many units it has shows at its end; the part of the last one says so.
 
     Attributes:
         shard: the file.
         stem: names of its parts, without number and suffix.
-        unit_bytes: a unit takes the next lines until they hold so many bytes.
+        unit_rows: a unit takes so many of the next lines, or fewer that hold ``MAX_UNIT_BYTES``.
+        unit_bytes: how much plain text that is, if all lines are as long as the first ones.
         present: numbers of the units whose parts are there already.
     """
 
     shard: Shard
     stem: str
+    unit_rows: int
     unit_bytes: int
     present: frozenset[int] = frozenset()
 
@@ -334,7 +340,7 @@ def units_of(shard: Shard, stem: str, stretches: Iterable[Iterable[Range]]) -> l
 
 def is_small(shard: Shard, unit_rows: int) -> bool:
     """Far below a unit, judged by its size alone: it shares one with others."""
-    return 0 < plain_bytes(shard) < unit_rows * _SMALL_BYTES_A_ROW
+    return 0 < plain_bytes(shard) < min(unit_rows, _MOST_GROUP_ROWS) * _SMALL_BYTES_A_ROW
 
 
 def groups_of(shards: Iterable[Shard], unit_rows: int) -> list[tuple[Shard, ...]]:
@@ -346,7 +352,7 @@ def groups_of(shards: Iterable[Shard], unit_rows: int) -> list[tuple[Shard, ...]
     groups: list[tuple[Shard, ...]] = []
     group: list[Shard] = []
     n_bytes = 0
-    target = unit_rows * _GROUP_BYTES_A_ROW
+    target = min(unit_rows, _MOST_GROUP_ROWS) * _GROUP_BYTES_A_ROW
     for shard in shards:
         group.append(shard)
         n_bytes += plain_bytes(shard)
@@ -388,7 +394,13 @@ def stretches(ranges: Iterable[Range], group_rows: Iterable[int]) -> list[list[R
     return [list(its) for _, its in groupby(ranges, key=lambda range_: bisect_right(ends, range_[0]))]
 
 
-def byte_ranges(size: int, unit_bytes: float) -> list[Range]:
-    """Equal byte ranges of at most about ``unit_bytes`` that cover a file."""
-    n_units = max(1, math.ceil(size / max(1.0, unit_bytes)))
-    return [(size * number // n_units, size * (number + 1) // n_units) for number in range(n_units)]
+def byte_ranges(pieces: Sequence[tuple[int, Fraction]], unit_rows: int) -> list[Range]:
+    """Byte ranges of equally many rows, at most ``unit_rows``, of a file in pieces of so many bytes and rows a byte."""
+    starts = [*accumulate((n_bytes for n_bytes, _ in pieces), initial=0)]
+    rows = [*accumulate((n_bytes * density for n_bytes, density in pieces), initial=Fraction())]
+    n_units = max(1, math.ceil(rows[-1] / unit_rows))
+    cuts = [0]
+    for row in (rows[-1] * number / n_units for number in range(1, n_units)):
+        piece = bisect_right(rows, row) - 1
+        cuts.append(starts[piece] + int((row - rows[piece]) / pieces[piece][1]))
+    return list(pairwise([*cuts, starts[-1]]))

@@ -58,7 +58,7 @@ def test_rows_are_counted_where_they_are_known_and_estimated_from_bytes_elsewher
     group = (Unit("b", (small, lines)),)
     assert count_rows([exact, group], densities) == ({of_big: 100, of_small: 10, in_group: 120}, False)
     assert count_rows([(Unit("c1", (lines,), 1000, 3000),)], densities) == ({of_lines: 20}, False)
-    stream = Stream(packed, "d", unit_bytes=400)  # 4000 plain bytes, about 10 units
+    stream = Stream(packed, "d", unit_rows=9, unit_bytes=400)  # 4000 plain bytes, about 10 units
     assert count_rows([stream], densities) == ({of_packed: 500}, False)
     assert count_rows([replace(stream, present=frozenset(range(5)))], densities) == ({of_packed: 250}, False)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import itertools
 import math
 import os
 import re
@@ -9,13 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from convbert.stores import read_range
+from pipelines import storage
 from pipelines.errors import SourceError, StoreError
 from pipelines.inspect import Inspection, check_columns, infer_schema, inspect, kept_schema
-from pipelines.units import list_shards
+from pipelines.storage import locate, put
+from pipelines.units import Stream, list_shards
 from tests.fuzz.strategies import claim_rows
 
 
@@ -40,7 +45,9 @@ def test_each_kind_of_shard_is_cut_its_own_way(tmp_path: Path) -> None:
         [],
     ]
     assert [inspection.unit_bytes for inspection in found] == [None, None, 160, None]
-    assert [len(inspection.tasks("part-x-0123456789abcdef")) for inspection in found] == [3, 4, 1, 0]
+    tasks = [inspection.tasks("part-x-0123456789abcdef") for inspection in found]
+    assert [len(its) for its in tasks] == [3, 4, 1, 0]
+    assert tasks[2] == [Stream(found[2].shard, "part-x-0123456789abcdef", unit_rows=10, unit_bytes=160)]
 
 
 def test_units_stay_small_however_long_the_rows_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,24 +67,98 @@ SHORT = b'{"text": "free"}\n'
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 @pytest.mark.parametrize(
-    ("content", "unit_bytes"),
+    ("content", "unit_bytes", "n_rows"),
     [
-        (b'{"text": "%s"}\n' % (b"x" * 3_000_000) + SHORT * 50_000, 5000 * len(SHORT)),
-        (b"\n" * 300_000 + SHORT * 50_000, 5000 * len(SHORT)),
-        (b'{"text": "%s"}\n' % (b"x" * 19_989) * 100, 64 * 2**20),  # long all over: 5,000 of them would be too much
-        (b"\n" * 300_000, 64 * 2**20),
+        (b'{"text": "%s"}\n' % (b"x" * 3_000_000) + SHORT * 50_000, 5000 * len(SHORT), 50_001),
+        (b"\n" * 300_000 + SHORT * 50_000, 5000 * len(SHORT), 50_000),
+        (b'{"text": "%s"}\n' % (b"x" * 19_989) * 100, 64 * 2**20, 100),  # 5,000 of them would be too much
+        (b"\n" * 300_000, 64 * 2**20, 0),
     ],
     ids=["a long line", "blank lines", "long lines", "nothing else"],
 )
 def test_a_beginning_unlike_the_rest_does_not_decide_the_cuts(
-    content: bytes, unit_bytes: int, pack: Callable[[bytes], bytes], tmp_path: Path
+    content: bytes, unit_bytes: int, n_rows: int, pack: Callable[[bytes], bytes], tmp_path: Path
 ) -> None:
     (tmp_path / ("a.jsonl" if pack is bytes else "a.jsonl.gz")).write_bytes(pack(content))
     (found,) = inspected(tmp_path, unit_rows=5000)
     if pack is bytes:
-        assert len(found.stretches) == math.ceil(len(content) / unit_bytes)
+        rows = rows_of_units(found, content)
+        assert sum(rows) == n_rows
+        assert max(rows) <= 1.3 * 5000
+        assert math.ceil(n_rows / 5000) <= max(1, len(rows)) <= 1.5 * max(1, n_rows / 5000)
     else:
         assert found.unit_bytes == unit_bytes
+
+
+def rows_of_units(found: Inspection, content: bytes) -> list[int]:
+    """Lines that are not blank and begin in each unit's bytes, which have to be all of the shard's, each once."""
+    ranges = [range_ for (range_,) in found.stretches]
+    edges = [0, *(stop for _, stop in ranges)]
+    assert ranges == list(itertools.pairwise(edges))
+    assert edges[-1] == len(content)
+    lines = content.split(b"\n")
+    begins = np.cumsum([0, *(len(line) + 1 for line in lines[:-1])])[[line != b"" for line in lines]]
+    return list(np.diff(np.searchsorted(begins, edges)))
+
+
+LENGTHS = (20 + np.exp(np.random.default_rng(0).normal(6, 1, 60_000))).astype(int)  # 20 to 30,000 bytes, 700 on average
+ORDERS = {
+    "at random": LENGTHS,
+    "shortest first": np.sort(LENGTHS),
+    "longest first": np.sort(LENGTHS)[::-1],
+    "long ones, then tiny ones": [50_000] * 40 + [15] * 600_000,
+    "tiny ones, then all": [15] * 30_000 + list(LENGTHS),
+    "by source": [30] * 200_000 + [3000] * 2000 + [200] * 30_000 + [9000] * 600,
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_units_have_about_the_rows_asked_for_however_lines_are_ordered(order: str, tmp_path: Path) -> None:
+    content = b"".join(b'{"text":"%s"}\n' % (b"x" * (length - 12)) for length in ORDERS[order])
+    (tmp_path / "a.jsonl").write_bytes(content)
+    (found,) = inspected(tmp_path, unit_rows=1000)
+    rows = rows_of_units(found, content)
+    assert sum(rows) == len(ORDERS[order])
+    assert max(rows) <= 2 * 1000
+    assert np.mean(np.array(rows) < 500) <= 0.05  # where lengths jump
+    assert len(rows) <= 1.2 * sum(rows) / 1000 + 1
+
+
+def test_a_head_of_tiny_lines_makes_no_million_units(tmp_path: Path) -> None:
+    """Of 20 GB that have no further line, in a file that takes no room."""
+    with (tmp_path / "a.jsonl").open("wb") as file:
+        file.write(SHORT * 20_000)
+        file.truncate(20 * 2**30)
+    (found,) = inspected(tmp_path, unit_rows=1000)
+    edges = [0, *(stop or 0 for ((_, stop),) in found.stretches)]
+    assert edges[-1] == 20 * 2**30
+    assert max(np.diff(edges)) <= 64 * 2**20
+    assert 320 <= len(found.stretches) <= 360
+
+
+def test_more_lines_than_there_can_be_units_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(SHORT * 100_100)
+    with pytest.raises(
+        SourceError, match=r"a\.jsonl has about 100,[01]\d\d lines, more than 100,000 units: --unit-rows is too low"
+    ):
+        inspected(tmp_path, unit_rows=1)
+    assert len(inspected(tmp_path, unit_rows=2)[0].stretches) in range(50_001, 50_060)
+
+
+def test_a_shard_in_a_store_is_cut_after_a_few_small_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    def counted(fs: Any, path: str, start: int, stop: int) -> bytes:
+        read.append(stop - start)
+        return read_range(fs, path, start, stop)
+
+    monkeypatch.setattr(storage, "read_range", counted)
+    for n_lines, n_reads in [(20_000, 2), (100_000, 3), (1_000_000, 4), (9_000_000, 10)]:
+        put(locate("memory://reads/a.jsonl"), SHORT * n_lines)
+        read.clear()
+        inspect(list_shards(["memory://reads/a.jsonl"]), unit_rows=1000)
+        assert (len(read), max(read)) == (n_reads, min(2**20, n_lines * len(SHORT)))
+    locate("memory://reads").fs.rm("/reads", recursive=True)
 
 
 def test_a_key_that_some_shards_lack_is_no_reason_to_refuse_them(tmp_path: Path) -> None:

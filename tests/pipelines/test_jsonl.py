@@ -4,6 +4,7 @@ import gzip
 import itertools
 import random
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import jsonl
-from pipelines.jsonl import LineError, lines, parse, sample_lines
+from pipelines.jsonl import LineError, line_densities, lines, parse, sample_lines
 from pipelines.storage import locate, put
 
 
@@ -99,6 +100,64 @@ def test_the_sample_is_the_beginning(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"a": 1}\n' * 100)
     assert sample_lines(locate(str(path)), 30) == ([b'{"a": 1}'] * 4, [b'{"a": 1}'] * 4)
+
+
+def test_the_sample_ends_with_a_line_that_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind it may lie gigabytes."""
+    monkeypatch.setattr(jsonl, "_LONGEST_SAMPLE_BYTES", 8)
+    (tmp_path / "a.jsonl").write_bytes(b"1234\n" + b"x" * 100 + b"\n5678\n")
+    assert sample_lines(locate(str(tmp_path / "a.jsonl")), 1000) == ([b"1234", b"x" * 9], [])
+
+
+def small_windows(patch: pytest.MonkeyPatch) -> list[int]:
+    """Windows of 40 bytes and chunks of 10; where the windows begin that are read from now on."""
+    starts: list[int] = []
+    counted = jsonl._counted
+    patch.setattr(jsonl, "_WINDOW_BYTES", 40)
+    patch.setattr(jsonl, "_CHUNK_BYTES", 10)
+    patch.setattr(jsonl, "_WINDOWS_APART_BYTES", 100)
+    patch.setattr(jsonl, "_counted", lambda file, start: starts.append(start) or counted(file, start))
+    return starts
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=80), st.integers(1, 20))
+def test_densities_cover_the_file_and_are_those_of_its_windows(lengths: list[int], unit_rows: int) -> None:
+    body = b"".join(b"x" * length + b"\n" for length in lengths)
+    source = locate("memory://densities/a.jsonl")
+    put(source, body)
+    with pytest.MonkeyPatch.context() as patch:
+        small_windows(patch)
+        pieces = line_densities(source, len(body), unit_rows)
+        assert line_densities(source, len(body), unit_rows) == pieces
+
+    def chunk(start: int) -> Fraction:
+        held = body[start : start + 10]
+        return Fraction(sum(line != b"" for line in held.split(b"\n")[:-1]), len(held))
+
+    def window(start: int) -> Fraction:
+        return sum((chunk(begin) for begin in range(start, start + 40, 10)), Fraction()) / 4
+
+    edges = [0, *itertools.accumulate(n_bytes for n_bytes, _ in pieces)]
+    assert edges[-1] == len(body)
+    for (start, stop), (_, density) in zip(itertools.pairwise(edges), pieces, strict=True):
+        is_counted = stop - start <= 10 and density == chunk(start)
+        assert is_counted or density == (window(start - 40) + window(stop)) / 2
+
+
+def test_windows_crowd_where_the_lengths_of_lines_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = small_windows(monkeypatch)
+    source = locate("memory://densities/b.jsonl")
+    for body, n_windows in [(b"xxx\n" * 5000, 9), (b"x" * 19 + b"\n", 1), (b"\n" * 30 + b"xxx\n" * 5, 2)]:
+        put(source, body)
+        starts.clear()
+        line_densities(source, len(body), 10)
+        assert len(starts) == n_windows
+    body = (b"x" * 19 + b"\n") * 330 + b"x\n" * 10_000
+    put(source, body)
+    starts.clear()
+    line_densities(source, len(body), 10)
+    assert 9 < len(starts) < 24
+    assert min(start for start in starts if start > 6600) - max(start for start in starts if start <= 6600) < 70
 
 
 @pytest.mark.parametrize("suffix", PACKERS)

@@ -80,7 +80,7 @@ def test_while_only_reading_tells_how_many_records_come_a_run_goes_on(url: str) 
 
 
 def test_units_of_streams_that_are_still_to_come_may_be_any_number() -> None:
-    stream = Stream(Shard("/in/z.jsonl.gz", 10**9, "1"), OTHER, 100)
+    stream = Stream(Shard("/in/z.jsonl.gz", 10**9, "1"), OTHER, 10, 100)
     plan = replace(plan_of(None, max_failed_fraction=1e-9), pending=[UNITS[:11], stream])
     Judge(plan).add([*TEN_FAILED, *(made(n, stem=OTHER, failed=10) for n in range(1000))])
 

@@ -130,24 +130,67 @@ def test_neighbouring_units_are_read_in_one_go(tmp_path: Path) -> None:
     assert all(block.equals(read_unit(one, columns())) for block, one in zip(blocks, task, strict=True))
 
 
-def stream(path: Path, unit_bytes: int, *present: int) -> list[Envelope]:
+def stream(path: Path, unit_rows: int, *present: int) -> list[Envelope]:
     (shard,) = list_shards([str(path)])
-    return list(read(Stream(shard, "part-a-0123456789abcdef", unit_bytes, frozenset(present)), columns()))
+    return list(read(Stream(shard, "part-a-0123456789abcdef", unit_rows, 500, frozenset(present)), columns()))
 
 
 def test_a_compressed_shard_is_cut_while_it_is_read(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl.gz", *({"text": "x" * (i % 37)} for i in range(200)))
     whole = read_unit(unit(path), columns())
-    units = stream(path, 500)
+    units = stream(path, 17)
     assert [envelope.part for envelope in units] == [f"part-a-0123456789abcdef-{n:05d}" for n in range(len(units))]
     assert [envelope.is_last for envelope in units] == [False] * (len(units) - 1) + [True]
-    assert len(units) > 10
+    assert [envelope.n_rows for envelope in units] == [17] * 11 + [13]
     assert pa.concat_tables([envelope.block for envelope in units]).equals(whole)
     missing = [0, 3, len(units) - 1]
-    again = stream(path, 500, *(set(range(len(units))) - set(missing)))
+    again = stream(path, 17, *(set(range(len(units))) - set(missing)))
     assert [envelope.part for envelope in again] == [units[n].part for n in missing]
     assert all(envelope.block.equals(units[n].block) for envelope, n in zip(again, missing, strict=True))
     assert again[-1].is_last
+
+
+def test_units_of_a_compressed_shard_end_where_they_are_large_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.read.MAX_UNIT_BYTES", 500)
+    path = jsonl(tmp_path / "a.jsonl.zst", *({"text": "x" * length} for length in [0] * 30 + [230] * 5 + [2000] * 2))
+    assert [envelope.n_rows for envelope in stream(path, 20)] == [20, 12, 3, 1, 1]
+
+
+def test_small_shards_that_unpack_to_more_than_a_unit_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.read.MOST_SMALL_BYTES", 10_000_000)
+    for name, n_rows in (("a.jsonl", 1), ("b.jsonl.zst", 9000), ("c.jsonl.zst", 200_000), ("d.jsonl", 1)):
+        jsonl(tmp_path / name, *[b'{"text": "%s"}' % (b"x" * 500)] * n_rows)
+    small = tuple(list_shards([str(tmp_path)]))
+    assert small[2].size < 100_000  # 100 MB once it is unpacked
+    with pytest.raises(
+        SourceError,
+        match=r"c\.jsonl\.zst has [\d,]+ bytes, but .* more than 10,000,000 .*: unpack it, or lower --unit-rows",
+    ):
+        read_unit(Unit("part-a-0123456789abcdef-00000", small), columns())
+    rest = tuple(shard for shard in small if "c.jsonl" not in shard.url)
+    assert len(read_unit(Unit("part-a-0123456789abcdef-00000", rest), columns())) == 9002
+    (envelope, *_) = stream(tmp_path / "c.jsonl.zst", 50_000)  # as a shard that is not small it is no matter
+    assert envelope.n_rows == 50_000
+
+
+@pytest.mark.parametrize(("n_rows", "n_bytes"), [(7, 10_000), (8192, 100), (1, 1)])
+def test_lines_become_the_same_block_however_few_are_held_at_a_time(
+    n_rows: int, n_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [{"text": "x" * (i % 37), "n": i if i % 5 else "five"} for i in range(100)]
+    path = jsonl(tmp_path / "a.jsonl", *lines, b"{broken", {"n": 1})
+    planned = unit(path, 0, path.stat().st_size)
+    whole = read_unit(planned, columns(("n", pa.int64())))
+    assert whole["id"].num_chunks == 1
+    monkeypatch.setattr("pipelines.read._BATCH_ROWS", n_rows)
+    monkeypatch.setattr("pipelines.read._BATCH_BYTES", n_bytes)
+    pieces = read_unit(planned, columns(("n", pa.int64())))
+    assert pieces["id"].num_chunks > 10
+    assert pieces.equals(whole)
 
 
 def test_a_compressed_shard_without_lines_is_one_empty_unit(tmp_path: Path) -> None:

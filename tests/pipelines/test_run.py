@@ -641,7 +641,7 @@ def test_what_is_lost_or_doubled_ends_the_run(parts_there: list[Part], message: 
 
 
 def test_a_stream_whose_last_part_is_not_there_ends_the_run() -> None:
-    stream = Stream(Shard("/in/a.jsonl.gz?sig=SECRET", 99, "1"), STEM, 100)
+    stream = Stream(Shard("/in/a.jsonl.gz?sig=SECRET", 99, "1"), STEM, 10, 100)
     plan = replace(plan_of(None), pending=[stream])
     unfinished = [made(0, is_last=False), made(1, is_last=False)]
     module._check_complete(plan, state([*unfinished, made(2)]))

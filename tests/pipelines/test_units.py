@@ -3,10 +3,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import threading
 from collections.abc import Iterator
+from fractions import Fraction
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -468,6 +470,10 @@ def test_groups_have_hard_limits_where_no_hash_ends_one(monkeypatch: pytest.Monk
     assert [len(group) for group in groups_of(large, 5000)] == [52, 52, 52, 44]  # the 52nd reaches 4 * 256 * 5000 bytes
     tiny = [shard(f"/data/{i:05d}.jsonl", size=1) for i in range(2100)]
     assert [len(group) for group in groups_of(tiny, 5000)] == [1024, 1024, 52]
+    mebibytes = [shard(f"/data/{i:05d}.jsonl", size=2**20) for i in range(200)]
+    assert [len(group) for group in groups_of(mebibytes, 10**6)] == [64, 64, 64, 8]  # no unit has more, as elsewhere
+    assert is_small(mebibytes[0], 10**6)
+    assert not is_small(shard(size=2**22), 10**6)
 
 
 def test_a_shard_that_is_added_changes_the_group_that_it_falls_into_only() -> None:
@@ -501,10 +507,23 @@ def test_stretches_are_the_ranges_that_begin_in_one_row_group(groups: list[int],
     assert [len(groups) for groups in of_group] == [1] * len(found)
 
 
-@given(st.integers(1, 10_000), st.floats(0.1, 5000))
-def test_byte_ranges_cover_the_file(size: int, unit_bytes: float) -> None:
-    ranges = byte_ranges(size, unit_bytes)
+@given(
+    st.lists(st.tuples(st.integers(1, 2000), st.fractions(0, 1, max_denominator=50)), min_size=1, max_size=8),
+    st.integers(1, 2000),
+)
+def test_byte_ranges_cover_the_file_with_equally_many_rows(pieces: list[tuple[int, Fraction]], unit_rows: int) -> None:
+    ranges = byte_ranges(pieces, unit_rows)
     assert ranges[0][0] == 0
-    assert ranges[-1][1] == size
+    assert ranges[-1][1] == sum(n_bytes for n_bytes, _ in pieces)
     assert all(a[1] == b[0] for a, b in itertools.pairwise(ranges))
-    assert max(stop - start for start, stop in ranges) <= max(1, unit_bytes) + 1
+    n_rows = sum(n_bytes * density for n_bytes, density in pieces)
+    assert len(ranges) == max(1, math.ceil(n_rows / unit_rows))
+    before = [0.0, *itertools.accumulate(float(density) for n_bytes, density in pieces for _ in range(n_bytes))]
+    rows = [before[stop or 0] - before[start] for start, stop in ranges]
+    assert rows == pytest.approx([float(n_rows / len(ranges))] * len(ranges), abs=1.001)  # a byte may have 1
+
+
+def test_byte_ranges_of_like_rows_are_equal() -> None:
+    assert byte_ranges([(640, Fraction(1, 16))], 10) == [(0, 160), (160, 320), (320, 480), (480, 640)]
+    pieces = [(100, Fraction(1, 100)), (100, Fraction(1, 10)), (200, Fraction(1, 200))]
+    assert byte_ranges(pieces, 6) == [(0, 150), (150, 400)]

@@ -256,14 +256,17 @@ class ConvBertConfig(_Fields):
         """The config of a checkpoint folder, local or at any fsspec URL.
 
         Args:
-            changes: fields in place of the checkpoint's, such as ``num_labels``.
+            changes: fields in place of the checkpoint's, such as ``num_labels``, and arguments of Transformers as for a
+                model.
 
         Raises:
             CheckpointError: no readable config.json there.
             ConfigError: its values describe no ConvBERT.
+            InputError: as for a model.
         """
-        from convbert.checkpoints.location import located
+        from convbert.checkpoints import located, own_settings
 
+        changes = own_settings(changes, folder_or_url)
         checkpoint = located(folder_or_url)
         path, source = checkpoint.folder / CONFIG_NAME, checkpoint.source
         try:

@@ -7,7 +7,7 @@ mixed block.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -26,9 +26,11 @@ from convbert.checkpoints import (
     load_into,
     located,
     missing_names,
+    own_settings,
     read_config,
     read_weights,
     save_weights,
+    without_mismatched,
 )
 from convbert.config import ConvBertConfig
 from convbert.errors import ConfigError, InputError
@@ -73,7 +75,9 @@ class PreTrainedModel(nn.Module):
         folder_or_url: str | Path | Checkpoint,
         *,
         config: ConvBertConfig | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        ignore_mismatched_sizes: bool = False,
         **changes: Any,
     ) -> Self:
         """The model with a checkpoint's weights, in evaluation mode.
@@ -86,49 +90,118 @@ class PreTrainedModel(nn.Module):
             folder_or_url: checkpoint folder, local or at any fsspec URL, or one that ``convbert.checkpoints.located``
                 has found.
             config: used in place of the folder's own.
-            dtype: floating-point type of the weights; None keeps float32.
-            changes: fields in place of the config's, such as ``num_labels``.
+            dtype: floating-point type of the weights, or its name; "auto" is the one that config.json
+                names, or the weights have. None keeps float32.
+            torch_dtype: the older name of ``dtype``.
+            ignore_mismatched_sizes: keep the random initialisation of weights that the checkpoint holds in another
+                shape, such as a head for other labels, and name them in a warning.
+            changes: fields in place of the config's, such as ``num_labels``. Arguments of Transformers that change
+                nothing here, such as ``local_files_only``, are taken too.
 
         Raises:
             CheckpointError: the folder holds no readable checkpoint.
             WeightsError: a weight has another shape than the config asks for.
             ConfigError: config.json describes no ConvBERT, or one that no memory holds.
-            InputError: ``dtype`` is no floating-point type.
+            InputError: ``dtype`` is no floating-point type, or an argument of Transformers asks for what is done in
+                another way here.
         """
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise InputError(f"dtype ({dtype!r}) must be a floating-point type such as torch.bfloat16, or None")
+        changes = own_settings(changes, folder_or_url)
+        dtype = torch_dtype if dtype is None else dtype
+        if dtype != "auto":
+            dtype = _floating_point(dtype)
         checkpoint = located(folder_or_url)
+        config = config or read_config(checkpoint)
         if changes:
-            config = ConvBertConfig.from_dict((config or read_config(checkpoint)).to_dict(), **changes)
-        model, report = cls.load(checkpoint, config=config)
+            config = ConvBertConfig.from_dict(config.to_dict(), **changes)
+        model, report = cls.load(
+            checkpoint, config=config, dtype=dtype, ignore_mismatched_sizes=ignore_mismatched_sizes
+        )
         source = checkpoint.source
         if report.missing:
-            logger.warning("%s has no weights for %s: they are random until trained", source, ", ".join(report.missing))
+            fitting = "fitting weights" if ignore_mismatched_sizes else "weights"
+            names = ", ".join(report.missing)
+            logger.warning("%s has no %s for %s: they are random until trained", source, fitting, names)
         if report.unexpected:
             logger.warning(
                 "%s holds weights that %s does not use: %s", source, cls.__name__, ", ".join(report.unexpected)
             )
-        return (model if dtype is None else model.to(dtype)).eval()
+        return model
 
     @classmethod
     def load(
-        cls, folder_or_url: str | Path | Checkpoint, *, config: ConvBertConfig | None = None
+        cls,
+        folder_or_url: str | Path | Checkpoint,
+        *,
+        config: ConvBertConfig | None = None,
+        dtype: torch.dtype | str | None = None,
+        ignore_mismatched_sizes: bool = False,
     ) -> tuple[Self, LoadReport]:
-        """As ``from_pretrained``, with the names that did not meet in place of warnings."""
+        """As ``from_pretrained``, with the names that did not meet in place of warnings.
+
+        What ``ignore_mismatched_sizes`` leaves out is warned of, too: its shapes stand nowhere else.
+        """
+        wanted = None if dtype == "auto" else _floating_point(dtype)
         checkpoint = located(folder_or_url)
         config = config or read_config(checkpoint)
         names = {"base_prefix": cls.base_prefix, "source": checkpoint.source}
         weights = read_weights(checkpoint)
         model = cls._without_memory(config, source=names["source"])
+        if ignore_mismatched_sizes:
+            weights, mismatched = without_mismatched(model, weights, base_prefix=cls.base_prefix)
+            if mismatched:
+                shapes = ", ".join(mismatched)
+                logger.warning("%s holds weights of other shapes, which are left out: %s", checkpoint.source, shapes)
         found = check_fit(model, weights, **names)
         if missing_names(model, found) or cls.__module__ != __name__:  # a subclass may hold tensors that no file does
             model = cls(config)  # what is missing keeps its initialisation
         else:
             model.to_empty(device="cpu")
-            model._tie()
-        return model.eval(), load_into(model, weights, **names)
+            model.tie_weights()
+        report = load_into(model, weights, **names)
+        if dtype == "auto":
+            wanted = _saved_dtype(config, weights)
+        return (model if wanted is None else model.to(wanted)).eval(), report
 
-    def _tie(self) -> None:
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie: the first one's device."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The first weight's type."""
+        return next(self.parameters()).dtype
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """How many numbers the weights are, tied ones counted once.
+
+        Args:
+            only_trainable: leave out weights that need no gradient.
+            exclude_embeddings: leave out the tables of words, positions and token types.
+        """
+        tables = {id(module.weight) for module in self.modules() if isinstance(module, nn.Embedding)}
+        return sum(
+            parameter.numel()
+            for parameter in self.parameters()
+            if (parameter.requires_grad or not only_trainable) and not (exclude_embeddings and id(parameter) in tables)
+        )
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The word embedding table."""
+        return self.base_model.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Put another word embedding table of the same size in place.
+
+        As in Transformers, a language model's head keeps the old one until ``tie_weights`` is called.
+        """
+        self.base_model.embeddings.word_embeddings = value
+
+    def get_output_embeddings(self) -> nn.Linear | None:
+        """The product with the vocabulary, of a language model only."""
+        return None
+
+    def tie_weights(self) -> None:
         """Let weights that are one be one."""
 
     @classmethod
@@ -154,7 +227,7 @@ class PreTrainedModel(nn.Module):
         Raises:
             CheckpointError: a URL in place of a folder, or ``max_shard_bytes`` below 1.
         """
-        dtype = str(self.base_model.embeddings.word_embeddings.weight.dtype).removeprefix("torch.")
+        dtype = str(self.dtype).removeprefix("torch.")
         extra = {**self.config.extra, "architectures": [type(self).__name__]}
         extra.update(dict.fromkeys(extra.keys() & {"dtype", "torch_dtype"}, dtype))
         save_weights(self, folder, config=replace(self.config, extra=extra), max_shard_bytes=max_shard_bytes)
@@ -171,7 +244,7 @@ class PreTrainedModel(nn.Module):
             ConfigError: fewer than 1, or too few for ``pad_token_id``.
         """
         config = replace(self.config, vocab_size=new_num_tokens)
-        table = self.base_model.embeddings.word_embeddings
+        table = self.get_input_embeddings()
         table.weight = _resized(table.weight, new_num_tokens, std=config.initializer_range)
         table.num_embeddings = new_num_tokens
         self._reconfigure(config)
@@ -378,7 +451,7 @@ class ConvBertForMaskedLM(TaskModel):
         )
         self.generator_lm_head = nn.Linear(config.embedding_size, config.vocab_size)
         self._initialise()
-        self._tie()
+        self.tie_weights()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(B, L, H) -> (B, L, vocab_size)."""
@@ -391,10 +464,15 @@ class ConvBertForMaskedLM(TaskModel):
         head.weight = _resized(head.weight, new_num_tokens, std=self.config.initializer_range)
         head.bias = _resized(head.bias, new_num_tokens, std=0)
         head.out_features = new_num_tokens
-        self._tie()
+        self.tie_weights()
         return table
 
-    def _tie(self) -> None:
+    def get_output_embeddings(self) -> nn.Linear:
+        """The product with the vocabulary."""
+        return self.generator_lm_head
+
+    def tie_weights(self) -> None:
+        """Let the head use the word embeddings, unless the config says ``tie_word_embeddings: false``."""
         if self.config.tie_word_embeddings:
             self.generator_lm_head.weight = self.convbert.embeddings.word_embeddings.weight
 
@@ -556,6 +634,20 @@ class ConvBertForQuestionAnswering(PreTrainedModel):
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
+
+
+def _floating_point(dtype: object) -> torch.dtype | None:
+    """A type, or the one of that name; None for None."""
+    found: Any = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype is None or (isinstance(found, torch.dtype) and found.is_floating_point):
+        return found
+    raise InputError(f"dtype ({dtype!r}) must be a floating-point type such as torch.bfloat16, its name, or None")
+
+
+def _saved_dtype(config: ConvBertConfig, weights: Mapping[str, Tensor]) -> torch.dtype | None:
+    """The type that a config says its weights have, or that the first of them has."""
+    said = config.extra.get("dtype") or config.extra.get("torch_dtype")
+    return _floating_point(said or next((w.dtype for w in weights.values() if w.is_floating_point()), None))
 
 
 def _encoder_layer(config: ConvBertConfig) -> layers.EncoderLayer:

@@ -11,12 +11,14 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor
+from torch.utils._pytree import register_dataclass
 
 
 class ModelOutput:
     """Fields by name or by place: ``out.logits``, ``out["logits"]``; ``out[0]`` counts the fields that are given.
 
-    As a mapping it has the fields that are given: ``"loss" in out``, ``out.keys()``, ``dict(out)``.
+    As a mapping it has the fields that are given: ``"loss" in out``, ``out.keys()``, ``dict(out)``. Unpacked it gives
+    them in their order: ``loss, logits = out``.
     """
 
     def to_tuple(self) -> tuple[Any, ...]:
@@ -35,15 +37,25 @@ class ModelOutput:
         """Names and fields that are given."""
         return self._given().items()
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """The field of that name, or ``default`` where it is not given."""
+        return self._given().get(name, default)
+
+    def __len__(self) -> int:
+        """How many fields are given."""
+        return len(self._given())
+
     def __contains__(self, name: object) -> bool:
         return name in self._given()
 
     def __getitem__(self, key: int | slice | str) -> Any:
-        return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]
+        return self._all()[key] if isinstance(key, str) else self.to_tuple()[key]
 
     def _given(self) -> dict[str, Any]:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]  # below
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name, value in self._all().items() if value is not None}
+
+    def _all(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]  # below
 
 
 @dataclass(kw_only=True)
@@ -98,3 +110,7 @@ class SpanOutput(ModelOutput):
     end_logits: Tensor
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+
+
+for _output in (EncoderOutput, LogitsOutput, SpanOutput):  # torch.export and torch.func look into what is known to them
+    register_dataclass(_output, serialized_type_name=f"{__name__}.{_output.__name__}")

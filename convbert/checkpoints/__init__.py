@@ -2,12 +2,13 @@
 
 from typing import TYPE_CHECKING
 
+from convbert.checkpoints.arguments import own_settings
 from convbert.checkpoints.location import Checkpoint, local_folder, located
 from convbert.on_demand import on_demand
 
 if TYPE_CHECKING:
     from convbert.checkpoints.folder import fingerprint, read_config, read_weights
-    from convbert.checkpoints.loading import LoadReport, check_fit, load_into, missing_names
+    from convbert.checkpoints.loading import LoadReport, check_fit, load_into, missing_names, without_mismatched
     from convbert.checkpoints.saving import save_weights
 
 __all__ = [
@@ -19,9 +20,11 @@ __all__ = [
     "local_folder",
     "located",
     "missing_names",
+    "own_settings",
     "read_config",
     "read_weights",
     "save_weights",
+    "without_mismatched",
 ]
 
 if not TYPE_CHECKING:

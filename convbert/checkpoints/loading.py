@@ -14,7 +14,10 @@ MOST_MISSING = 2**30  # 4 GiB; a head on an encoder has a thousandth
 
 
 class LoadReport(NamedTuple):
-    """Names that did not meet: ``missing`` keep their initialisation, ``unexpected`` are not used."""
+    """Names that did not meet: ``missing`` keep their initialisation, ``unexpected`` are not used.
+
+    Weights that were left out for their shape are missing.
+    """
 
     missing: list[str]
     unexpected: list[str]
@@ -68,7 +71,8 @@ def check_fit(model: nn.Module, weights: Mapping[str, Tensor], *, base_prefix: s
         if own[name].shape != found[name].shape:
             raise WeightsError(
                 f"{name} of {source} has shape {tuple(found[name].shape)}, but the config asks for "
-                f"{tuple(own[name].shape)}: config.json and weights do not belong together"
+                f"{tuple(own[name].shape)}: config.json and weights do not belong together; "
+                "from_pretrained(…, ignore_mismatched_sizes=True) would start it anew"
             )
         is_weight = own[name].is_floating_point()
         if is_weight and (not found[name].is_floating_point() or found[name].element_size() < 2):
@@ -83,6 +87,20 @@ def check_fit(model: nn.Module, weights: Mapping[str, Tensor], *, base_prefix: s
             "config.json and weights do not belong together"
         )
     return found
+
+
+def without_mismatched(
+    model: nn.Module, weights: Mapping[str, Tensor], *, base_prefix: str
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights without those of another shape than the model's, and the names and shapes of these."""
+    own = model.state_dict()
+    found = _with_prefix_of(own, weights, base_prefix)
+    mismatched = {
+        name: f"{name} {tuple(found[name].shape)} in place of {tuple(own[name].shape)}"
+        for name in sorted(own.keys() & found.keys())
+        if own[name].shape != found[name].shape
+    }
+    return {name: tensor for name, tensor in found.items() if name not in mismatched}, list(mismatched.values())
 
 
 def tied_names(model: nn.Module) -> dict[str, str]:

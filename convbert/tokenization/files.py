@@ -41,6 +41,9 @@ _BERT_CLASSES = {f"{name}Tokenizer" for name in (*_BERTS, "DPRContextEncoder", "
 """Classes of Transformers that split texts as BERT does: vocab.txt is all that they need."""
 _BARE_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """Those that add nothing to what tokenizer.json says."""
+_INPUTS_WITHOUT_TYPES = ("input_ids", "attention_mask")
+_WITHOUT_TYPES = ("DistilBertTokenizer", "DPRReaderTokenizer", "RetriBertTokenizer", "TokenizersBackend")
+"""Those whose calls give no token types unless ``model_input_names`` says so, though their frames have some."""
 _UNBOUNDED = 10**18  # Transformers writes 1e30 for "no limit"
 
 
@@ -71,6 +74,8 @@ def read_settings(folder: Path, *, source: str) -> dict[str, Any]:
         settings["frame"] = False
     elif written_by == "ConvBertTokenizer" and "backend" in config:  # a key of Transformers 5, whose class reads
         config = {name: value for name, value in config.items() if name not in NORMALISATION}  # these nowhere else
+    if written_by.removesuffix("Fast") in _WITHOUT_TYPES:
+        settings["model_input_names"] = _INPUTS_WITHOUT_TYPES
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     extra = list(extra.values()) if isinstance(extra, dict) else _checked("extra_special_tokens", extra, list)
     extra = [_token("extra_special_tokens", token) for token in extra]

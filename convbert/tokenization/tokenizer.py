@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Encoding
 from tokenizers.models import WordPiece
 
+from convbert.checkpoints.arguments import own_settings
 from convbert.checkpoints.location import Checkpoint, folder_to_write, located
 from convbert.errors import TokenizerError
 from convbert.tokenization import backend as library
@@ -162,12 +163,15 @@ class ConvBertTokenizer(Vocabulary):
         tokenizer.json decides where there is one; tokenizer_config.json overrides its normalisation.
 
         Args:
-            changes: settings in place of the checkpoint's, such as ``model_max_length``.
+            changes: settings in place of the checkpoint's, such as ``model_max_length``. Arguments of Transformers that
+                change nothing here, such as ``use_fast``, are taken too.
 
         Raises:
             CheckpointError: no such folder.
             TokenizerError: no vocabulary there, or one that cannot be read.
+            InputError: an argument of Transformers asks for what is done in another way here.
         """
+        changes = own_settings(changes, folder_or_url)
         checkpoint = located(folder_or_url)
         try:
             return cls(**{**read_settings(checkpoint.folder, source=checkpoint.source), **changes})
@@ -441,6 +445,11 @@ class ConvBertTokenizer(Vocabulary):
             raise TokenizerError("token_ids_1 cannot be given for ids that already have special tokens: leave it out")
         special = set(self.all_special_ids)
         return [int(index in special) for index in token_ids_0]
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether the tokenizers library does the work, as it always does here."""
+        return True
 
     @property
     def do_lower_case(self) -> bool | None:

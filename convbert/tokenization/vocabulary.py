@@ -120,9 +120,19 @@ class Vocabulary:
         """Ids by token, added tokens included."""
         return self._backend.get_vocab(with_added_tokens=True)
 
+    @property
+    def vocab(self) -> dict[str, int]:
+        """As ``get_vocab``."""
+        return self.get_vocab()
+
     def get_added_vocab(self) -> dict[str, int]:
         """Ids by token of those that are found before the text is split: special tokens, and what was added."""
-        return {token.content: index for index, token in sorted(self._backend.get_added_tokens_decoder().items())}
+        return {token.content: index for index, token in self.added_tokens_decoder.items()}
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """The tokens of ``get_added_vocab`` by id, with their properties."""
+        return dict(sorted(self._backend.get_added_tokens_decoder().items()))
 
     def add_tokens(
         self, new_tokens: str | AddedToken | Sequence[str | AddedToken], special_tokens: bool = False

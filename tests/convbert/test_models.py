@@ -6,6 +6,7 @@ That their numbers are Transformers' is test_models_oracle.py.
 from __future__ import annotations
 
 import copy
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from convbert import (
     ConvBertForTokenClassification,
     ConvBertModel,
     InputError,
+    WeightsError,
 )
 from convbert.models import PreTrainedModel
 
@@ -276,6 +278,42 @@ class TestTraining:
         assert not model.generator_lm_head.bias.any()
 
 
+class TestWeights:
+    @pytest.mark.parametrize("model_class", CLASSES)
+    @pytest.mark.parametrize("tied", [True, False])
+    def test_they_are_counted_as_in_transformers(self, model_class: type[PreTrainedModel], tied: bool) -> None:
+        transformers = pytest.importorskip("transformers")
+        ours = model_class(replace(CONFIG, tie_word_embeddings=tied))
+        values = {name: value for name, value in ours.config.to_dict().items() if name != "model_type"}
+        theirs = getattr(transformers, model_class.__name__)(transformers.ConvBertConfig(**values))
+        for model in (ours, theirs):
+            model.base_model.encoder.requires_grad_(False)
+            model.base_model.embeddings.position_embeddings.requires_grad_(False)
+        for only_trainable, exclude_embeddings in ((False, False), (False, True), (True, False), (True, True)):
+            options = {"only_trainable": only_trainable, "exclude_embeddings": exclude_embeddings}
+            assert ours.num_parameters(**options) == theirs.num_parameters(**options)
+
+    def test_they_lie_where_they_are_moved(self, encoder: ConvBertModel) -> None:
+        assert (encoder.device, encoder.dtype) == (torch.device("cpu"), torch.float32)
+        assert encoder.to("meta", torch.bfloat16).device == torch.device("meta")
+        assert encoder.dtype == torch.bfloat16
+
+    @pytest.mark.parametrize("model_class", CLASSES)
+    def test_the_words_can_be_taken_and_replaced(self, model_class: type[PreTrainedModel]) -> None:
+        model = model_class(CONFIG)
+        assert model.get_input_embeddings() is model.base_model.embeddings.word_embeddings
+        is_language_model = model_class is ConvBertForMaskedLM
+        assert model.get_output_embeddings() is (model.generator_lm_head if is_language_model else None)
+        old = model.get_input_embeddings().weight
+        new = torch.nn.Embedding(CONFIG.vocab_size, CONFIG.embedding_size)
+        model.set_input_embeddings(new)
+        assert model.base_model.embeddings.word_embeddings is new
+        if is_language_model:  # as in Transformers
+            assert model.get_output_embeddings().weight is old
+            model.tie_weights()
+            assert model.get_output_embeddings().weight is new.weight
+
+
 class TestLanguageModel:
     def test_the_matrix_is_one_and_stays_one(self) -> None:
         model = ConvBertForMaskedLM(CONFIG)
@@ -296,11 +334,73 @@ class TestLoading:
         with pytest.raises(ConfigError, match=r"num_label \(3\) is no field"):
             ConvBertForSequenceClassification.from_pretrained(tmp_path, num_label=3)
 
-    @pytest.mark.parametrize("dtype", ["float16", "auto", torch.int8])
+    @pytest.mark.parametrize("dtype", ["no_type", "int8", "torch.float16", "nn", torch.int8])
     def test_a_type_that_no_weights_have_is_refused(self, tmp_path: Path, dtype: Any) -> None:
         ConvBertModel(CONFIG).save_pretrained(tmp_path)
         with pytest.raises(InputError, match=rf"dtype \({dtype!r}\) must be a floating-point type"):
             ConvBertModel.from_pretrained(tmp_path, dtype=dtype)
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", "half", "float64", "auto", torch.float16])
+    @pytest.mark.parametrize("argument", ["dtype", "torch_dtype"])
+    @pytest.mark.parametrize("said", [None, "dtype", "torch_dtype"])
+    def test_a_type_may_be_named_as_in_transformers(
+        self, dtype: Any, argument: str, said: str | None, tmp_path: Path
+    ) -> None:
+        transformers = pytest.importorskip("transformers")
+        ConvBertModel(CONFIG).to(torch.bfloat16).save_pretrained(tmp_path)
+        values = {**CONFIG.to_dict(), **({} if said is None else {said: "float16"})}
+        (tmp_path / "config.json").write_text(json.dumps(values), encoding="utf-8")
+        ours, theirs = (
+            package.ConvBertModel.from_pretrained(tmp_path, **{argument: dtype}) for package in (convbert, transformers)
+        )
+        assert ours.dtype == theirs.dtype != torch.float32
+        assert {weight.dtype for weight in ours.state_dict().values()} == {ours.dtype}
+
+    def test_dtype_goes_before_its_older_name(self, tmp_path: Path) -> None:
+        ConvBertModel(CONFIG).save_pretrained(tmp_path)
+        model = ConvBertModel.from_pretrained(tmp_path, dtype="bfloat16", torch_dtype="float16")
+        assert model.dtype == torch.bfloat16
+
+    @pytest.mark.parametrize(
+        ("model_class", "change", "head"),
+        [
+            (ConvBertForSequenceClassification, {"num_labels": 5}, "classifier.out_proj"),
+            (ConvBertForTokenClassification, {"num_labels": 5}, "classifier"),
+            (ConvBertForMaskedLM, {"vocab_size": 29}, "generator_lm_head"),
+        ],
+    )
+    def test_weights_of_another_shape_may_be_started_anew_as_in_transformers(
+        self,
+        model_class: type[PreTrainedModel],
+        change: dict[str, int],
+        head: str,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        transformers = pytest.importorskip("transformers")
+        saved = model_class(CONFIG)
+        with torch.no_grad():
+            for weight in saved.parameters():
+                weight.copy_(torch.randn_like(weight))
+        saved.save_pretrained(tmp_path)
+        with pytest.raises(
+            WeightsError, match=r"from_pretrained\(…, ignore_mismatched_sizes=True\) would start it anew"
+        ):
+            model_class.from_pretrained(tmp_path, **change)
+        change = {**change, "ignore_mismatched_sizes": True}
+        theirs = getattr(transformers, model_class.__name__).from_pretrained(tmp_path, **change).state_dict()
+        assert not caplog.messages
+        ours = model_class.from_pretrained(tmp_path, **change)
+        new = {name for name, weight in ours.state_dict().items() if weight.shape != saved.state_dict()[name].shape}
+        assert {name for name in new if name.startswith(head)} == {f"{head}.weight", f"{head}.bias"}
+        for name, weight in ours.state_dict().items():
+            assert weight.shape == theirs[name].shape
+            assert torch.equal(weight, theirs[name]) == (name not in new or name == f"{head}.bias")
+        assert ours.get_parameter(f"{head}.weight").std() < 2 * CONFIG.initializer_range
+        old, now = (tuple(model.get_parameter(f"{head}.bias").shape) for model in (saved, ours))
+        assert "holds weights of other shapes, which are left out: " in caplog.messages[0]
+        assert f"{head}.bias {old} in place of {now}" in caplog.messages[0]
+        assert f"has no fitting weights for {', '.join(sorted(new))}: they are random" in caplog.messages[1]
 
     def test_tensors_of_a_subclass_are_as_it_makes_them(self, tmp_path: Path) -> None:
         class Weighted(ConvBertModel):

@@ -277,6 +277,40 @@ def test_a_call_returns_what_the_model_takes(names: list[str], tmp_path: Path) -
         assert dict(one("foo", "u s")) == dict(theirs("foo", "u s"))
 
 
+BERTS = ("Bert", "Electra", "DPRContextEncoder", "DPRReader", "DistilBert")
+
+
+@pytest.mark.parametrize("names", [None, ["input_ids", "token_type_ids", "attention_mask"]])
+@pytest.mark.parametrize(
+    ("tokenizer_class", "has_json"),
+    [
+        *((f"{name}Tokenizer", has_json) for name in BERTS for has_json in (False, True)),
+        ("DistilBertTokenizerFast", False),
+        ("TokenizersBackend", True),
+        ("RetriBertTokenizer", True),
+    ],
+)
+def test_the_class_decides_whether_there_are_token_types(
+    tokenizer_class: str, has_json: bool, names: list[str] | None, tmp_path: Path
+) -> None:
+    transformers.ConvBertTokenizer(vocab=str(write_vocab(tmp_path) / "vocab.txt")).save_pretrained(tmp_path)
+    settings = {"tokenizer_class": tokenizer_class, **({} if names is None else {"model_input_names": names})}
+    write_json(tmp_path, tokenizer_config=settings, config={"model_type": "convbert"})
+    if not has_json:
+        (tmp_path / "tokenizer.json").unlink()
+    ours, theirs = ConvBertTokenizer.from_pretrained(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert dict(ours("foo", "u s")) == dict(theirs("foo", "u s"))
+    has_types = "token_type_ids" in theirs("foo", "u s")
+    assert ours.encode_batch(["foo"], ["u s"]).token_type_ids == [[0, 0, 0, *[int(has_types)] * 3]]
+
+
+def test_token_types_of_a_bare_tokenizer_are_those_of_the_version_that_wrote_it(tmp_path: Path) -> None:
+    """4.46.3 writes PreTrainedTokenizerFast and gives token types; 5 writes TokenizersBackend and gives none."""
+    transformers.ConvBertTokenizer(vocab=str(write_vocab(tmp_path) / "vocab.txt")).save_pretrained(tmp_path)
+    write_json(tmp_path, tokenizer_config={"tokenizer_class": "PreTrainedTokenizerFast"})
+    assert ConvBertTokenizer.from_pretrained(tmp_path)("foo", "u")["token_type_ids"] == [0, 0, 0, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [

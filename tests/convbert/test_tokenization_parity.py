@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
-from convbert import BatchEncoding, ConvBertTokenizer
+from convbert import BatchEncoding, ConvBertTokenizer, TokenizerError
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 FOREIGN = "éèüßñçğışöİıÅåﬁǅΣςσжЁѐक्षि한국어日本語中文𠀀שלוםمرحبا"
@@ -255,12 +255,34 @@ def test_places_in_the_text(vocab_file: Path, text: str, other: str, is_pair: bo
     ours, theirs = (tokenizer(*columns) for tokenizer in both(vocab_file))
     for token in range(len(ours["input_ids"][0])):
         assert ours.token_to_chars(token) == theirs.token_to_chars(token)
+        assert ours.token_to_word(token) == ours.token_to_word(0, token) == theirs.token_to_word(token)
+        assert ours.token_to_sequence(token) == ours.token_to_sequence(0, token) == theirs.token_to_sequence(token)
     for sequence, column in enumerate(columns):
         for char in range(len(column[0])):
             expected = theirs.char_to_token(0, char, sequence)
             assert ours.char_to_token(0, char, sequence) == ours.char_to_token(char, None, sequence) == expected
+            expected = theirs.char_to_word(0, char, sequence)
+            assert ours.char_to_word(0, char, sequence) == ours.char_to_word(char, None, sequence) == expected
         for word in {w for w, s in zip(ours.word_ids(), ours.sequence_ids(), strict=True) if s == sequence}:
             assert ours.word_to_tokens(0, word, sequence) == theirs.word_to_tokens(0, word, sequence)
+            mine, expected = ours.word_to_chars(0, word, sequence), theirs.word_to_chars(0, word, sequence)
+            assert (mine.start, mine.end) == (expected.start, expected.end)
+            assert mine == ours.word_to_chars(word, None, sequence)
+    assert ours.n_sequences == theirs.n_sequences == len(columns)
+
+
+def test_results_are_reached_by_number_and_joined_with_others(vocab_file: Path) -> None:
+    ours, theirs = (tokenizer(["the mail", "now"]) for tokenizer in both(vocab_file))
+    assert ours[1].tokens == theirs[1].tokens == ["[CLS]", "now", "[SEP]"]
+    assert [result.ids for result in ours[:2]] == [result.ids for result in theirs[:2]] == ours["input_ids"]
+    labels = {"labels": [0, 1]}
+    for mine, expected in ((ours | labels, theirs | labels), (labels | ours, labels | theirs)):
+        assert isinstance(mine, BatchEncoding)
+        assert dict(mine) == dict(expected)
+        with pytest.raises(TokenizerError, match="ask the encoding that the tokenizer gave"):
+            mine.tokens()
+    assert {**ours, **labels} == {**theirs, **labels}
+    assert ours.word_to_chars(0, 99) is None  # an error of Python in Transformers
 
 
 def assert_same_arrays(vocab_file: Path, *texts: Any, return_tensors: str, **options: Any) -> None:
@@ -336,7 +358,9 @@ def with_added(
         flagged = [AddedToken("lstr", lstrip=True), AddedToken("Word", single_word=True)]
         tokenizer.add_tokens([*ADDED[:-2], *flagged], special_tokens=special)
         tokenizer.add_special_tokens({"bos_token": "<bos>", "extra_special_tokens": ["<x>", "<y>"]})
-    assert ours.get_vocab() == theirs.get_vocab()
+    assert ours.get_vocab() == ours.vocab == theirs.get_vocab() == theirs.vocab
+    assert ours.is_fast is theirs.is_fast is True
+    assert list(ours.added_tokens_decoder.items()) == list(theirs.added_tokens_decoder.items())
     assert ours.get_added_vocab() == theirs.get_added_vocab()
     assert (len(ours), ours.bos_token_id) == (len(theirs), theirs.bos_token_id)
     assert ours.special_tokens_map == theirs.special_tokens_map

@@ -1,0 +1,60 @@
+"""Scripts for Transformers pass arguments that mean nothing here, or something that is done in another way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+import convbert
+from convbert import InputError
+from convbert.checkpoints import own_settings
+
+NAMES = ("ConvBertTokenizer", "ConvBertConfig", "ConvBertModel")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_changes_nothing_is_taken_as_in_transformers(name: str, checkpoint: Path) -> None:
+    usual: dict[str, Any] = {
+        "local_files_only": True,
+        "force_download": False,
+        "cache_dir": None,
+        "token": None,
+        "revision": "main",
+        "subfolder": "",
+        "trust_remote_code": False,
+    }
+    if name == "ConvBertTokenizer":
+        usual["use_fast"] = True
+    if name == "ConvBertModel":
+        usual |= {"low_cpu_mem_usage": True, "use_safetensors": True, "weights_only": True, "return_dict": True}
+    for package in (transformers, convbert):
+        assert type(getattr(package, name).from_pretrained(checkpoint, **usual)).__name__ == name
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("argument", "value", "remedy"),
+    [
+        ("revision", "v2", "hf://owner/name@revision"),
+        ("subfolder", "main", "in the address"),
+        ("cache_dir", "/tmp", "CONVBERT_CACHE"),
+        ("token", "hf_secret", "HF_TOKEN"),
+        ("device_map", "auto", r"to\(device\)"),
+        ("output_hidden_states", True, "the model's call"),
+    ],
+)
+def test_what_is_done_in_another_way_says_how(
+    name: str, argument: str, value: object, remedy: str, checkpoint: Path
+) -> None:
+    with pytest.raises(InputError, match=f"{argument} is an argument of Transformers: .*{remedy}") as found:
+        getattr(convbert, name).from_pretrained(checkpoint, **{argument: value})
+    assert "hf_secret" not in str(found.value)
+
+
+def test_a_url_is_no_local_file() -> None:
+    with pytest.raises(InputError, match="local_files_only .* the folder's path in place of a URL"):
+        convbert.ConvBertConfig.from_pretrained("hf://owner/name", local_files_only=True)
+    assert own_settings({"local_files_only": False, "num_labels": 3}, "hf://owner/name") == {"num_labels": 3}

@@ -149,9 +149,8 @@ class Batcher(Generic[Item, Answer]):
         self._busy_s = 0.0  # since then, without the batch that runs
         self._running_since_s: float | None = None
         self._left_s = 0.0  # of what its tokens take
-        self._changed = asyncio.Event()
+        self._start_to_come: asyncio.Handle | None = None  # of the next batch
         self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="batches")
-        self._worker: asyncio.Task[None] | None = None
 
     @property
     def queued_tokens(self) -> int:
@@ -205,8 +204,6 @@ class Batcher(Generic[Item, Answer]):
                 f"(at most {self._max_queued_tokens:,} tokens and {self._max_queued_s:g} s)"
             )
         loop = asyncio.get_running_loop()
-        if self._worker is None:
-            self._worker = loop.create_task(self._work())
         its: list[_Waiting[Item, Answer]] = [
             _Waiting(item, n, loop.create_future(), now_s, turn_s)
             for (item, n), turn_s in zip(items, turns_s, strict=True)
@@ -214,7 +211,7 @@ class Batcher(Generic[Item, Answer]):
         for waiting in its:
             insort(self._queue, waiting, key=attrgetter("turn_s"))
         self._queued_tokens = n_tokens
-        self._changed.set()
+        self._start_soon(loop.call_soon)  # when those who come at this moment are here, too
         try:
             return [await waiting.answer for waiting in its]
         finally:
@@ -230,50 +227,34 @@ class Batcher(Generic[Item, Answer]):
 
     async def close(self) -> None:
         """Stop; requests that still wait are cancelled."""
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.gather(self._worker, return_exceptions=True)
+        if self._start_to_come is not None:
+            self._start_to_come.cancel()
         for waiting in self._queue:
             waiting.answer.cancel()
         self._thread.shutdown()
 
-    async def _work(self) -> None:
-        while True:
-            batch = await self._next_batch()
-            if not batch:
-                continue
-            n_tokens = sum(waiting.n_tokens for waiting in batch)
-            started_s = self._running_since_s = time.perf_counter()
-            self._left_s = n_tokens / self._speed.tokens_per_s if self._speed.seconds else math.inf
-            items = [waiting.item for waiting in batch]
-            try:
-                answers = await self.call(partial(self._run, items))
-                if len(answers) != len(batch):
-                    raise RuntimeError(f"{len(answers)} answers to {len(batch)} requests")
-            except Exception as error:
-                _give_all(batch, error)
-            else:
-                for waiting, answer in zip(batch, answers, strict=True):
-                    if not waiting.answer.done():
-                        waiting.answer.set_result(answer)
-                n_computed = sum(
-                    waiting.n_tokens for waiting, answer in zip(batch, answers, strict=True) if self._is_work(answer)
-                )
-                self._speed.note(n_computed, time.perf_counter() - started_s, budget=self._max_batch_tokens)
-            self._note_work(time.perf_counter(), goes_on=False)
-            if self._observe is not None:
-                waits_s = [started_s - waiting.since_s for waiting in batch]
-                stats = BatchStats(n_tokens, waits_s, time.perf_counter() - started_s)
-                asyncio.get_running_loop().call_soon(self._observe, stats)  # behind the answers, which go out first
+    def _start_soon(self, when: Callable[[Callable[[], None]], asyncio.Handle]) -> None:
+        if self._start_to_come is not None:
+            self._start_to_come.cancel()
+        self._start_to_come = when(self._start)
 
-    async def _next_batch(self) -> list[_Waiting[Item, Answer]]:
-        while not self._queue:
-            await self._wait_for_change(None)
-        until_s = self._queue[0].since_s + self._max_wait_s * self._is_crowded
-        while self._queue and self._queued_tokens < self._max_batch_tokens:
-            left_s = until_s - time.perf_counter()
-            if left_s <= 0 or not await self._wait_for_change(left_s):
-                break
+    def _start(self) -> None:
+        """Give the thread its next batch, unless it has one, or others are waited for."""
+        self._start_to_come = None
+        if self._running_since_s is not None or not self._queue:
+            return
+        loop, now_s = asyncio.get_running_loop(), time.perf_counter()
+        left_s = self._queue[0].since_s + self._max_wait_s * self._is_crowded - now_s
+        if left_s > 0 and self._queued_tokens < self._max_batch_tokens:
+            self._start_soon(partial(loop.call_later, left_s))
+            return
+        if batch := self._next_batch():
+            n_tokens = sum(waiting.n_tokens for waiting in batch)
+            self._running_since_s = now_s
+            self._left_s = n_tokens / self._speed.tokens_per_s if self._speed.seconds else math.inf
+            self._thread.submit(self._work, batch, partial(self._finish, batch, n_tokens, now_s), loop)
+
+    def _next_batch(self) -> list[_Waiting[Item, Answer]]:
         batch: list[_Waiting[Item, Answer]] = []
         room = self._max_batch_tokens
         while self._queue and (not batch or self._queue[0].n_tokens <= room):
@@ -285,14 +266,47 @@ class Batcher(Generic[Item, Answer]):
         self._is_crowded = len(batch) > 1
         return batch
 
-    async def _wait_for_change(self, timeout_s: float | None) -> bool:
-        """Whether a request came in time."""
-        self._changed.clear()
+    def _work(
+        self,
+        batch: Sequence[_Waiting[Item, Answer]],
+        finish: Callable[[Sequence[Answer] | Exception], None],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        """In the thread."""
+        found: Sequence[Answer] | Exception
         try:
-            await asyncio.wait_for(self._changed.wait(), timeout_s)
-        except asyncio.TimeoutError:  # not the built-in one before Python 3.11
-            return False
-        return True
+            found = self._run([waiting.item for waiting in batch])
+            if len(found) != len(batch):
+                found = RuntimeError(f"{len(found)} answers to {len(batch)} requests")
+        except Exception as error:
+            found = error
+        except BaseException as error:  # what a library panics with is no Exception
+            found = RuntimeError(f"{type(error).__name__}: {error}")
+        loop.call_soon_threadsafe(finish, found)
+
+    def _finish(
+        self,
+        batch: Sequence[_Waiting[Item, Answer]],
+        n_tokens: int,
+        started_s: float,
+        found: Sequence[Answer] | Exception,
+    ) -> None:
+        now_s = time.perf_counter()
+        if isinstance(found, Exception):
+            _give_all(batch, found)
+        else:
+            for waiting, answer in zip(batch, found, strict=True):
+                if not waiting.answer.done():
+                    waiting.answer.set_result(answer)
+            n_computed = sum(
+                waiting.n_tokens for waiting, answer in zip(batch, found, strict=True) if self._is_work(answer)
+            )
+            self._speed.note(n_computed, now_s - started_s, budget=self._max_batch_tokens)
+        self._note_work(now_s, goes_on=False)
+        self._start()
+        if self._observe is not None:
+            stats = BatchStats(n_tokens, [started_s - waiting.since_s for waiting in batch], now_s - started_s)
+            asyncio.get_running_loop().call_soon(self._observe, stats)  # behind the answers, which go out first
 
 
 def _give_all(batch: Sequence[_Waiting[Item, Answer]], error: Exception) -> None:

@@ -440,6 +440,27 @@ def test_an_error_is_its_batch_s_alone() -> None:
     run(test)
 
 
+def test_a_panic_is_an_error_of_its_batch_too() -> None:
+    """Those of Rust's libraries are no Exception."""
+
+    class Panic(BaseException):
+        pass
+
+    def panics_on_two(items: list[int]) -> list[int]:
+        if 2 in items:
+            raise Panic("at the disco")
+        return items
+
+    async def test(_: Gate) -> None:
+        batches = batcher(panics_on_two)
+        with pytest.raises(RuntimeError, match="Panic: at the disco"):
+            await ask(batches, 2, n_tokens=1)
+        assert await ask(batches, 3, n_tokens=1) == 3
+        await batches.close()
+
+    run(test)
+
+
 def test_a_run_that_loses_an_answer_is_an_error() -> None:
     async def test(_: Gate) -> None:
         batches = batcher(lambda items: items[1:])

@@ -256,13 +256,13 @@ class ConvBertConfig(_Fields):
         """The config of a checkpoint folder, local or at any fsspec URL.
 
         Args:
-            changes: fields in place of the checkpoint's, such as ``num_labels``, and arguments of Transformers as for a
-                model.
+            changes: fields in place of the checkpoint's, such as ``num_labels``. Arguments of Transformers that change
+                nothing here, such as ``local_files_only``, are taken too.
 
         Raises:
             CheckpointError: no readable config.json there.
             ConfigError: its values describe no ConvBERT.
-            InputError: as for a model.
+            InputError: an argument of Transformers asks for what is done in another way here.
         """
         from convbert.checkpoints import located, own_settings
 

@@ -110,7 +110,7 @@ class PreTrainedModel(nn.Module):
         if dtype != "auto":
             dtype = _floating_point(dtype)
         checkpoint = located(folder_or_url)
-        config = config or read_config(checkpoint)
+        config = _checked(config) or read_config(checkpoint)
         if changes:
             config = ConvBertConfig.from_dict(config.to_dict(), **changes)
         model, report = cls.load(
@@ -142,7 +142,7 @@ class PreTrainedModel(nn.Module):
         """
         wanted = None if dtype == "auto" else _floating_point(dtype)
         checkpoint = located(folder_or_url)
-        config = config or read_config(checkpoint)
+        config = _checked(config) or read_config(checkpoint)
         names = {"base_prefix": cls.base_prefix, "source": checkpoint.source}
         weights = read_weights(checkpoint)
         model = cls._without_memory(config, source=names["source"])
@@ -634,6 +634,12 @@ class ConvBertForQuestionAnswering(PreTrainedModel):
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
+
+
+def _checked(config: ConvBertConfig | None) -> ConvBertConfig | None:
+    if config is None or isinstance(config, ConvBertConfig):
+        return config
+    raise InputError(f"config ({config!r:.80}) must be a ConvBertConfig: read one with ConvBertConfig.from_pretrained")
 
 
 def _floating_point(dtype: object) -> torch.dtype | None:

@@ -67,7 +67,7 @@ def arrow_of(column: Column, type_: pa.DataType) -> pa.Array:
     if isinstance(column, Mapping):
         return pa.StructArray.from_arrays([arrow_of(column[f.name], f.type) for f in type_], fields=list(type_))
     if isinstance(column, Lists):
-        offsets = pa.array(column.offsets.astype(np.int32))
+        offsets = pa.array(column.offsets, pa.int32())  # which refuses what is beyond
         return pa.ListArray.from_arrays(offsets, arrow_of(column.values, type_.value_type), type=type_)
     if isinstance(column, Named):
         return column.names.array.take(pa.array(column.places))

@@ -87,7 +87,7 @@ def read(task: Task, columns: Columns) -> Iterator[Envelope]:
             with unchanged(shard):
                 for block in _blocks(shard, unit.start, unit.stop, columns):
                     blocks.append(block)
-                    n_bytes += block.nbytes
+                    n_bytes += block.nbytes - block["id"].nbytes - block["error"].nbytes  # which no shard need hold
                     if unit.stop is None and n_bytes > MOST_SMALL_BYTES:
                         raise SourceError(
                             f"{shard.name} has {shard.size:,} bytes, but its unit of small shards more than "
@@ -272,9 +272,9 @@ def _lines(shard: Shard, start: int, stop: int | None) -> Iterator[_Line]:
 def _stream(stream: Stream, columns: Columns) -> Iterator[Envelope]:
     """The units of a compressed shard that have no part yet."""
     lines = _lines(stream.shard, 0, None)
-    following = _take(lines, stream.unit_rows, MAX_UNIT_BYTES)
+    following = _take(lines, stream.unit_rows, stream.most_bytes)
     for number in count():
-        unit, following = following, _take(lines, stream.unit_rows, MAX_UNIT_BYTES)
+        unit, following = following, _take(lines, stream.unit_rows, stream.most_bytes)
         if number not in stream.present:
             blocks = list(_jsonl_blocks(iter(unit), stream.shard, columns))
             yield _envelope(stream.name(number), blocks, columns, is_last=not following)

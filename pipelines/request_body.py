@@ -49,14 +49,14 @@ async def read_body(request: Request, of: type[Body]) -> Body:
     except (ValueError, RecursionError) as error:
         message = "the body is not JSON in UTF-8, or holds lists in lists, or digits, without end"
         raise HTTPException(400, message) from error
+    if not isinstance(values, dict):
+        raise RefusedError("the body is no JSON object: give {…}")
     try:
         return of.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(ascii(part)[:40].strip("'") for part in first["loc"]) or "the body"
+        place = ".".join(ascii(part)[:40].strip("'") for part in first["loc"])
         raise RefusedError(f"{place}: {first['msg']}") from None
-    except UnicodeError:  # pydantic's, of names
-        raise RefusedError("the body holds half of a surrogate pair, which is no character") from None
 
 
 def described(of: type[BaseModel]) -> dict[str, Any]:

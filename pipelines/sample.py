@@ -102,7 +102,7 @@ def chosen(plan: JobPlan) -> Iterator[tuple[Stratum, Shard, int]]:
 def _some_records(shard: Shard, start: int, n_records: int, plan: JobPlan) -> pa.Table:
     """About so many records of a shard, as the job reads them."""
     if compression_of(shard.url):
-        stream = Stream(shard, "sample", n_records, _PIECE_BYTES)
+        stream = Stream(shard, "sample", n_records, _PIECE_BYTES, most_bytes=_PIECE_BYTES)
         block = next(read(stream, plan.columns)).block
     elif shard.is_parquet:
         with open_parquet(shard) as file:

@@ -128,9 +128,10 @@ class Stream:
     Attributes:
         shard: the file.
         stem: names of its parts, without number and suffix.
-        unit_rows: a unit takes so many of the next lines, or fewer that hold ``MAX_UNIT_BYTES``.
+        unit_rows: a unit takes so many of the next lines, or fewer that hold ``most_bytes``.
         unit_bytes: how much plain text that is, if all lines are as long as the first ones.
         present: numbers of the units whose parts are there already.
+        most_bytes: plain text of a unit.
     """
 
     shard: Shard
@@ -138,6 +139,7 @@ class Stream:
     unit_rows: int
     unit_bytes: int
     present: frozenset[int] = frozenset()
+    most_bytes: int = MAX_UNIT_BYTES
 
     @property
     def about_n_units(self) -> int:

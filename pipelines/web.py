@@ -209,6 +209,10 @@ def _add_error_handlers(app: FastAPI, heads: Mapping[str, Any]) -> None:
     async def refused(_: Any, error: RefusedError) -> JSONResponse:
         return JSONResponse({"error": str(error)}, 422)
 
+    @app.exception_handler(UnicodeError)  # pydantic's, of names in the body
+    async def no_characters(_: Any, error: UnicodeError) -> JSONResponse:
+        return JSONResponse({"error": "the body holds half of a surrogate pair, which is no character"}, 422)
+
     @app.exception_handler(HTTPException)
     async def failed(_: Any, error: HTTPException) -> JSONResponse:
         message = error.detail

@@ -48,7 +48,8 @@ def own_settings(arguments: Mapping[str, Any], folder_or_url: object) -> dict[st
         InputError: one that asks for what is done in another way here.
     """
     for name, remedy in _REMEDIES.items():
-        is_asked = arguments.get(name) not in (None, False, "", _USUAL.get(name))
+        value = arguments.get(name)
+        is_asked = value is not False and value not in (None, "", _USUAL.get(name))  # 0 is a device
         if is_asked and (name != "local_files_only" or _is_url(folder_or_url)):
             raise InputError(f"{name} is an argument of Transformers: {remedy}")
     return {name: value for name, value in arguments.items() if name not in _REMEDIES.keys() | _WITHOUT_EFFECT}

@@ -130,9 +130,10 @@ def test_neighbouring_units_are_read_in_one_go(tmp_path: Path) -> None:
     assert all(block.equals(read_unit(one, columns())) for block, one in zip(blocks, task, strict=True))
 
 
-def stream(path: Path, unit_rows: int, *present: int) -> list[Envelope]:
+def stream(path: Path, unit_rows: int, *present: int, **changes: int) -> list[Envelope]:
     (shard,) = list_shards([str(path)])
-    return list(read(Stream(shard, "part-a-0123456789abcdef", unit_rows, 500, frozenset(present)), columns()))
+    whole = Stream(shard, "part-a-0123456789abcdef", unit_rows, 500, frozenset(present), **changes)
+    return list(read(whole, columns()))
 
 
 def test_a_compressed_shard_is_cut_while_it_is_read(tmp_path: Path) -> None:
@@ -150,12 +151,10 @@ def test_a_compressed_shard_is_cut_while_it_is_read(tmp_path: Path) -> None:
     assert again[-1].is_last
 
 
-def test_units_of_a_compressed_shard_end_where_they_are_large_enough(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipelines.read.MAX_UNIT_BYTES", 500)
+def test_units_of_a_compressed_shard_end_where_they_are_large_enough(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl.zst", *({"text": "x" * length} for length in [0] * 30 + [230] * 5 + [2000] * 2))
-    assert [envelope.n_rows for envelope in stream(path, 20)] == [20, 12, 3, 1, 1]
+    assert [envelope.n_rows for envelope in stream(path, 20, most_bytes=500)] == [20, 12, 3, 1, 1]
+    assert Stream(*list_shards([str(path)]), "part", 20, 500).most_bytes == 64 * 2**20
 
 
 def test_small_shards_that_unpack_to_more_than_a_unit_are_refused(
@@ -175,6 +174,21 @@ def test_small_shards_that_unpack_to_more_than_a_unit_are_refused(
     assert len(read_unit(Unit("part-a-0123456789abcdef-00000", rest), columns())) == 9002
     (envelope, *_) = stream(tmp_path / "c.jsonl.zst", 50_000)  # as a shard that is not small it is no matter
     assert envelope.n_rows == 50_000
+
+
+def test_what_a_job_writes_of_a_line_is_not_what_a_shard_unpacks_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ids that name file and place, and errors, are longer than short lines."""
+    monkeypatch.setattr("pipelines.read.MOST_SMALL_BYTES", 50_000)
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    jsonl(folder / "a.jsonl", *[b'{"text": "ok"}', b"1"] * 1000)
+    (shard,) = list_shards([str(folder)])
+    block = read_unit(Unit("part-a-0123456789abcdef-00000", (shard,)), columns())
+    assert len(block) == 2000
+    assert block.nbytes > 200_000
+    assert block["error"].null_count == 1000
 
 
 @pytest.mark.parametrize(("n_rows", "n_bytes"), [(7, 10_000), (8192, 100), (1, 1)])

@@ -100,6 +100,18 @@ def test_a_corpus_of_blank_lines_has_no_records(
     assert (found.records, found.timing, found.rows_per_byte) == (0, None, {(".jsonl", True, 1): 0.0})
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz"])
+def test_few_of_long_lines_are_read(
+    suffix: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = (json.dumps({"text": "x" * 100_000}) + "\n").encode() * 400
+    (tmp_path / f"a.{suffix}").write_bytes(gzip.compress(lines) if suffix == "jsonl.gz" else lines)
+    plan = make_plan(job(tmp_path / f"a.{suffix}", tmp_path / "out", checkpoint))
+    monkeypatch.setattr(sample, "_label", lambda *_: (None, "nobody asks", 0.0))
+    found = take_sample(plan, ON_ONE_CPU)
+    assert 0 < found.records <= 4 * sample.SHARDS  # a piece is a quarter of a megabyte
+
+
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl", "jsonl.gz"])
 @pytest.mark.parametrize(
     "shards",

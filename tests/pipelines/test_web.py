@@ -291,6 +291,15 @@ def test_a_body_that_cannot_be_read_is_told_why(web: TestClient) -> None:
         assert answer.json()["error"].startswith("the body is not JSON")
 
 
+@pytest.mark.parametrize("path", ["/spam", "/label"])
+def test_a_body_that_is_no_object_is_told_so(web: TestClient, path: str) -> None:
+    for body in (b"null", b"[]", b'"inputs"', b"1", b"true"):
+        answer = web.post(path, content=body, headers={"Content-Type": "application/json"})
+        assert (answer.status_code, answer.json()) == (422, {"error": "the body is no JSON object: give {…}"})
+    answer = web.post(path, content=b"", headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()) == (400, {"error": "the body is not JSON"})
+
+
 def test_a_body_of_nothing_but_faults_costs_no_more_than_one(models: Models) -> None:
     """pydantic makes an error of each, and FastAPI a mapping, which took seconds and a gigabyte."""
     for body in (

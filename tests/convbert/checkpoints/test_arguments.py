@@ -43,6 +43,7 @@ def test_what_changes_nothing_is_taken_as_in_transformers(name: str, checkpoint:
         ("cache_dir", "/tmp", "CONVBERT_CACHE"),
         ("token", "hf_secret", "HF_TOKEN"),
         ("device_map", "auto", r"to\(device\)"),
+        ("device_map", 0, r"to\(device\)"),
         ("output_hidden_states", True, "the model's call"),
     ],
 )
@@ -52,6 +53,12 @@ def test_what_is_done_in_another_way_says_how(
     with pytest.raises(InputError, match=f"{argument} is an argument of Transformers: .*{remedy}") as found:
         getattr(convbert, name).from_pretrained(checkpoint, **{argument: value})
     assert "hf_secret" not in str(found.value)
+
+
+def test_a_config_is_no_path(checkpoint: Path) -> None:
+    for load in (convbert.ConvBertModel.from_pretrained, convbert.ConvBertModel.load):
+        with pytest.raises(InputError, match="must be a ConvBertConfig: read one with ConvBertConfig.from_pretrained"):
+            load(checkpoint, config=str(checkpoint))
 
 
 def test_a_url_is_no_local_file() -> None:

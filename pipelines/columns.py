@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import pyarrow as pa
@@ -80,12 +80,14 @@ def arrow_of(column: Column, type_: pa.DataType) -> pa.Array:
 
 def rows_of(column: Column) -> list[Any]:
     """The N values as Python has them."""
-    if isinstance(column, Mapping):
-        names = list(column)
-        return [dict(zip(names, row, strict=True)) for row in zip(*map(rows_of, column.values()), strict=True)]
+    if isinstance(column, np.ndarray):
+        return cast("list[Any]", column.tolist())
+    if isinstance(column, Named):
+        return [column.names.texts[place] for place in column.places.tolist()]
     if isinstance(column, Lists):
         values = rows_of(column.values)
         return [values[start:stop] for start, stop in pairwise(column.offsets.tolist())]
-    if isinstance(column, Named):
-        return [column.names.texts[place] for place in column.places.tolist()]
-    return column.tolist() if isinstance(column, np.ndarray) else list(column)
+    if isinstance(column, Mapping):
+        names = list(column)
+        return [dict(zip(names, row, strict=True)) for row in zip(*map(rows_of, column.values()), strict=True)]
+    return list(column)

@@ -86,7 +86,7 @@ class Rows(NamedTuple):
 def offsets_of(counts: Sequence[int] | NDArray[np.integer | np.bool_]) -> Indices:
     """(R + 1,): where each of R stretches of so many rows begins if they stand one after the other, and the end."""
     offsets = np.zeros(len(counts) + 1, np.int64)
-    np.cumsum(counts, dtype=np.int64, out=offsets[1:])
+    np.add.accumulate(counts, dtype=np.int64, out=offsets[1:])
     return offsets
 
 

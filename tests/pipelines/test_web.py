@@ -314,6 +314,29 @@ def test_a_body_of_nothing_but_faults_costs_no_more_than_one(models: Models) -> 
         settings_from("text-classification", dict.fromkeys(map(str, range(9999)), 1), [{"text": "a"}])
 
 
+def test_past_the_framework_a_request_is_answered_as_by_it(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answers() -> list[tuple[int, Any, str | None]]:
+        web = TestClient(app_of(models, [], max_texts=3), raise_server_exceptions=False)
+        found = []
+        for path, body in (
+            *(("/spam", {"inputs": text}) for text in ("a", ["a"], "busy", "broken", "slow", "unknown setting", 1)),
+            *(("/label", {"texts": texts}) for texts in (["a"], ["a"] * 4, [], "a", ["broken"])),
+            ("/nobody", {}),
+            ("/spam/", {"inputs": "a"}),
+        ):
+            answer = web.post(path, json=body)
+            found.append((answer.status_code, answer.json(), answer.headers.get("Retry-After")))
+        found += [(web.request(method, "/spam").status_code, None, None) for method in ("GET", "PUT", "OPTIONS")]
+        with pytest.raises(RuntimeError, match="secret"):  # for the server's log
+            TestClient(app_of(models, [])).post("/spam", json={"inputs": "broken"})
+        return found
+
+    past = answers()
+    monkeypatch.setattr("pipelines.web.Shortcut", lambda app, posts, respond: app)
+    assert past == answers()
+    assert {status for status, _, _ in past} == {200, 404, 405, 413, 422, 500, 503, 504}
+
+
 def test_a_selection_of_no_heads_is_none(web: TestClient, models: Models) -> None:
     answer = web.post("/label", json={"texts": ["a"], "heads": []})
     assert (answer.status_code, models.asked) == (422, [])

@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def defined() -> dict[str, set[str]]:
     return found
 
 
+@cache
 def of_serve() -> dict[str, set[str]]:
     """The same of Serve's gauges, whose labels its source has in variables: test_serving.py reads them back."""
     ray = importlib.util.find_spec("ray")

@@ -23,10 +23,15 @@ def classify(*arguments: object, **settings: str) -> subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=120)
 
 
-def test_from_shell_to_parts_and_back(checkpoint: Path, tmp_path: Path) -> None:
+def forty(checkpoint: Path, tmp_path: Path) -> list[object]:
+    """Arguments of a job of forty texts."""
     corpus = tmp_path / "in.jsonl"
     corpus.write_text("".join(json.dumps({"id": i, "text": f"free mail {i}"}) + "\n" for i in range(40)))
-    arguments = ["--input", corpus, "--output", tmp_path / "out", "--model", checkpoint, "--unit-rows", 10]
+    return ["--input", corpus, "--output", tmp_path / "out", "--model", checkpoint, "--unit-rows", 10]
+
+
+def test_from_shell_to_parts_and_back(checkpoint: Path, tmp_path: Path) -> None:
+    arguments = forty(checkpoint, tmp_path)
     home = tmp_path / "home"
     first = classify(*arguments, HOME=str(home))
     assert first.returncode == 0, first.stderr
@@ -38,6 +43,15 @@ def test_from_shell_to_parts_and_back(checkpoint: Path, tmp_path: Path) -> None:
     night = json.loads((tmp_path / "out/_result.json").read_text())
     assert (night["status"], night["exit_code"], night["error"]) == ("succeeded", 0, None)
     assert (night["rows"], night["failed"], night["new_rows"], night["submission_id"]) == (40, 0, 40, None)
+    assert verify(str(tmp_path / "out")).faults == []
+    assert not (home / ".ray/auth_token").exists()  # where Ray leaves a token that it has made itself
+
+
+@pytest.mark.slow
+def test_the_night_after_has_nothing_to_do(checkpoint: Path, tmp_path: Path) -> None:
+    arguments = forty(checkpoint, tmp_path)
+    assert classify(*arguments).returncode == 0
+    night = json.loads((tmp_path / "out/_result.json").read_text())
     second = classify(*arguments)
     assert second.returncode == 0
     assert second.stdout.startswith("nothing to do: all 40 rows are labelled")
@@ -45,7 +59,6 @@ def test_from_shell_to_parts_and_back(checkpoint: Path, tmp_path: Path) -> None:
     assert (next_night["status"], next_night["rows"], next_night["new_rows"]) == ("succeeded", 40, 0)
     assert next_night["started"] >= night["finished"]
     assert verify(str(tmp_path / "out")).faults == []
-    assert not (home / ".ray/auth_token").exists()  # where Ray leaves a token that it has made itself
 
 
 @pytest.mark.slow

@@ -16,14 +16,14 @@ from convbert.engine.packing import Indices
 
 
 class Names:
-    """Few texts, of which a column has many."""
+    """A few texts, each of which a column may hold many times."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self.texts = list(texts)
 
     @cached_property
     def array(self) -> pa.StringArray:
-        """They as Arrow has them."""
+        """The texts as Arrow has them."""
         return pa.array(self.texts, pa.string())
 
 

@@ -211,7 +211,8 @@ class Batcher(Generic[Item, Answer]):
         for waiting in its:
             insort(self._queue, waiting, key=attrgetter("turn_s"))
         self._queued_tokens = n_tokens
-        self._start_soon(loop.call_soon)  # when those who come at this moment are here, too
+        self._cancel_start()
+        self._start_to_come = loop.call_soon(self._start)  # when those who come at this moment are here, too
         try:
             return [await waiting.answer for waiting in its]
         finally:
@@ -227,16 +228,14 @@ class Batcher(Generic[Item, Answer]):
 
     async def close(self) -> None:
         """Stop; requests that still wait are cancelled."""
-        if self._start_to_come is not None:
-            self._start_to_come.cancel()
+        self._cancel_start()
         for waiting in self._queue:
             waiting.answer.cancel()
         self._thread.shutdown()
 
-    def _start_soon(self, when: Callable[[Callable[[], None]], asyncio.Handle]) -> None:
+    def _cancel_start(self) -> None:
         if self._start_to_come is not None:
             self._start_to_come.cancel()
-        self._start_to_come = when(self._start)
 
     def _start(self) -> None:
         """Give the thread its next batch, unless it has one, or others are waited for."""
@@ -246,7 +245,7 @@ class Batcher(Generic[Item, Answer]):
         loop, now_s = asyncio.get_running_loop(), time.perf_counter()
         left_s = self._queue[0].since_s + self._max_wait_s * self._is_crowded - now_s
         if left_s > 0 and self._queued_tokens < self._max_batch_tokens:
-            self._start_soon(partial(loop.call_later, left_s))
+            self._start_to_come = loop.call_later(left_s, self._start)
             return
         if batch := self._next_batch():
             n_tokens = sum(waiting.n_tokens for waiting in batch)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Encoding
 from typing_extensions import Self
 
@@ -136,21 +137,28 @@ def _span(places: tuple[int, int] | None) -> Span | None:
 
 
 def as_tensors(data: dict[str, list[Any]], kind: str) -> dict[str, Any]:
-    """Lists in, int64 tensors (``pt``) or arrays (``np``) out.
+    """Lists in, tensors (``pt``) or arrays (``np``) out: int64, or float32 where there are fractions.
 
     Raises:
-        TokenizerError: rows of different lengths, or another kind.
+        TokenizerError: rows of different lengths, what is no number, or another kind.
     """
     if kind not in ("pt", "np"):
         raise TokenizerError(f"return_tensors ({kind!r}) is unknown: choose 'pt' or 'np'")
-    try:
-        arrays = {name: np.asarray(value, dtype=np.int64) for name, value in data.items()}
-    except ValueError as error:
-        raise TokenizerError(
-            f"the rows have different lengths ({error}): pass padding=True, or truncation too"
-        ) from error
+    arrays = {name: _array(name, value) for name, value in data.items()}
     if kind == "np":
         return arrays
     import torch  # here: who tokenises for others needs none
 
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _array(name: str, value: list[Any]) -> NDArray[Any]:
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise TokenizerError(
+            f"the rows of {name} have different lengths ({error}): pass padding=True, or truncation too"
+        ) from error
+    if array.size and array.dtype.kind not in "biuf":
+        raise TokenizerError(f"{name} holds what is no number: leave it out, or ask for no tensors")
+    return array.astype(np.float32 if array.size and array.dtype.kind == "f" else np.int64, copy=False)

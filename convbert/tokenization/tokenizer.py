@@ -30,6 +30,7 @@ from convbert.tokenization.files import (
 )
 from convbert.tokenization.inputs import check_texts, encode, library_inputs, paired
 from convbert.tokenization.limits import check_multiple, padding_settings, truncation_settings
+from convbert.tokenization.padding import columns_of, padded
 from convbert.tokenization.vocabulary import DEFAULT_TOKENS, Vocabulary
 
 DEFAULT_MAX_LENGTH = 512
@@ -401,6 +402,43 @@ class ConvBertTokenizer(Vocabulary):
     def tokenize(self, text: Any, pair: Any = None, *, add_special_tokens: bool = False, **options: Any) -> list[str]:
         """The tokens of one text, or of a pair one after the other; options as for a call."""
         return self(text, pair, add_special_tokens=add_special_tokens, **options).tokens()
+
+    def pad(
+        self,
+        encoded_inputs: Any,
+        padding: bool | str = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+        verbose: bool = True,
+    ) -> BatchEncoding:
+        """What is encoded already as one batch, as data collators want it; B encodings, T tokens.
+
+        Args:
+            encoded_inputs: a list of encodings of one text each, with any further values such as labels, an encoding
+                of a batch, or of one text. Only what has a value a token is padded.
+            padding, max_length, pad_to_multiple_of, padding_side: as for a call; nothing is cut.
+            return_attention_mask: give attention_mask, 0 in the padding; None where ``model_input_names`` has it.
+            return_tensors: "pt" or "np", (B, T) int64, or float32 where there are fractions; None for what came in.
+            verbose: ignored, since there is nothing to say.
+
+        Raises:
+            TokenizerError: there are no input_ids, or rows that make no tensor.
+        """
+        columns, kind = columns_of(encoded_inputs)
+        settings = padding_settings(
+            padding,
+            max_length=max_length,
+            model_max_length=self.model_max_length,
+            multiple_of=pad_to_multiple_of,
+            side=padding_side or self.padding_side,
+            pad_token=self.pad_token,
+            pad_token_id=self.pad_token_id,
+        )
+        mask = self._is_wanted("attention_mask", return_attention_mask)
+        return padded(columns, settings, mask=mask, return_tensors=return_tensors or kind)
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         """How many special tokens frame a text, or a pair."""

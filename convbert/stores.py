@@ -11,11 +11,14 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fsspec.core import url_to_fs
+
+from convbert.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +114,9 @@ def retried(call: Callable[[], _Out]) -> _Out:
     Raises:
         OSError: what does not pass, such as FileNotFoundError and PermissionError, at once; the rest when patience
             is at an end.
+        InputError: the variable is no number.
     """
+    patience = patience_s()
     first_fault = None
     attempt = 0
     while True:
@@ -128,7 +133,7 @@ def retried(call: Callable[[], _Out]) -> _Out:
                 if isinstance(error, OSError):
                     raise  # from itself, its chain would have no end
                 raise _as_os_error(error) from error
-            if now + wait > first_fault + patience_s():
+            if now + wait > first_fault + patience:
                 raise OSError(f"{reason(error)}; given up after {attempt} tries in {now - first_fault:.0f} s") from (
                     None if _holds_secrets(error) else error
                 )
@@ -137,8 +142,16 @@ def retried(call: Callable[[], _Out]) -> _Out:
 
 
 def patience_s() -> float:
-    """Seconds after a first fault in which a call is tried again."""
-    return float(os.environ.get(PATIENCE_VARIABLE) or DEFAULT_PATIENCE_S)
+    """Seconds after a first fault in which a call is tried again.
+
+    Raises:
+        InputError: the variable is no number.
+    """
+    value = os.environ.get(PATIENCE_VARIABLE) or DEFAULT_PATIENCE_S
+    with suppress(ValueError):
+        if (seconds := float(value)) >= 0:
+            return seconds
+    raise InputError(f"{PATIENCE_VARIABLE} ({value!r}) must be seconds, such as {DEFAULT_PATIENCE_S:g}")
 
 
 def may_pass(error: BaseException) -> bool:

@@ -169,6 +169,11 @@ def _half_precision(device: str) -> str:
     return "fp16" if is_old else "bf16"
 
 
+def nodes_alive() -> list[dict[str, float]]:
+    """What each node of the connected cluster has, by resource."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def share_out(spec: JobSpec, device: str, *, n_units: int) -> Hardware:
     """Pool sizes and reservations on the connected cluster, never more actors than units.
 
@@ -179,7 +184,7 @@ def share_out(spec: JobSpec, device: str, *, n_units: int) -> Hardware:
         SpecError: no CPU is there to be shared out, and nothing says how many an actor gets.
     """
     nodes = tuple(node_labels(labels) for labels in spec.actor_nodes)
-    node_cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    node_cpus = [int(node.get("CPU", 0)) for node in nodes_alive()]
     if device == "cuda":
         present = max(1, int(ray.cluster_resources().get("GPU", 1)))
         fewest, most = _pool(spec, present, n_units)

@@ -41,7 +41,7 @@ from pipelines.plan import JobPlan, is_there, is_whole_stream, make_plan
 from pipelines.predict import Predictor
 from pipelines.progress import Progress
 from pipelines.report import Summary
-from pipelines.resources import Hardware, connect, share_out
+from pipelines.resources import Hardware, connect, nodes_alive, share_out
 from pipelines.sample import estimate
 from pipelines.spec import JobSpec
 from pipelines.stages import TaskSource, write
@@ -139,7 +139,7 @@ def _commit(plan: JobPlan, labelled: list[Part], output: Location, meter: Meter)
     """Let the manifest say what is there; None where another run has changed the output since the plan was made.
 
     Raises:
-        RunError: a unit was lost or doubled.
+        RunError: a unit was lost or doubled, or workers have written elsewhere.
     """
     parts = {part.name: part for part in [*plan.parts, *labelled]}  # Ray may do a unit twice
     manifest = _manifest(plan, list(parts.values()), meter)
@@ -148,7 +148,14 @@ def _commit(plan: JobPlan, labelled: list[Part], output: Location, meter: Meter)
     if current is not None and current.is_same_state(manifest):
         return current
     present = own_files(output, [plan.recipe, *([plan.previous.recipe] if plan.previous else [])])
-    if current != plan.previous or not all(is_there(part, present) for part in manifest.parts):
+    if current != plan.previous:
+        return None
+    if missing := [part for part in manifest.parts if not is_there(part, present)]:
+        if output.is_local and ray.is_initialized() and len(nodes_alive()) > 1:
+            raise RunError(
+                f"{len(missing)} of {len(manifest.parts)} parts are not in {output.path}: on several nodes a local "
+                "--output must be the same mount on each of them; else give a store's URL"
+            )
         return None
     write_manifest(output, manifest)
     _remove(output, manifest.strays(present))  # of changed shards, of what was overwritten, of runs that were killed

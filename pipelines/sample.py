@@ -24,7 +24,7 @@ from pipelines.models import EncoderPass
 from pipelines.plan import JobPlan
 from pipelines.predict import Predictor
 from pipelines.read import read, read_unit
-from pipelines.resources import Hardware, connect, share_out
+from pipelines.resources import Hardware, connect, nodes_alive, share_out
 from pipelines.sequences import sequences_of
 from pipelines.units import Shard, Stream, Unit
 
@@ -136,9 +136,8 @@ def _tokens(encoded: pa.Table, passes: Sequence[EncoderPass]) -> NDArray[np.int6
 
 def _label(encoded: pa.Table, plan: JobPlan, hardware: Hardware) -> tuple[Timing | None, str, float]:
     """The model's timing or why there is none, and the seconds that decoding took for as many records."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     wanted = {"CPU": hardware.actor_cpus, "GPU": hardware.actor_gpus}
-    if not any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes):
+    if not any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes_alive()):
         return None, "no node with room for a model actor is up yet; start the dry run again while one is", 0.0
     model = {**plan.model, "n_threads": hardware.n_threads}
     once = ray.remote(max_calls=1, max_retries=0)(_timed)  # a process of its own: it sets torch's threads

@@ -16,6 +16,7 @@ from botocore.parsers import ResponseParserError
 from fsspec.implementations.memory import MemoryFileSystem
 
 from convbert import stores
+from convbert.errors import InputError
 from convbert.stores import (
     NoRangesError,
     ShortReadError,
@@ -148,6 +149,13 @@ def test_waits_double_with_jitter_until_patience_ends(clock: Clock) -> None:
     expected = [min(20.0, 0.5 * 2**n) for n in range(len(clock.sleeps))]
     assert all(0.5 * most <= slept <= most for slept, most in zip(clock.sleeps, expected, strict=True))
     assert 100 <= sum(clock.sleeps) <= 120
+
+
+@pytest.mark.parametrize("value", ["2m", "nan", "-1"])
+def test_patience_that_is_no_number_is_told_before_the_first_fault(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("CONVBERT_STORE_PATIENCE_S", value)
+    with pytest.raises(InputError, match=rf"^CONVBERT_STORE_PATIENCE_S \('{value}'\) must be seconds, such as 120$"):
+        retried(lambda: pytest.fail("it was called"))
 
 
 def test_patience_counts_from_the_first_fault(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:

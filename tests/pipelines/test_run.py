@@ -582,6 +582,25 @@ def test_runs_that_always_find_the_output_changed_give_up(
     assert not (tmp_path / "out/_SUCCESS").exists()
 
 
+@pytest.mark.parametrize("n_nodes", [1, 2])
+def test_parts_on_workers_own_disks_are_told(
+    small: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_nodes: int
+) -> None:
+    """They are not labelled three times over, as where another run has taken them away."""
+    spec = job(small, tmp_path / "out", checkpoint)
+    label_here(spec)
+    plan = make_plan(spec)
+    parts(tmp_path / "out")[0].rename(tmp_path / "elsewhere")
+    monkeypatch.setattr(module.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(module, "nodes_alive", lambda: [{"CPU": 1.0}] * n_nodes)
+    if n_nodes == 1:
+        assert module._commit(plan, [], locate(spec.output), Meter()) is None
+        return
+    with pytest.raises(RunError, match=r"^1 of \d parts are not in .*out: on several nodes a local --output must be"):
+        module._commit(plan, [], locate(spec.output), Meter())
+    assert not (tmp_path / "out/_manifest.json").exists()
+
+
 def test_seconds_are_those_of_all_nights(small: Path, checkpoint: Path, tmp_path: Path) -> None:
     spec = job(small / "a.parquet", tmp_path / "out", checkpoint)
     run_here(spec)

@@ -87,6 +87,8 @@ def _application(spec: ServeSpec, *, hosts: Collection[str] = ()) -> serve.Appli
     tokens = digests(os.environ.get(TOKENS, ""))
     if TOKENS in os.environ and not tokens:
         raise SpecError(f"{TOKENS} is set, but holds no token, so that anybody might ask: give one, or unset it")
+    if not tokens and not hosts:
+        logger.warning("%s is not set where the service is built: whoever reaches its port may ask", TOKENS)
     return ingress.bind(spec, info, tokens, () if tokens else hosts, model.bind(spec, passes, device, precision))
 
 

@@ -332,6 +332,20 @@ def test_tokens_that_are_none_open_no_service(
         serving.build({"head": {"spam": str(checkpoints["spam"])}})
 
 
+@pytest.mark.parametrize("tokens", ["one,two", None])
+def test_a_service_that_anybody_may_ask_is_built_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, checkpoints: dict[str, Path], tokens: str | None
+) -> None:
+    """`serve deploy` builds it on the cluster, where a variable of one's own shell is not."""
+    told: list[str] = []
+    monkeypatch.setattr(serving.logger, "warning", lambda message, *args: told.append(message % args))
+    if tokens:
+        monkeypatch.setenv(serving.TOKENS, tokens)
+    serving.build({"head": {"spam": str(checkpoints["spam"])}})
+    warning = "CONVBERT_TOKENS is not set where the service is built: whoever reaches its port may ask"
+    assert told == ([warning] if tokens is None else [])
+
+
 def test_replicas_are_added_for_requests_under_way_or_for_full_queues_and_kept_where_they_are_busy() -> None:
     def wanted(n_requests: float, fullness: list[float], n_replicas: int = 1, *, busy: tuple[float, ...] = ()) -> float:
         context = SimpleNamespace(

@@ -230,7 +230,10 @@ def _misfits(tokenizer: ConvBertTokenizer, encoding: Encoding, sequences: Sequen
         reasons = _first_of(reasons, [None if n else f"{encoding.inputs.columns[-1]} has no tokens" for n in n_words])
     if encoding.needs_mask:
         n_masks = _sums(sequences.packed.input_ids == tokenizer.mask_token_id, sequences.tokens)
-        reasons = _first_of(reasons, [None if n else f"the text has no {tokenizer.mask_token}" for n in n_masks])
+        n_seen = encoding.max_length if encoding.long_text == "truncate" else None
+        cut = f" in its first {n_seen} tokens: --long-text window reads the rest"
+        no_mask = [f"the text has no {tokenizer.mask_token}{cut if n == n_seen else ''}" for n in lengths]
+        reasons = _first_of(reasons, [None if n else why for n, why in zip(n_masks, no_mask, strict=True)])
     return reasons
 
 

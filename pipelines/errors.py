@@ -12,6 +12,9 @@ PipelineError
 
 from convbert.errors import one_line
 
+LOST_REST = "the rest of the shard cannot be decompressed"
+"""How the error begins that stands for all records behind the place where a compressed shard is damaged."""
+
 
 class PipelineError(Exception):
     """Root of all errors raised on purpose by pipelines.

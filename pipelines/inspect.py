@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 
 from convbert.stores import reason
 from pipelines.errors import SourceError, StoreError
-from pipelines.jsonl import LineError, compression_of, is_unicode, line_densities, parse, sample_lines
+from pipelines.jsonl import LineError, compression_of, is_unicode, parse, sample_lines, survey
 from pipelines.storage import many_at_a_time, open_input
 from pipelines.units import MAX_UNIT_BYTES, Range, Shard, Stream, Task, byte_ranges, row_ranges, stretches, units_of
 
+_COLUMN_BYTES = 8 << 20  # of a column that are read at a time
 MOST_UNITS = 100_000  # of a shard: a footer may claim any number of rows
 
 
@@ -64,39 +65,45 @@ def _inspect_parquet(shard: Shard, unit_rows: int) -> Inspection:
     with open_parquet(shard) as file:
         groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
         rows = [group.num_rows for group in groups]
-        mean_row = sum(group.total_byte_size for group in groups) / max(1, sum(rows))
-        unit_rows = max(1, min(unit_rows, int(MAX_UNIT_BYTES / max(mean_row, 1))))
-        if min(rows, default=0) < 0 or sum(rows) > MOST_UNITS * unit_rows:
+        mean_rows = (group.total_byte_size / max(1, group.num_rows) for group in groups)
+        most = [max(1, min(unit_rows, int(MAX_UNIT_BYTES / max(mean_row, 1)))) for mean_row in mean_rows]
+        if min(rows, default=0) < 0 or sum(n / each for n, each in zip(rows, most, strict=True)) > MOST_UNITS:
             raise SourceError(
                 f"{shard.name} claims {sum(rows):,} rows, more than {MOST_UNITS:,} units: "
                 "it is damaged, or --unit-rows is too low"
             )
-        return Inspection(shard, stretches(row_ranges(rows, unit_rows), rows), file.schema_arrow)
+        return Inspection(shard, stretches(row_ranges(rows, most), rows), file.schema_arrow)
 
 
 def _inspect_jsonl(shard: Shard, unit_rows: int) -> Inspection:
     with _readable(shard):
         first, later = sample_lines(shard.location)
-    seen = infer_schema(first or later)
-    schema = seen if len(seen) else None
     if compression_of(shard.url) is None:
-        return Inspection(shard, [[range_] for range_ in _line_ranges(shard, unit_rows)], schema)
+        ranges, some = _line_ranges(shard, unit_rows)
+        return Inspection(shard, [[range_] for range_ in ranges], _schema_of([*first, *later, *some]))
     # Where a long line or none is at the beginning, those behind it tell how long lines are.
     wanted = [unit_rows * sum(len(line) + 1 for line in sample) / len(sample) for sample in (first, later) if sample]
     unit_bytes = next((n_bytes for n_bytes in wanted if n_bytes < MAX_UNIT_BYTES), MAX_UNIT_BYTES)
-    return Inspection(shard, [], schema, unit_rows, int(unit_bytes))
+    return Inspection(shard, [], _schema_of([*first, *later]), unit_rows, int(unit_bytes))
 
 
-def _line_ranges(shard: Shard, unit_rows: int) -> list[Range]:
+def _schema_of(sample: list[bytes]) -> pa.Schema | None:
+    """None where no record was seen."""
+    seen = infer_schema(sample)
+    return seen if len(seen) else None
+
+
+def _line_ranges(shard: Shard, unit_rows: int) -> tuple[list[Range], list[bytes]]:
+    """Where to cut, and some lines from all over the shard."""
     with _readable(shard):
-        densities = line_densities(shard.location, shard.size, unit_rows)
+        densities, some = survey(shard.location, shard.size, unit_rows)
     fewest = Fraction(unit_rows, MAX_UNIT_BYTES)  # lines for each byte, or a unit would be too large
     pieces = [(n_bytes, max(density, fewest)) for n_bytes, density in densities]
     if (n_rows := sum(n_bytes * density for n_bytes, density in pieces)) > MOST_UNITS * unit_rows:
         raise SourceError(
             f"{shard.name} has about {int(n_rows):,} lines, more than {MOST_UNITS:,} units: --unit-rows is too low"
         )
-    return byte_ranges(pieces, unit_rows)
+    return byte_ranges(pieces, unit_rows), some
 
 
 def open_parquet(shard: Shard) -> pq.ParquetFile:
@@ -107,7 +114,8 @@ def open_parquet(shard: Shard) -> pq.ParquetFile:
         StoreError: its store does not answer, or the disk on which it lies.
     """
     with _readable(shard):
-        return pq.ParquetFile(open_input(shard.location))
+        # Without these, reading a unit holds its whole row groups.
+        return pq.ParquetFile(open_input(shard.location), pre_buffer=False, buffer_size=_COLUMN_BYTES)
 
 
 @contextmanager

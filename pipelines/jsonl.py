@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from itertools import pairwise
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
@@ -49,11 +51,11 @@ def lines(
         OSError: the file cannot be read, or its compressed stream is damaged.
         StoreError: its store stopped answering.
     """
-    with open_input(source) as raw, _plain(raw, compression_of(source.path)) as stream:
+    with open_input(source) as raw, _plain(raw, compression_of(source.path)) as stream, _unpacking():
         offset = start
         if start > 0:  # the line that holds byte start - 1 belongs to the unit before, unless it ends there
             stream.seek(start - 1)
-            offset += _skip_line(stream) - 1
+            offset += _skip_line(stream, stop and stop - start + 1) - 1
         while (stop is None or offset < stop) and (line := stream.readline(longest + 1)):
             is_whole = len(line) <= longest or line.endswith(b"\n")
             content = line.removeprefix(_BYTE_ORDER_MARK) if offset == 0 else line
@@ -61,7 +63,9 @@ def lines(
                 yield offset, line
             elif (content := content.rstrip(b"\r\n")) and not content.isspace():
                 yield offset, content
-            offset += len(line) + (0 if is_whole else _skip_line(stream))
+            offset += len(line)
+            if not is_whole:
+                offset += _skip_line(stream, stop and stop - offset)
 
 
 def parse(line: bytes) -> dict[str, Any]:
@@ -117,12 +121,13 @@ def sample_lines(source: Location, n_bytes: int = SAMPLE_BYTES) -> tuple[list[by
     return first, later
 
 
-def line_densities(source: Location, size: int, unit_rows: int) -> list[tuple[int, Fraction]]:
-    """A plain file in pieces: the bytes of each, and how many lines that are not blank it has for each byte, about.
+def survey(source: Location, size: int, unit_rows: int) -> tuple[list[tuple[int, Fraction]], list[bytes]]:
+    """A plain file in pieces, and some lines from all over it.
 
-    Windows are read and counted, a gap between two is taken for the mean of both. They lie evenly, and one more halves
-    a gap between two that differ more than twofold, where that leaves more than ``unit_rows`` lines in doubt: a file of
-    any length takes up to 9, one that is sorted by length about 20, none more than 24.
+    Of each piece the bytes, and how many lines that are not blank it has for each byte, about. Windows are read and
+    counted, a gap between two is taken for the mean of both. They lie evenly, and one more halves a gap between two
+    that differ more than twofold, where that leaves more than ``unit_rows`` lines in doubt: a file of any length takes
+    up to 9, one that is sorted by length about 20, none more than 24.
 
     Raises:
         OSError: the file cannot be read.
@@ -130,26 +135,43 @@ def line_densities(source: Location, size: int, unit_rows: int) -> list[tuple[in
     """
     with open_input(source) as file:
         last, n_gaps = max(0, size - _WINDOW_BYTES), min(_EVEN_WINDOWS, 1 + size // _WINDOWS_APART_BYTES)
-        starts = sorted({last * number // n_gaps for number in range(n_gaps + 1)})
-        windows = {start: _counted(file, start) for start in starts}
+        windows: dict[int, list[Fraction]] = {}
+        some: list[bytes] = []
+
+        def look(start: int) -> None:
+            window = _window(file, start)
+            windows[start] = _counted(window)
+            some.extend(_whole_lines(window))
+
+        for start in sorted({last * number // n_gaps for number in range(n_gaps + 1)}):
+            look(start)
         while len(windows) < _MOST_WINDOWS:
             n_lines, middle = max(_doubts(windows), default=(0, 0))
             if n_lines <= unit_rows:
                 break
-            windows[middle] = _counted(file, middle)
+            look(middle)
     found: dict[int, Fraction] = {}  # by where the piece begins
     for start, stop in pairwise([*sorted(windows), size]):
         begins = range(start, stop, _CHUNK_BYTES)
         found |= dict(zip(begins, windows[start], strict=False))
         if start + _WINDOW_BYTES < stop:
             found[start + _WINDOW_BYTES] = (_mean(windows[start]) + _mean(windows[stop])) / 2
-    return [(stop - start, found[start]) for start, stop in pairwise([*sorted(found), size])]
+    return [(stop - start, found[start]) for start, stop in pairwise([*sorted(found), size])], some
 
 
-def _counted(file: BinaryIO, start: int) -> list[Fraction]:
-    """How many lines end in each chunk of a window, for each of its bytes."""
+def _window(file: BinaryIO, start: int) -> bytes:
     file.seek(start)
-    window = file.read(_WINDOW_BYTES)
+    return file.read(_WINDOW_BYTES)
+
+
+def _whole_lines(window: bytes) -> list[bytes]:
+    """The lines that begin and end in the first chunk of a window, or else the first that does in all of it."""
+    lines = window[: _CHUNK_BYTES + 1].split(b"\n")[1:-1] or window.split(b"\n", 2)[1:-1]
+    return [line for line in lines if line.strip()]
+
+
+def _counted(window: bytes) -> list[Fraction]:
+    """How many lines end in each chunk of a window, for each of its bytes."""
     chunks = [window[begin : begin + _CHUNK_BYTES] for begin in range(0, len(window), _CHUNK_BYTES)]
     return [Fraction(sum(map(bool, map(bytes.strip, its.split(b"\n")[:-1]))), len(its)) for its in chunks]
 
@@ -170,10 +192,9 @@ def unpacked_head(head: bytes, compression: str | None) -> bytes:
     """The plain bytes that the first bytes of a file hold, at most ``LONGEST_LINE_BYTES``."""
     if compression is None:
         return head
-    stream = pa.CompressedInputStream(pa.BufferReader(head), compression)
     plain = bytearray()
-    with suppress(OSError):  # it ends in the middle of the stream, or is damaged there
-        while len(plain) < LONGEST_LINE_BYTES and (piece := stream.read(_UNPACKED_BUFFER_BYTES)):
+    with suppress(OSError), _plain(io.BytesIO(head), compression) as stream, _unpacking():
+        while len(plain) < LONGEST_LINE_BYTES and (piece := stream.read1()):  # to where it ends, or is damaged
             plain += piece
     return bytes(plain)
 
@@ -187,10 +208,10 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def _skip_line(stream: io.BufferedReader) -> int:
-    """Go on to the next line; how many bytes lie before it."""
+def _skip_line(stream: io.BufferedReader, most: int | None) -> int:
+    """Go on to the next line, or over ``most`` bytes at least if there is none; how many bytes lie before it."""
     n_bytes = 0
-    while piece := stream.readline(_BUFFER_BYTES):
+    while (most is None or n_bytes < most) and (piece := stream.readline(_BUFFER_BYTES)):
         n_bytes += len(piece)
         if piece.endswith(b"\n"):
             break
@@ -200,6 +221,17 @@ def _skip_line(stream: io.BufferedReader) -> int:
 def _plain(raw: Any, compression: str | None) -> io.BufferedReader:
     if compression is None:
         return io.BufferedReader(raw, _BUFFER_BYTES)
+    if compression == "gzip":  # Arrow's takes zeros behind the stream, which fill up a block, for damage
+        return io.BufferedReader(cast("io.RawIOBase", gzip.GzipFile(fileobj=raw)), _UNPACKED_BUFFER_BYTES)
     return io.BufferedReader(
         pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), compression), _UNPACKED_BUFFER_BYTES
     )
+
+
+@contextmanager
+def _unpacking() -> Iterator[None]:
+    """Damage of a compressed stream is an OSError, whoever unpacks it."""
+    try:
+        yield
+    except (EOFError, zlib.error) as error:
+        raise OSError(str(error)) from error

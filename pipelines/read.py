@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from convbert.stores import change_mark, file_info, reason
 from pipelines.envelope import Envelope
-from pipelines.errors import SourceError, StoreError
+from pipelines.errors import LOST_REST, SourceError, StoreError
 from pipelines.inspect import is_damage, is_id, open_parquet
 from pipelines.jsonl import LineError, compression_of, lines, parse
 from pipelines.units import MAX_UNIT_BYTES, Shard, Stream, Task, Unit
@@ -266,7 +266,7 @@ def _lines(shard: Shard, start: int, stop: int | None) -> Iterator[_Line]:
     except OSError as error:
         if compression_of(shard.url) is None or not is_damage(error):
             raise
-        yield end, f"the rest of the shard cannot be decompressed: {error}"
+        yield end, f"{LOST_REST}: {error}"
 
 
 def _stream(stream: Stream, columns: Columns) -> Iterator[Envelope]:

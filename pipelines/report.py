@@ -42,6 +42,7 @@ class Summary:
         copied_tokens: those of the new tokens that belong to duplicates.
         n_actors, busy_s: model actors that this run had, and the seconds that they computed, all together.
         max_failed_fraction: share of failed records that the job takes.
+        n_cut: compressed shards of whose rest nothing can be read.
         estimate: what a dry run found to do.
     """
 
@@ -59,6 +60,7 @@ class Summary:
     busy_s: float
     seconds: float
     max_failed_fraction: float
+    n_cut: int = 0
     estimate: Estimate | None = None
 
     @classmethod
@@ -100,6 +102,7 @@ class Summary:
             busy_s=sum(part.busy_s for part in labelled),
             seconds=seconds,
             max_failed_fraction=plan.spec.max_failed_fraction,
+            n_cut=sum(part.n_cut for part in parts),
             estimate=estimate,
         )
 
@@ -112,8 +115,14 @@ class Summary:
     def too_many_failed(self) -> str | None:
         """Of which records more failed than the job takes, in words: of the whole output, or of the newest night's.
 
-        A night is judged by itself too: in a large output it would not show.
+        A night is judged by itself too: in a large output it would not show. How many records the lost rest of a
+        compressed shard had, nobody knows.
         """
+        if self.n_cut and self.max_failed_fraction < 1:
+            return (
+                f"an unknown number of records failed, the rest of {self.n_cut:,} damaged compressed "
+                f"shard{'s' if self.n_cut > 1 else ''}, and --max-failed-fraction is {self.max_failed_fraction}"
+            )
         for failed, rows, new in ((self.failed, self.rows, ""), (self.night_failed, self.night_rows, "new ")):
             if is_above(self.max_failed_fraction, failed, rows):
                 return (

@@ -375,18 +375,24 @@ def _share(name: str) -> float:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big") / 2**56
 
 
-def row_ranges(group_rows: Iterable[int], unit_rows: int) -> list[Range]:
-    """Row ranges of at most ``unit_rows``: small row groups together, large ones cut."""
+def row_ranges(group_rows: Iterable[int], most_rows: Iterable[int]) -> list[Range]:
+    """Row ranges: small row groups together, large ones cut.
+
+    Args:
+        group_rows: rows of each group.
+        most_rows: how many a range may have that holds rows of the group.
+    """
     ranges: list[Range] = []
-    start = stop = 0
-    for n_rows in group_rows:
-        if stop > start and stop - start + n_rows > unit_rows:
+    start = stop = most = 0
+    for n_rows, own in zip(group_rows, most_rows, strict=True):
+        if stop > start and stop - start + n_rows > min(most, own):
             ranges.append((start, stop))
             start = stop
+        most = own if start == stop else min(most, own)
         stop += n_rows
-        while stop - start > unit_rows:
-            ranges.append((start, start + unit_rows))
-            start += unit_rows
+        while stop - start > most:
+            ranges.append((start, start + most))
+            start += most
     return [*ranges, (start, stop)] if stop > start else ranges
 
 

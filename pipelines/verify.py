@@ -24,7 +24,7 @@ from pipelines.read import ids_of
 from pipelines.spec import DEFAULT_ID_COLUMN
 from pipelines.storage import Location, locate, many_at_a_time, open_input, redacted
 from pipelines.units import shard_at
-from pipelines.write import Part, files_of
+from pipelines.write import UNREADABLE, Part, files_of
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _recount(output: Location, manifest: Manifest, entries: list[ShardEntry], pa
         for name in files_of(part):
             try:
                 n_rows, n_failed, n_odd = _count_part(output.child(name), heads)
-            except (OSError, pa.ArrowException, KeyError) as error:
+            except UNREADABLE as error:
                 faults.append(f"{name} cannot be read: {error!r:.200}")
                 break
             found.append((n_rows, n_failed))
@@ -137,33 +137,36 @@ def _recount(output: Location, manifest: Manifest, entries: list[ShardEntry], pa
         rows, failed = rows + sum(n for n, _ in found), failed + sum(n for _, n in found)
     if faults:
         return _Count(rows, failed, faults)
+    lost = [
+        f"{part.name} has one error for all that is lost of a damaged compressed shard" for part in parts if part.n_cut
+    ]
     urls = [entry.url for entry in entries]
     if any("***" in url for url in urls):
-        return _Count(rows, failed, hidden=urls)
+        return _Count(rows, failed, lost, hidden=urls)
     try:
         shards = [shard_at(url) for url in urls]
     except FileNotFoundError:
-        return _Count(rows, failed, changed=urls)
+        return _Count(rows, failed, lost, changed=urls)
     except OSError as error:
-        return _Count(rows, failed, unanswered=[f"{url} ({reason(error)})" for url in urls])
+        return _Count(rows, failed, lost, unanswered=[f"{url} ({reason(error)})" for url in urls])
     key = recipe_key(manifest.recipe)
     if [shard.fingerprint(key) for shard in shards] != [entry.fingerprint for entry in entries]:
-        return _Count(rows, failed, changed=urls)
+        return _Count(rows, failed, lost, changed=urls)
     id_column = manifest.recipe["id_column"] or DEFAULT_ID_COLUMN
     wanted: Iterator[str] = chain.from_iterable(ids_of(shard, id_column) for shard in shards)
     if is_parted := "partition_by" in manifest.recipe:
         wanted = _in_any_order(wanted, parts)
     there = chain.from_iterable(_ids_of(output, part, is_parted=is_parted) for part in parts)
     try:
-        return _Count(rows, failed, list(_first_difference(wanted, there, parts, entries)))
+        return _Count(rows, failed, [*lost, *_first_difference(wanted, there, parts, entries)])
     except (SourceError, StoreError) as error:  # the others are compared all the same
-        return _Count(rows, failed, unanswered=[str(error)])
+        return _Count(rows, failed, lost, unanswered=[str(error)])
 
 
 def _count_part(part: Location, heads: list[str]) -> tuple[int, int, int]:
     """Records, failed ones, and those with neither or both of a prediction and an error."""
     n_rows = n_failed = n_odd = 0
-    for batch in _batches(part, ["error", *heads]):
+    for batch in _batches(part, None):
         is_failed = pc.is_valid(batch["error"])
         n_rows += len(batch)
         n_failed += pc.sum(is_failed).as_py() or 0
@@ -188,13 +191,15 @@ def _in_any_order(ids: Iterator[str], parts: list[Part]) -> Iterator[str]:
     yield from ids
 
 
-def _batches(part: Location, columns: list[str]) -> Iterator[pa.RecordBatch]:
+def _batches(part: Location, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+    """A file's rows in pieces: of these columns, or all."""
     with open_input(part) as file:
         if part.path.endswith(".parquet"):
             yield from pq.ParquetFile(file).iter_batches(columns=columns)
         else:
             reader = pa.ipc.open_file(file)
-            yield from (reader.get_batch(number).select(columns) for number in range(reader.num_record_batches))
+            batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+            yield from (batch if columns is None else batch.select(columns) for batch in batches)
 
 
 def _first_difference(

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.envelope import Envelope
-from pipelines.errors import RunError
+from pipelines.errors import LOST_REST, RunError
 from pipelines.figures import Figures, lengths
 from pipelines.heads import Head
 from pipelines.partitions import INDEX_FOLDER, INDEX_SUFFIX, Partitioning
@@ -49,6 +49,7 @@ class Part:
         reasons: failed records by reason, the commonest; numbers in a reason are written as #.
         examples: id of a record for each of these reasons.
         is_last: no further unit of the same compressed shard follows.
+        n_cut: shards of whose rest nothing can be read, and one error stands for all of its records.
         copied_tokens: tokens of records that equal another of the unit, which was computed in their place.
         files: with --partition-by the files that hold the rows, each with its rows and bytes.
         busy_s: seconds that a model actor took for it; not kept in the file, whose bytes are the unit's alone.
@@ -65,6 +66,7 @@ class Part:
     reasons: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
     is_last: bool = True
+    n_cut: int = 0
     copied_tokens: int = 0
     files: dict[str, list[int]] = field(default_factory=dict)
     busy_s: float = field(default=0.0, compare=False)  # differs where the same unit is done again
@@ -101,6 +103,7 @@ def write_part(
         tokens=pc.sum(block[N_TOKENS]).as_py() or 0,
         copied_tokens=pc.sum(block[N_COPIED]).as_py() or 0,
         is_last=envelope.is_last,
+        n_cut=pc.sum(pc.starts_with(table["error"], LOST_REST)).as_py() or 0,
         labels={name: head.counts(found[name]) for name, head in heads.items()},
         reasons=reasons,
         examples=examples,

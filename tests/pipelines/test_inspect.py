@@ -62,6 +62,26 @@ def test_units_stay_small_however_long_the_rows_are(tmp_path: Path, monkeypatch:
     assert stream.unit_bytes == 10_000
 
 
+def test_no_row_group_hides_behind_the_mean_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.inspect.MAX_UNIT_BYTES", 10_000)
+    texts = ["x", *(f"{i}" for i in range(999)), *(f"{i} " * 500 for i in range(100))]  # sorted by length
+    parquet(tmp_path / "a.parquet", {"text": texts}, use_dictionary=False, row_group_size=100)
+    (only,) = inspected(tmp_path, unit_rows=1000)
+    ranges = [range_ for stretch in only.stretches for range_ in stretch]
+    assert ranges[0] == (0, 1000)
+    assert max((stop or 0) - start for start, stop in ranges[1:]) * 1000 <= 10_000
+
+
+def test_numbers_that_become_fractions_further_on_are_seen(tmp_path: Path) -> None:
+    """Many writers give 1.0 as 1."""
+    whole = b"".join(b'{"text": "x", "score": %d}\n' % number for number in range(100_000))
+    (tmp_path / "a.jsonl").write_bytes(whole * 8 + b'{"text": "x", "score": 0.5}\n' * 100_000)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(whole[:300_000] + b'{"text": "x", "score": 0.5}\n' * 100_000))
+    (tmp_path / "c.jsonl").write_bytes(b'{"text": "%s", "score": 1}\n' % (b"x" * 300_000) + b'{"score": 0.5}\n')
+    found = inspected(tmp_path)
+    assert [its.schema and its.schema.field("score").type for its in found] == [pa.float64()] * 3
+
+
 SHORT = b'{"text": "free"}\n'
 
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import gzip
+import io
 import itertools
 import random
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import jsonl
-from pipelines.jsonl import LineError, line_densities, lines, parse, sample_lines
+from pipelines.jsonl import LineError, lines, parse, sample_lines, survey
 from pipelines.storage import locate, put
 
 
@@ -71,11 +73,41 @@ def test_a_damaged_stream_gives_its_lines_and_then_an_error(suffix: str, tmp_pat
     path = tmp_path / f"a{suffix}"
     path.write_bytes(PACKERS[suffix](body)[:-1000])
     seen = []
-    with pytest.raises(OSError, match="Truncated"):
+    with pytest.raises(OSError, match="Truncated|ended before the end-of-stream marker"):
         for _, line in lines(locate(str(path)), 0, None):
             seen.append(line)
     assert len(seen) > 1000
     assert seen == body.splitlines()[: len(seen)]
+
+
+def test_zeros_behind_a_gzip_stream_are_no_damage(tmp_path: Path) -> None:
+    """Copies in blocks are filled up with them."""
+    body = b"".join(b'{"a": %d}\n' % number for number in range(5000))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(body[:100]) + gzip.compress(body[100:]) + bytes(700))
+    assert [line for _, line in whole(tmp_path / "a.jsonl.gz")] == body.splitlines()
+
+
+class Counted(io.BytesIO):
+    """A file that counts the bytes that are read of it."""
+
+    n_read = 0
+
+    def readinto(self, buffer: Any) -> int:
+        n_bytes = super().readinto(buffer)
+        self.n_read += n_bytes
+        return n_bytes
+
+
+def test_units_of_one_endless_line_do_not_each_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a JSON array is, where lines were asked for."""
+    monkeypatch.setattr(jsonl, "_BUFFER_BYTES", 1000)
+    body = b"[" + b"1," * 500_000 + b"1]"
+    for start in range(0, 1_000_000, 100_000):
+        file = Counted(body)
+        monkeypatch.setattr(jsonl, "open_input", lambda source, file=file: file)
+        found = list(lines(locate("a.json"), start, start + 100_000, longest=1000))
+        assert found == ([(0, body[:1001])] if start == 0 else [])
+        assert file.n_read < 103_000
 
 
 @pytest.mark.parametrize(
@@ -112,11 +144,11 @@ def test_the_sample_ends_with_a_line_that_is_too_long(tmp_path: Path, monkeypatc
 def small_windows(patch: pytest.MonkeyPatch) -> list[int]:
     """Windows of 40 bytes and chunks of 10; where the windows begin that are read from now on."""
     starts: list[int] = []
-    counted = jsonl._counted
+    window = jsonl._window
     patch.setattr(jsonl, "_WINDOW_BYTES", 40)
     patch.setattr(jsonl, "_CHUNK_BYTES", 10)
     patch.setattr(jsonl, "_WINDOWS_APART_BYTES", 100)
-    patch.setattr(jsonl, "_counted", lambda file, start: starts.append(start) or counted(file, start))
+    patch.setattr(jsonl, "_window", lambda file, start: starts.append(start) or window(file, start))
     return starts
 
 
@@ -127,8 +159,9 @@ def test_densities_cover_the_file_and_are_those_of_its_windows(lengths: list[int
     put(source, body)
     with pytest.MonkeyPatch.context() as patch:
         small_windows(patch)
-        pieces = line_densities(source, len(body), unit_rows)
-        assert line_densities(source, len(body), unit_rows) == pieces
+        pieces, some = survey(source, len(body), unit_rows)
+        assert survey(source, len(body), unit_rows) == (pieces, some)
+    assert set(some) <= set(body.split(b"\n")) - {b""}
 
     def chunk(start: int) -> Fraction:
         held = body[start : start + 10]
@@ -150,12 +183,12 @@ def test_windows_crowd_where_the_lengths_of_lines_change(monkeypatch: pytest.Mon
     for body, n_windows in [(b"xxx\n" * 5000, 9), (b"x" * 19 + b"\n", 1), (b"\n" * 30 + b"xxx\n" * 5, 2)]:
         put(source, body)
         starts.clear()
-        line_densities(source, len(body), 10)
+        survey(source, len(body), 10)
         assert len(starts) == n_windows
     body = (b"x" * 19 + b"\n") * 330 + b"x\n" * 10_000
     put(source, body)
     starts.clear()
-    line_densities(source, len(body), 10)
+    survey(source, len(body), 10)
     assert 9 < len(starts) < 24
     assert min(start for start in starts if start > 6600) - max(start for start in starts if start <= 6600) < 70
 

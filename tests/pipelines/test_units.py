@@ -487,19 +487,27 @@ def test_a_shard_that_is_added_changes_the_group_that_it_falls_into_only() -> No
 
 @given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 40))
 def test_row_ranges_cover_the_rows_in_order(groups: list[int], unit_rows: int) -> None:
-    ranges = row_ranges(groups, unit_rows)
+    ranges = row_ranges(groups, [unit_rows] * len(groups))
     rows = [row for start, stop in ranges for row in range(start, stop or 0)]
     assert rows == list(range(sum(groups)))
     assert all(0 < (stop or 0) - start <= unit_rows for start, stop in ranges)
 
 
 def test_row_ranges_keep_row_groups_whole_where_they_fit() -> None:
-    assert row_ranges([4, 4, 4, 25], 10) == [(0, 8), (8, 12), (12, 22), (22, 32), (32, 37)]
+    assert row_ranges([4, 4, 4, 25], [10] * 4) == [(0, 8), (8, 12), (12, 22), (22, 32), (32, 37)]
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 40)), max_size=30))
+def test_a_row_range_has_no_more_rows_than_any_of_its_groups_allows(groups: list[tuple[int, int]]) -> None:
+    ranges = row_ranges([n for n, _ in groups], [most for _, most in groups])
+    allowed = [most for n, most in groups for _ in range(n)]  # of each row
+    assert [row for start, stop in ranges for row in range(start, stop or 0)] == list(range(len(allowed)))
+    assert all((stop or 0) - start <= min(allowed[start:stop]) for start, stop in ranges)
 
 
 @given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 40))
 def test_stretches_are_the_ranges_that_begin_in_one_row_group(groups: list[int], unit_rows: int) -> None:
-    ranges = row_ranges(groups, unit_rows)
+    ranges = row_ranges(groups, [unit_rows] * len(groups))
     found = stretches(ranges, groups)
     assert [range_ for stretch in found for range_ in stretch] == ranges
     ends = list(itertools.accumulate(groups))

@@ -11,6 +11,7 @@ import pytest
 
 from pipelines import verify as module
 from pipelines.errors import OutputError, SourceError
+from pipelines.run import run
 from pipelines.spec import JobSpec
 from pipelines.units import Shard, shard_at
 from pipelines.verify import verify
@@ -165,6 +166,42 @@ def test_shards_whose_address_held_a_secret_are_not_looked_up(labelled: Path, mo
 def test_an_output_without_a_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"no _manifest\.json"):
         verify(str(tmp_path))
+
+
+@pytest.mark.parametrize("column", ["id", "n", "prediction"])
+def test_a_part_that_is_damaged_in_any_column_is_named(column: str, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    lines = [json.dumps({"id": f"{i:040}", "text": "free mail", "n": 7 * i}) for i in range(200)]
+    (tmp_path / "in/a.jsonl").write_text("\n".join(lines))
+    run_here(job(tmp_path / "in", tmp_path / "out", checkpoint, keep_column=["n"], unit_rows=200))
+    (part,) = (tmp_path / "out").glob("part-*")
+    group = pq.ParquetFile(part).metadata.row_group(0)
+    chunks = [group.column(number) for number in range(group.num_columns)]
+    (chunk, *_) = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] == column]
+    data = bytearray(part.read_bytes())
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    data[start : start + 12] = bytes(12)
+    part.write_bytes(data)
+    (fault,) = verify(str(tmp_path / "out")).faults
+    assert fault.startswith(f"{part.name} cannot be read: ")
+
+
+def test_a_shard_that_is_cut_off_is_no_success(checkpoint: Path, tmp_path: Path) -> None:
+    """One error stands for half of its records, which would be few enough."""
+    (tmp_path / "in").mkdir()
+    packed = gzip.compress("".join(json.dumps({"text": f"free mail {i}"}) + "\n" for i in range(2000)).encode())
+    (tmp_path / "in/a.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    spec = job(tmp_path / "in", tmp_path / "out", checkpoint, unit_rows=500)
+    summary = run_here(spec)
+    assert 500 < summary.rows < 1100
+    assert summary.failed == 1
+    assert summary.too_many_failed == (
+        "an unknown number of records failed, the rest of 1 damaged compressed shard, and --max-failed-fraction is 0.2"
+    )
+    assert not (tmp_path / "out/_SUCCESS").exists()
+    (fault,) = verify(str(tmp_path / "out")).faults
+    assert "has one error for all that is lost of a damaged compressed shard" in fault
+    assert not run(spec.model_copy(update={"max_failed_fraction": 1.0})).has_failed_too_often
 
 
 def test_ids_of_another_column_are_compared(checkpoint: Path, tmp_path: Path) -> None:

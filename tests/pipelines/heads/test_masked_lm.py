@@ -39,6 +39,14 @@ def test_texts_without_a_mask_say_so(model: Path) -> None:
     assert [len(words) for words in result["prediction"][1].as_py()["masks"]] == [5]
 
 
+def test_a_mask_that_was_cut_off_is_told_from_one_that_is_not_there(model: Path) -> None:
+    result = label(job(model, max_length=8), text=["free mail " * 9 + "[MASK]", "free mail"])
+    assert result["error"].to_pylist() == [
+        "the text has no [MASK] in its first 8 tokens: --long-text window reads the rest",
+        "the text has no [MASK]",
+    ]
+
+
 def test_windows_fill_every_mask_once(model: Path) -> None:
     text = "the [MASK] mail offer " * 12
     row = label(job(model, long_text="window", max_length=16, stride=5, top_k=2), text=[text])["prediction"][0].as_py()

@@ -215,7 +215,7 @@ def argument(field: FieldInfo) -> dict[str, Any]:
     argument: dict[str, Any] = {"help": f"{field.description}{shown}"}
     kind = _without_none(field.annotation)
     if kind is bool:
-        return {**argument, "action": "store_const", "const": True}
+        return {**argument, "action": argparse.BooleanOptionalAction, "default": None}
     if get_origin(kind) in (list, dict):
         return {**argument, "action": "append", "metavar": "NAME=URL" if get_origin(kind) is dict else "VALUE"}
     if get_origin(kind) is Literal:

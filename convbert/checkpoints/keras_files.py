@@ -25,9 +25,7 @@ def read_h5(path: Path) -> dict[str, Tensor]:
     try:
         import h5py  # type: ignore[import-untyped, import-not-found, unused-ignore]
     except ImportError as error:
-        raise CheckpointError(
-            f"{path} is in TensorFlow's format, which needs h5py: pip install 'convbert-pipelines[tf]'"
-        ) from error
+        raise CheckpointError(f"{path} is in TensorFlow's format, which needs h5py: pip install h5py") from error
     weights: list[tuple[str, Tensor]] = []
     try:
         with h5py.File(path, "r") as file:

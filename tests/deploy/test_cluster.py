@@ -108,6 +108,29 @@ def test_zones_and_the_heads_rights_belong_to_it(config: dict[str, Any]) -> None
     assert ending["Condition"] == {"StringEquals": {"aws:ResourceTag/ray-cluster-name": config["cluster_name"]}}
 
 
+@pytest.mark.parametrize("role", ["head", "worker"])
+def test_machines_write_where_the_job_writes_and_read_the_rest(role: str) -> None:
+    policy = json.loads((ROOT / f"deploy/aws/{role}-policy.json").read_text(encoding="utf-8"))
+    _, settings = yaml.safe_load_all((ROOT / "deploy/kubernetes/common.yaml").read_text(encoding="utf-8"))
+    job = yaml.safe_load(settings["data"]["job.yaml"])
+    arn = "arn:aws:s3:::"
+    output = job["output"].replace("s3://", arn)
+    bucket = output.removeprefix(arn).split("/")[0]
+    assert all(url.startswith(f"s3://{bucket}/") for url in (*job["input"], job["model"]))
+    assert not any(url.startswith(job["output"]) for url in (*job["input"], job["model"]))
+    rights: dict[str, set[str]] = {}
+    for one in policy["Statement"]:
+        actions = [one["Action"]] if isinstance(one["Action"], str) else one["Action"]
+        for action in actions:
+            if action.startswith("s3:"):
+                rights.setdefault(one["Resource"], set()).add(action)
+    assert rights == {
+        f"{arn}{bucket}": {"s3:ListBucket"},
+        f"{arn}{bucket}/*": {"s3:GetObject"},
+        f"{output}*": {"s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"},
+    }
+
+
 def test_the_page_makes_the_role_that_spot_machines_want(config: dict[str, Any]) -> None:
     markets = [node["node_config"].get("InstanceMarketOptions") for node in config["available_node_types"].values()]
     assert {"MarketType": "spot"} in markets

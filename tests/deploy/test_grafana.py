@@ -27,8 +27,11 @@ def defined() -> dict[str, set[str]]:
         for node in ast.walk(ast.parse((ROOT / "pipelines" / source).read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in SUFFIXES:
                 name = node.args[0].value  # type: ignore[attr-defined]
-                labels = {one.value for one in ast.walk(node) if isinstance(one, ast.Constant)} | {"le", "output"}
-                labels |= set() if "_job_" in name else {"application"}
+                tags = [keyword.value for keyword in node.keywords if keyword.arg == "tag_keys"]
+                tags += [argument for argument in node.args if isinstance(argument, ast.Tuple)]
+                labels = {one.value for tag in tags for one in ast.walk(tag) if isinstance(one, ast.Constant)}
+                labels |= {"output"} if "_job_" in name else {"application"}
+                labels |= {"le"} if node.func.id == "Histogram" else set()
                 found.update({f"ray_{name}{suffix}": labels for suffix in SUFFIXES[node.func.id]})
     return found
 
@@ -43,6 +46,15 @@ def of_serve() -> dict[str, set[str]]:
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and node.args]
     gauges = [call.args[0].value for call in calls if ast.unparse(call.func) == "metrics.Gauge"]  # type: ignore[attr-defined]
     return {f"ray_{name}": {"application", "deployment"} for name in gauges}
+
+
+def test_labels_are_those_of_their_metric_alone() -> None:
+    labels = defined()
+    assert labels["ray_convbert_job_failed_rows_total"] == {"output", "reason"}
+    assert labels["ray_convbert_job_units_total"] == {"output"}
+    assert labels["ray_convbert_errors_total"] == {"application", "path", "kind"}
+    assert labels["ray_convbert_latency_ms_bucket"] == {"application", "path", "le"}
+    assert labels["ray_convbert_tokens_total"] == {"application"}
 
 
 def names_in(query: str) -> set[str]:

@@ -18,7 +18,8 @@ from jobs.command_line import parse
 from pipelines.serve_spec import ServeSpec
 from tests.deploy.node_types import NODE_TYPES
 
-FOLDER = Path(__file__).parents[2] / "deploy/kubernetes"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "deploy/kubernetes"
 SCHEMAS = Path(__file__).parent / "schemas"
 FILES = sorted(FOLDER.glob("*.yaml"))
 KUBERNETES = "1.37.0"
@@ -80,7 +81,7 @@ def test_a_slip_is_seen() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_pods_are_bounded_unprivileged_and_pinned(file: Path) -> None:
-    image = f"example/convbert-pipelines:{importlib.metadata.version('convbert-pipelines')}-ray"
+    image = f"registry.example.com/convbert-pipelines:{importlib.metadata.version('convbert-pipelines')}-ray"
     for spec in (spec for document in documents(file) for spec in pods(document)):
         assert spec["securityContext"]["runAsNonRoot"]
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -144,6 +145,38 @@ def test_the_job_understands_its_settings(tmp_path: Path) -> None:
     assert spec.max_actors == NODE_TYPES["gpu-spot"]["max_workers"]
 
 
+def test_pods_have_a_role_of_their_own() -> None:
+    """That of a machine trusts EC2 alone, and pods come with a token of their cluster."""
+    (account,) = (document for document in documents(FOLDER / "common.yaml") if document["kind"] == "ServiceAccount")
+    role = account["metadata"]["annotations"]["eks.amazonaws.com/role-arn"].rsplit("/", 1)[1]
+    page = (ROOT / "docs/clusters.md").read_text(encoding="utf-8")
+    assert f"The role of `common.yaml`, `{role}`," in page
+    assert f":{account['metadata']['name']}`" in page
+    assert role not in (ROOT / "cluster.yaml").read_text(encoding="utf-8")
+
+
+def test_the_pages_names_are_those_of_the_files() -> None:
+    page = (ROOT / "docs/clusters.md").read_text(encoding="utf-8")
+    cluster, service = (only(name)["metadata"]["name"] for name in ("raycluster.yaml", "rayservice.yaml"))
+    assert f"kubectl port-forward svc/{cluster}-head-svc 8265" in page
+    assert f"kubectl get secret {cluster} -o jsonpath='{{.data.auth_token}}'" in page
+    assert f"--from=cronjob/{only('cronjob.yaml')['metadata']['name']} " in page
+    port = yaml.safe_load(only("rayservice.yaml")["spec"]["serveConfigV2"])["http_options"]["port"]
+    assert f"`http://{service}-serve-svc:{port}`" in page
+
+
+@pytest.mark.parametrize("name", RAY_KINDS)
+def test_the_pages_monitor_finds_a_port_of_every_pod(name: str) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/monitoring.md").read_text(encoding="utf-8"), re.DOTALL)
+    (monitor,) = (block for block in map(yaml.safe_load, blocks) if block.get("kind") == "PodMonitor")
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    containers = [one for pod in pods(only(name)) for one in pod["containers"] if one["name"] != "submitter"]
+    groups = [mapping for mapping in mappings(only(name)) if "rayStartParams" in mapping]
+    assert len(containers) == len(groups) > 1
+    for container in containers:
+        assert endpoint["port"] in [port["name"] for port in container["ports"]]
+
+
 def test_a_cron_job_submits_once_a_night_to_the_standing_cluster() -> None:
     spec = only("cronjob.yaml")["spec"]
     assert (spec["concurrencyPolicy"], spec["jobTemplate"]["spec"]["backoffLimit"]) == ("Forbid", 0)
@@ -172,11 +205,20 @@ def test_serve_and_the_service_understand_the_settings() -> None:
     config = ServeDeploySchema.model_validate(yaml.safe_load(only("rayservice.yaml")["spec"]["serveConfigV2"]))
     (application,) = config.applications
     assert application.import_path == "pipelines.serving:build"
-    spec = ServeSpec.model_construct(**application.args)
-    assert set(application.args) <= set(ServeSpec.model_fields)
+    spec = ServeSpec.of(application.args)
     assert spec.device == "cuda"
     (groups,) = (
         mapping["workerGroupSpecs"] for mapping in mappings(only("rayservice.yaml")) if "workerGroupSpecs" in mapping
     )
     assert spec.max_replicas == groups[0]["maxReplicas"]
     assert _replica_cpus(spec, spec.device) == 0  # and so finds room on pods that say they have none
+
+
+def test_serve_and_the_service_understand_the_page() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/serving.md").read_text(encoding="utf-8"), re.DOTALL)
+    applications = [
+        one for block in blocks for one in ServeDeploySchema.model_validate(yaml.safe_load(block)).applications
+    ]
+    assert [set(ServeSpec.of(one.args).urls) for one in applications] == [{"spam", "vectors"}]

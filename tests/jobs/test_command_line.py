@@ -35,6 +35,12 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
     assert (spec.unit_rows, spec.text_column) == (9, "body")
 
 
+def test_a_flag_takes_back_what_the_file_turns_on(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("input: [a]\nmodel: m\nprune: true\noverwrite: true\n")
+    spec = spec_of("--config", str(tmp_path / "job.yaml"), "--no-prune")
+    assert (spec.prune, spec.overwrite) == (False, True)
+
+
 def test_a_flag_overrides_the_files_other_way_to_name_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "one.yaml").write_text("input: [a]\nmodel: m\n")
     (tmp_path / "many.yaml").write_text("input: [a]\nhead: {topic: t, mood: m}\n")

@@ -198,6 +198,7 @@ class ConvBertTokenizer(Vocabulary):
             self.save_vocabulary(folder)
         config = {
             "tokenizer_class": "ConvBertTokenizer" if is_framed else "PreTrainedTokenizerFast",
+            **dict.fromkeys(DEFAULT_TOKENS),  # null is none, where a reader would look for BERT's
             **self.special_tokens,
             **library.normalisation(self._backend),
             "never_split": self.never_split or None,

@@ -91,7 +91,7 @@ class PreTrainedModel(nn.Module):
                 has found.
             config: used in place of the folder's own.
             dtype: floating-point type of the weights, or its name; "auto" is the one that config.json
-                names, or the weights have. None keeps float32.
+                names, or the weights have. None is float32.
             torch_dtype: the older name of ``dtype``.
             ignore_mismatched_sizes: keep the random initialisation of weights that the checkpoint holds in another
                 shape, such as a head for other labels, and name them in a warning.
@@ -152,15 +152,15 @@ class PreTrainedModel(nn.Module):
                 shapes = ", ".join(mismatched)
                 logger.warning("%s holds weights of other shapes, which are left out: %s", checkpoint.source, shapes)
         found = check_fit(model, weights, **names)
-        if missing_names(model, found) or cls.__module__ != __name__:  # a subclass may hold tensors that no file does
-            model = cls(config)  # what is missing keeps its initialisation
-        else:
-            model.to_empty(device="cpu")
-            model.tie_weights()
-        report = load_into(model, weights, **names)
         if dtype == "auto":
             wanted = _saved_dtype(config, weights)
-        return (model if wanted is None else model.to(wanted)).eval(), report
+        wanted = wanted or torch.float32
+        if missing_names(model, found) or cls.__module__ != __name__:  # a subclass may hold tensors that no file does
+            model = cls(config).to(wanted)  # what is missing keeps its initialisation
+        else:
+            model.to(wanted).to_empty(device="cpu")
+            model.tie_weights()
+        return model.eval(), load_into(model, weights, **names)
 
     @property
     def device(self) -> torch.device:

@@ -356,6 +356,28 @@ class TestLoading:
         assert ours.dtype == theirs.dtype != torch.float32
         assert {weight.dtype for weight in ours.state_dict().values()} == {ours.dtype}
 
+    @pytest.mark.parametrize("name", ["ConvBertForMaskedLM", "ConvBertForTokenClassification"])
+    @pytest.mark.parametrize("dtype", ["auto", torch.float64])
+    def test_64_bits_are_never_rounded_to_32(self, name: str, dtype: Any, tmp_path: Path) -> None:
+        transformers = pytest.importorskip("transformers")
+        saved = ConvBertForMaskedLM(CONFIG).double()
+        for weight in saved.parameters():
+            weight.data = torch.randn_like(weight)
+        saved.save_pretrained(tmp_path)
+        for package in (convbert, transformers):  # the token class has a head that is drawn
+            model = getattr(package, name).from_pretrained(tmp_path, dtype=dtype)
+            assert {weight.dtype for weight in model.parameters()} == {torch.float64}
+            own = model.state_dict()
+            assert all(torch.equal(own[key], value) for key, value in saved.state_dict().items() if key in own)
+
+    def test_none_is_float32_whatever_torchs_default_is(self, tmp_path: Path) -> None:
+        ConvBertModel(CONFIG).save_pretrained(tmp_path)
+        torch.set_default_dtype(torch.float16)
+        try:
+            assert ConvBertModel.from_pretrained(tmp_path).dtype == torch.float32
+        finally:
+            torch.set_default_dtype(torch.float32)
+
     def test_dtype_goes_before_its_older_name(self, tmp_path: Path) -> None:
         ConvBertModel(CONFIG).save_pretrained(tmp_path)
         model = ConvBertModel.from_pretrained(tmp_path, dtype="bfloat16", torch_dtype="float16")

@@ -40,7 +40,8 @@ class Packed(NamedTuple):
     @property
     def lengths(self) -> Indices:
         """(R,) tokens of each record."""
-        return np.diff(np.asarray(self.offsets, np.int64))
+        offsets = np.asarray(self.offsets, np.int64)
+        return offsets[1:] - offsets[:-1]
 
     def take(self, records: Indices) -> Packed:
         """The batch of the given records, in the given order, its offsets starting at 0."""

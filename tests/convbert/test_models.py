@@ -266,6 +266,11 @@ class TestTraining:
             model(IDS, MASK, labels=torch.tensor([0, 1])).loss.backward()
             gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})  # type: ignore[union-attr]
         assert model.convbert.encoder.gradient_checkpointing
+        model.gradient_checkpointing_disable()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        assert model.convbert.encoder.gradient_checkpointing
+        with pytest.raises(InputError, match=r"use_reentrant \(True\) is none of use_reentrant=False: leave it out"):
+            model.gradient_checkpointing_enable({"use_reentrant": True})
         for name, gradient in gradients[0].items():
             torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-5)
 
@@ -458,6 +463,32 @@ class TestResizing:
         assert (model.generator_lm_head.weight is table.weight) == tied
         assert not model.generator_lm_head.bias[n_kept:].any()
         after.loss.backward()
+
+    @pytest.mark.parametrize(
+        ("arguments", "options", "n_tokens"),
+        [
+            ((), {}, 23),
+            ((None,), {"pad_to_multiple_of": 8}, 24),
+            ((25,), {"pad_to_multiple_of": 8, "mean_resizing": False}, 32),
+            ((24,), {"pad_to_multiple_of": 8}, 24),
+        ],
+    )
+    def test_sizes_are_asked_for_as_in_transformers(
+        self, arguments: tuple[Any, ...], options: dict[str, Any], n_tokens: int
+    ) -> None:
+        transformers = pytest.importorskip("transformers")
+        theirs = transformers.ConvBertForMaskedLM(transformers.ConvBertConfig(**CONFIG.to_dict()))
+        for model in (ConvBertForMaskedLM(CONFIG), theirs):
+            assert model.resize_token_embeddings(*arguments, **options).weight.shape == (n_tokens, 8)
+            assert model.config.vocab_size == n_tokens
+            assert model.generator_lm_head.weight.shape == (n_tokens, 8)
+
+    @pytest.mark.parametrize(
+        ("options", "message"), [({"mean_resizing": True}, "mean_resizing"), ({"pad_to_multiple_of": 0}, "at least 1")]
+    )
+    def test_what_is_not_done_is_told(self, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            ConvBertModel(CONFIG).resize_token_embeddings(40, **options)
 
     def test_other_models_of_the_config_stay_as_they_are(self) -> None:
         one, other = ConvBertModel(CONFIG), ConvBertModel(CONFIG)

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -166,6 +166,7 @@ class ConvBertConfig(_Fields):
             value = getattr(self, name)
             is_rate = _is_number(value) and value <= 1
             self._require(name, is_rate or (name, value) == ("classifier_dropout", None), "must lie between 0 and 1")
+            setattr(self, name, value if value is None else float(value))
         for name in _TOKEN_IDS:
             value = getattr(self, name)
             ids = value if name == "eos_token_id" and isinstance(value, list) else [value]
@@ -332,7 +333,9 @@ def _is_whole(value: object, *, at_least: int) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
+    """An integer beyond all floats is none, so that it is compared before it becomes one."""
+    number: Any = value
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= number <= sys.float_info.max
 
 
 def _labels(

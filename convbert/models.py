@@ -23,6 +23,7 @@ from convbert.checkpoints import (
     Checkpoint,
     LoadReport,
     check_fit,
+    check_saving,
     load_into,
     located,
     missing_names,
@@ -91,7 +92,7 @@ class PreTrainedModel(nn.Module):
                 has found.
             config: used in place of the folder's own.
             dtype: floating-point type of the weights, or its name; "auto" is the one that config.json
-                names, or the weights have. None keeps float32.
+                names, or the weights have. None is float32.
             torch_dtype: the older name of ``dtype``.
             ignore_mismatched_sizes: keep the random initialisation of weights that the checkpoint holds in another
                 shape, such as a head for other labels, and name them in a warning.
@@ -152,15 +153,15 @@ class PreTrainedModel(nn.Module):
                 shapes = ", ".join(mismatched)
                 logger.warning("%s holds weights of other shapes, which are left out: %s", checkpoint.source, shapes)
         found = check_fit(model, weights, **names)
-        if missing_names(model, found) or cls.__module__ != __name__:  # a subclass may hold tensors that no file does
-            model = cls(config)  # what is missing keeps its initialisation
-        else:
-            model.to_empty(device="cpu")
-            model.tie_weights()
-        report = load_into(model, weights, **names)
         if dtype == "auto":
             wanted = _saved_dtype(config, weights)
-        return (model if wanted is None else model.to(wanted)).eval(), report
+        wanted = wanted or torch.float32
+        if missing_names(model, found) or cls.__module__ != __name__:  # a subclass may hold tensors that no file does
+            model = cls(config).to(wanted)  # what is missing keeps its initialisation
+        else:
+            model.to(wanted).to_empty(device="cpu")
+            model.tie_weights()
+        return model.eval(), load_into(model, weights, **names)
 
     @property
     def device(self) -> torch.device:
@@ -215,7 +216,7 @@ class PreTrainedModel(nn.Module):
                 f"the config of {source} asks for a tensor that no memory holds ({error}): check its sizes"
             ) from error
 
-    def save_pretrained(self, folder: str | Path, *, max_shard_bytes: int | None = None) -> None:
+    def save_pretrained(self, folder: str | Path, *, max_shard_bytes: int | None = None, **others: Any) -> None:
         """Write config.json and model.safetensors, which Transformers reads, into a local folder.
 
         Args:
@@ -223,40 +224,72 @@ class PreTrainedModel(nn.Module):
                 once all new files are written.
             max_shard_bytes: most bytes of weights a file; more are cut into several files and an index.
                 None writes one file.
+            others: arguments of Transformers that change nothing here: ``safe_serialization=True``.
 
         Raises:
             CheckpointError: a URL in place of a folder, or ``max_shard_bytes`` below 1.
+            InputError: an argument of Transformers asks for what is done in another way here.
         """
+        check_saving(others)
         dtype = str(self.dtype).removeprefix("torch.")
         extra = {**self.config.extra, "architectures": [type(self).__name__]}
         extra.update(dict.fromkeys(extra.keys() & {"dtype", "torch_dtype"}, dtype))
         save_weights(self, folder, config=replace(self.config, extra=extra), max_shard_bytes=max_shard_bytes)
 
-    def resize_token_embeddings(self, new_num_tokens: int) -> nn.Embedding:
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = False
+    ) -> nn.Embedding:
         """Give the vocabulary another size, and the model a config that says so.
 
         Ids below both sizes keep their embeddings; new ones are drawn from Normal(0, initializer_range).
+
+        Args:
+            new_num_tokens: rows of the table; None for as many as there are.
+            pad_to_multiple_of: they are rounded up to a multiple of this.
+            mean_resizing: False: new rows are not drawn around the mean of the old.
 
         Returns:
             The word embedding table.
 
         Raises:
             ConfigError: fewer than 1, or too few for ``pad_token_id``.
+            InputError: ``mean_resizing``, or ``pad_to_multiple_of`` below 1.
         """
-        config = replace(self.config, vocab_size=new_num_tokens)
+        if mean_resizing:
+            raise InputError("mean_resizing (True) is not done here: leave it out, and set the new rows yourself")
+        multiple = 1 if pad_to_multiple_of is None else pad_to_multiple_of
+        if multiple < 1:
+            raise InputError(f"pad_to_multiple_of ({multiple}) must be at least 1")
+        wanted = self.config.vocab_size if new_num_tokens is None else new_num_tokens
+        n_tokens = -(-wanted // multiple) * multiple
+        if n_tokens != self.config.vocab_size:
+            self._resize(n_tokens)
+        return self.get_input_embeddings()
+
+    def _resize(self, n_tokens: int) -> None:
+        config = replace(self.config, vocab_size=n_tokens)
         table = self.get_input_embeddings()
-        table.weight = _resized(table.weight, new_num_tokens, std=config.initializer_range)
-        table.num_embeddings = new_num_tokens
+        table.weight = _resized(table.weight, n_tokens, std=config.initializer_range)
+        table.num_embeddings = n_tokens
         self._reconfigure(config)
-        return table
 
     def _reconfigure(self, config: ConvBertConfig) -> None:
         for module in self.modules():
             if isinstance(module, PreTrainedModel):
                 module.config = config
 
-    def gradient_checkpointing_enable(self) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations.
+
+        Args:
+            gradient_checkpointing_kwargs: ``{"use_reentrant": False}``, which is so anyway.
+
+        Raises:
+            InputError: anything else.
+        """
+        for name, value in (gradient_checkpointing_kwargs or {}).items():
+            if (name, value) != ("use_reentrant", False):
+                raise InputError(f"{name} ({value!r:.80}) is none of use_reentrant=False: leave it out")
         self.base_model.encoder.gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
@@ -457,15 +490,14 @@ class ConvBertForMaskedLM(TaskModel):
         """(B, L, H) -> (B, L, vocab_size)."""
         return self.generator_lm_head(self.generator_predictions(hidden))
 
-    def resize_token_embeddings(self, new_num_tokens: int) -> nn.Embedding:
-        """As for every model; the head's matrix and bias follow, the bias of new words is 0."""
-        table = super().resize_token_embeddings(new_num_tokens)
+    def _resize(self, n_tokens: int) -> None:
+        """The head's matrix and bias follow; the bias of new words is 0."""
+        super()._resize(n_tokens)
         head = self.generator_lm_head
-        head.weight = _resized(head.weight, new_num_tokens, std=self.config.initializer_range)
-        head.bias = _resized(head.bias, new_num_tokens, std=0)
-        head.out_features = new_num_tokens
+        head.weight = _resized(head.weight, n_tokens, std=self.config.initializer_range)
+        head.bias = _resized(head.bias, n_tokens, std=0)
+        head.out_features = n_tokens
         self.tie_weights()
-        return table
 
     def get_output_embeddings(self) -> nn.Linear:
         """The product with the vocabulary."""

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from convbert.checkpoints.arguments import own_settings
+from convbert.checkpoints.arguments import check_saving, own_settings
 from convbert.checkpoints.location import Checkpoint, local_folder, located
 from convbert.on_demand import on_demand
 
@@ -15,6 +15,7 @@ __all__ = [
     "Checkpoint",
     "LoadReport",
     "check_fit",
+    "check_saving",
     "fingerprint",
     "load_into",
     "local_folder",

@@ -33,11 +33,18 @@ _REMEDIES = {
     "device_map": "move the model with to(device)",
     "attn_implementation": "leave it out: there is one",
     "state_dict": "call load_state_dict on the model",
+    "pretrained_model_name_or_path": "give the folder or URL as the first argument, without a name",
     "output_loading_info": "call load, which returns the model and a report",
     "output_attentions": "give it to the model's call",
     "output_hidden_states": "give it to the model's call",
 }
 """What is done in another way here."""
+_SAVING: dict[str, tuple[str, Any]] = {
+    "safe_serialization": ("leave it out: safetensors are written", True),
+    "max_shard_size": ("give max_shard_bytes, a number of bytes", None),
+    "push_to_hub": ("copy the folder with the hub's own tools", False),
+}
+"""What a model's save_pretrained takes there: what to do here, and the value that changes nothing."""
 _USUAL = {"revision": "main", "attn_implementation": "eager"}
 
 
@@ -53,6 +60,20 @@ def own_settings(arguments: Mapping[str, Any], folder_or_url: object) -> dict[st
         if is_asked and (name != "local_files_only" or _is_url(folder_or_url)):
             raise InputError(f"{name} is an argument of Transformers: {remedy}")
     return {name: value for name, value in arguments.items() if name not in _REMEDIES.keys() | _WITHOUT_EFFECT}
+
+
+def check_saving(arguments: Mapping[str, Any]) -> None:
+    """See that arguments for a model's ``save_pretrained`` in Transformers ask for what is done here anyway.
+
+    Raises:
+        InputError: one that asks for what is done in another way here.
+    """
+    for name, value in arguments.items():
+        if name not in _SAVING:
+            raise TypeError(f"save_pretrained has no argument {name!r}: check its name")
+        remedy, usual = _SAVING[name]
+        if value is not None and value is not usual:
+            raise InputError(f"{name} ({value!r:.80}) is an argument of Transformers: {remedy}")
 
 
 def _is_url(folder_or_url: object) -> bool:

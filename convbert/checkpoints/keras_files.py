@@ -27,14 +27,22 @@ def read_h5(path: Path) -> dict[str, Tensor]:
     except ImportError as error:
         raise CheckpointError(f"{path} is in TensorFlow's format, which needs h5py: pip install h5py") from error
     weights: list[tuple[str, Tensor]] = []
+    n_file, n_bytes = path.stat().st_size, 0
     try:
         with h5py.File(path, "r") as file:
             # Keras writes <layer>/<model>/<layer>/…; Transformers' own shards begin with the second <layer>.
             n_scopes = 2 if "keras_version" in file.attrs else 0
 
-            def visit(name: str, node: Any) -> None:  # follows no link into another file
+            def visit(name: str, node: Any) -> None:  # follows no link into another file, and each object once
+                nonlocal n_bytes
                 if isinstance(node, h5py.Dataset):
-                    weights.append(("/".join(name.split("/")[n_scopes:]), _tensor(node, path)))
+                    _check_stored(node, path)
+                    n_bytes += node.nbytes
+                    if n_bytes > n_file:
+                        raise CheckpointError(
+                            f"{path} is refused: its datasets lie over each other. Save the model again"
+                        )
+                    weights.append(("/".join(name.split("/")[n_scopes:]), torch.from_numpy(node[()])))
 
             file.visititems(visit)
     except CheckpointError:
@@ -50,11 +58,11 @@ def from_keras(weights: Iterable[tuple[str, Tensor]], *, source: object) -> dict
     return renamed(dotted, KERAS_RULES, source=source)
 
 
-def _tensor(dataset: Any, path: Path) -> Tensor:
+def _check_stored(dataset: Any, path: Path) -> None:
+    """See that all bytes of a dataset lie in its file, as they are."""
     if dataset.external or dataset.is_virtual:
         raise CheckpointError(f"{dataset.name} of {path} lies in another file: refused")
     if dataset.id.get_create_plist().get_nfilters():
         raise CheckpointError(f"{dataset.name} of {path} is compressed, which Keras does not do: save the model again")
     if dataset.nbytes > dataset.id.get_storage_size():
         raise CheckpointError(f"{dataset.name} of {path} was never written: save the model again")
-    return torch.from_numpy(dataset[()])

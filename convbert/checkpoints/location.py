@@ -165,7 +165,11 @@ def path_beside(index: Path, name: object) -> Path:
     if not isinstance(name, str) or name in ("", ".", "..") or PureWindowsPath(name).name != name:
         raise CheckpointError(f"{index} names {name!r}, which lies outside its folder: refused")
     path = index.parent / name
-    if not path.is_file():
+    try:
+        is_there = path.is_file()
+    except OSError:  # a name that no file can have, such as one of 300 characters
+        is_there = False
+    if not is_there:
         raise CheckpointError(f"{name} is missing from {index.parent}, but {index.name} names it: copy every file")
     homes = [index.parent.resolve()]
     if index.parent.parent.name == "snapshots":

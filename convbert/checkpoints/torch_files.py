@@ -20,11 +20,12 @@ from convbert.errors import CheckpointError
 
 _N_OLD_PICKLES = 5  # of the format before zip files: magic number, version, machine, tensors, keys of their bytes
 _GLOBALS = re.compile(
-    r"collections OrderedDict|torch Size|torch\.nn\.parameter Parameter|torch \w*Storage|torch\.storage \w*Storage"
+    r"collections OrderedDict|torch Size|torch\.nn\.parameter Parameter|torch \w*Storage|torch\.storage UntypedStorage"
     r"|torch\._utils _rebuild_\w+|torch\.serialization _get_layout|torch device|torch [a-z]+\d*(?:_\w+)?"
 )
 """All that a table of weights is made of; torch.load takes more, such as codecs that double bytes."""
 _ZIP_MAGIC = b"PK\x03\x04"
+_MOST_NAMES = 4  # of one table: tied weights have two
 _SAFE_TORCH = (2, 10)  # CVE-2026-24747: before it a crafted pickle writes past memory, weights_only or not
 
 
@@ -38,8 +39,14 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): copy it again") from error
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        TypeError,
+        RuntimeError,
+    ) as error:  # the latter two: sizes beyond torch's
+        raise CheckpointError(f"{path} cannot be read ({_first_line(error)}): copy it again") from error
     match metadata.get("format", "pt"):
         case "pt" | "np":
             return renamed(weights.items(), OLD_TORCH_RULES, source=path)
@@ -78,6 +85,7 @@ def read_bin(path: Path) -> dict[str, Tensor]:
     for name, tensor in weights.items():
         if not _is_plain(tensor):
             raise CheckpointError(f"{name} of {path} is no plain tensor: give the file that save_pretrained wrote")
+    _check_bytes(path, list(weights.values()))
     return renamed(((str(name), tensor) for name, tensor in weights.items()), OLD_TORCH_RULES, source=path)
 
 
@@ -107,6 +115,20 @@ def _check_pickles(file: IO[bytes], n_pickles: int) -> None:
         for code, argument, _ in pickletools.genops(file):
             if code.name == "GLOBAL" and not _GLOBALS.fullmatch(str(argument)):
                 raise pickle.UnpicklingError(f"it makes a {argument}")
+
+
+def _check_bytes(path: Path, tensors: list[Tensor]) -> None:
+    """See that the tensors' bytes are the file's, and that not many of them are the same.
+
+    A pickle may name storages that the file does not hold; torch leaves what was in the memory in them.
+    """
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    n_stored, n_bytes, n_file = sum(storages.values()), sum(tensor.nbytes for tensor in tensors), path.stat().st_size
+    if n_stored > n_file or n_bytes > _MOST_NAMES * n_file:
+        raise CheckpointError(
+            f"{path} is refused: its weights would take {max(n_stored, n_bytes):,} bytes, but it has {n_file:,}. "
+            "Give the file that save_pretrained wrote"
+        )
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -40,7 +40,8 @@ class Packed(NamedTuple):
     @property
     def lengths(self) -> Indices:
         """(R,) tokens of each record."""
-        return np.diff(self.offsets).astype(np.int64)
+        offsets = np.asarray(self.offsets, np.int64)
+        return offsets[1:] - offsets[:-1]
 
     def take(self, records: Indices) -> Packed:
         """The batch of the given records, in the given order, its offsets starting at 0."""
@@ -186,6 +187,41 @@ def layout(lengths: Indices, *, n_taps: int, max_length: int, attended: NDArray[
         offsets=offsets,
         longest=int(lengths.max()),
     )
+
+
+def check_fields(batch: Packed) -> None:
+    """See that a batch's fields are of the shapes that ``Packed`` says, and stay within its records.
+
+    Raises:
+        InputError: which is not.
+    """
+    n_records = max(np.asarray(batch.offsets).size - 1, 0)
+    if n_records == 0:
+        raise InputError("there are no records to run: give at least one")
+    n_tokens = np.asarray(batch.input_ids).size
+    shapes = ((n_tokens,), (n_records + 1,), (n_tokens,), (n_records,), (n_records, 2))
+    for name, values, shape in zip(Packed._fields, batch, shapes, strict=True):
+        if values is not None and (np.shape(values) != shape or np.asarray(values).dtype.kind not in "iu"):
+            raise InputError(
+                f"{name} has the shape {np.shape(values)} and the type {np.asarray(values).dtype}: "
+                f"give whole numbers of the shape {shape}"
+            )
+    offsets, lengths = np.asarray(batch.offsets, np.int64), batch.lengths
+    if offsets[0] < 0 or offsets[-1] > n_tokens or lengths.min() < 0:
+        raise InputError(f"offsets must rise from at least 0 to at most the number of input_ids ({n_tokens})")
+    if batch.attended is not None:
+        attended = np.asarray(batch.attended, np.int64)
+        if ((attended < 1) | (attended > lengths)).any():
+            raise InputError("attended must say at least 1 and at most all of each record's tokens")
+    if batch.counted is not None:
+        first, last = np.asarray(batch.counted, np.int64).T
+        strays = (first < 0) | (first > last) | (last > lengths)
+        if strays.any():
+            record = int(strays.argmax())
+            raise InputError(
+                f"counted says {int(first[record])} to {int(last[record])} of the {lengths[record]} tokens of record "
+                f"{record}: give the first and last + 1 of its own"
+            )
 
 
 def check_lengths(lengths: Indices, max_length: int) -> None:

@@ -18,7 +18,16 @@ from convbert.engine.budget import CPU_BATCH_TOKENS, probed_budget, warm_up
 from convbert.engine.encoder import PackedEncoder, placed
 from convbert.engine.failures import is_out_of_memory
 from convbert.engine.heads import Head, PseudoLikelihood
-from convbert.engine.packing import Indices, Packed, Rows, check_lengths, gather, micro_batches, offsets_of
+from convbert.engine.packing import (
+    Indices,
+    Packed,
+    Rows,
+    check_fields,
+    check_lengths,
+    gather,
+    micro_batches,
+    offsets_of,
+)
 from convbert.engine.transfer import Arriving
 from convbert.errors import InputError
 from convbert.models import ConvBertModel
@@ -92,17 +101,14 @@ class Engine:
         """Each head's rows, float32, in the records' order.
 
         Raises:
-            InputError: no records, one without tokens, one longer than ``max_position_embeddings``, or ids outside
-                their table, or ``attended`` that is no number of a record's tokens.
+            InputError: no records, one without tokens, one longer than ``max_position_embeddings``, ids outside
+                their table, or fields that are not as ``Packed`` says.
             RuntimeError: the device has no memory for a record alone (``is_out_of_memory``).
         """
-        if len(records.lengths) == 0:
-            raise InputError("there are no records to run: give at least one")
+        check_fields(records)
         records = records.trimmed()
         check_lengths(records.lengths, self.encoder.config.max_position_embeddings)
         self._check_ids(records)
-        if records.attended is not None and not np.all((records.attended >= 1) & (records.attended <= records.lengths)):
-            raise InputError("attended must say at least 1 and at most all of each record's tokens")
         results = {name: self._score(scorer, records) for name, scorer in self.scorers.items()}
         if self.heads:
             results.update(self._one_pass(records))

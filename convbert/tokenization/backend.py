@@ -156,12 +156,20 @@ def without_holes(backend: Tokenizer) -> Tokenizer:
 
     The library numbers new tokens from the count of the vocabulary, so that holes would let a new token
     take an old one's id. No text holds the placeholders: a piece of a text has no spaces.
+
+    Raises:
+        TokenizerError: a Unigram vocabulary, which has holes where a piece stands twice and none to be filled.
     """
     ids = set(backend.get_vocab().values())
     holes = set(range(max(ids))) - ids
     if not holes:
         return backend
     state: dict[str, Any] = json.loads(backend.to_str())
+    if not isinstance(state["model"]["vocab"], dict):
+        raise TokenizerError(
+            f"the vocabulary holds pieces twice, and no token for the id {min(holes)}: no token can be added to it. "
+            "Leave each piece once in tokenizer.json"
+        )
     state["model"]["vocab"].update({f"[unused id {index}]": index for index in holes})
     return Tokenizer.from_str(json.dumps(state))
 

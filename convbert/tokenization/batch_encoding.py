@@ -119,12 +119,18 @@ class BatchEncoding(UserDict[str, Any]):
         encoding, word = self._at(batch_or_word_index, word_index)
         return _span(encoding.word_to_tokens(word, sequence_index))
 
-    def to(self, device: str | torch.device) -> Self:
-        """Move the tensors to a device, in place; what is none stays as it is."""
+    def to(self, device: str | torch.device, *, non_blocking: bool = False) -> Self:
+        """Move the tensors to a device, in place; what is none stays as it is.
+
+        Args:
+            device: where to.
+            non_blocking: do not wait for copies from pinned memory.
+        """
         import torch
 
         self.data = {
-            name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in self.data.items()
+            name: value.to(device, non_blocking=non_blocking) if isinstance(value, torch.Tensor) else value
+            for name, value in self.data.items()
         }
         return self
 

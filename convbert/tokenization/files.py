@@ -80,11 +80,12 @@ def read_settings(folder: Path, *, source: str) -> dict[str, Any]:
     extra = list(extra.values()) if isinstance(extra, dict) else _checked("extra_special_tokens", extra, list)
     extra = [_token("extra_special_tokens", token) for token in extra]
     special = {role: _token(role, config[role]) for role in ROLES if config.get(role)}
+    none = {role: None for role in ROLES if config.get(role, "") is None}
     settings |= {
         name: _checked(name, config[name], kind) for name, kind in _PLAIN.items() if config.get(name) is not None
     }
     settings["never_split"] = [_text("never_split", word) for word in settings.get("never_split", ())]
-    settings |= special
+    settings |= {**special, **none}
     if limits := [config[name] for name in ("model_max_length", "max_len") if name in config]:  # the latter is older
         settings["model_max_length"] = _limit(limits[0])
     if "added_tokens_decoder" in config:

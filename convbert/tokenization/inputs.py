@@ -51,8 +51,13 @@ def paired(texts: Sequence[Any], pairs: Sequence[Any]) -> list[Any]:
     return list(zip(texts, pairs, strict=True))
 
 
-def encode(encode_batch: EncodeBatch, inputs: list[Any]) -> list[Encoding]:
+def encode(encode_batch: EncodeBatch, inputs: list[Any], numbers: Sequence[int] | None = None) -> list[Encoding]:
     """The library's result of each text.
+
+    Args:
+        encode_batch: the library's function.
+        inputs: the texts.
+        numbers: what errors call them; None counts from 0.
 
     Raises:
         TokenizerError: a text that the library refuses, and why.
@@ -60,7 +65,7 @@ def encode(encode_batch: EncodeBatch, inputs: list[Any]) -> list[Encoding]:
     encodings, refusal = _attempt(encode_batch, inputs)
     if refusal is None:
         return encodings
-    for index, item in enumerate(inputs):
+    for index, item in zip(numbers or range(len(inputs)), inputs, strict=True):
         _, cause = _attempt(encode_batch, [item])
         if cause is not None:
             raise TokenizerError(f"text {index} {_reason(item, cause)}") from cause

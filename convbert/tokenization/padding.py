@@ -49,11 +49,15 @@ def padded(
         return_tensors: ``pt`` or ``np``; None for lists.
 
     Raises:
-        TokenizerError: rows of one text that have different lengths, or what makes no tensor.
+        TokenizerError: rows of one text that have different lengths, no rows, or what makes no tensor.
     """
-    is_batch = not columns["input_ids"] or isinstance(columns["input_ids"][0], list)
+    ids = columns["input_ids"]
+    is_batch = isinstance(ids, list) and (not ids or isinstance(ids[0], list))
     batch = dict(columns) if is_batch else {name: [value] for name, value in columns.items()}
     rows: list[list[int]] = batch["input_ids"]
+    for name in FIELDS:
+        if name in batch:
+            _check_rows(name, batch[name], len(rows))
     if mask and "attention_mask" not in batch:
         batch["attention_mask"] = [[1] * len(row) for row in rows]
     for name in batch.keys() & set(FIELDS):
@@ -71,6 +75,14 @@ def padded(
     if not is_batch:
         batch = {name: value[0] for name, value in batch.items()}
     return BatchEncoding(batch if return_tensors is None else as_tensors(batch, return_tensors))
+
+
+def _check_rows(name: str, rows: Any, n_rows: int) -> None:
+    for index, row in enumerate(rows if isinstance(rows, list) else ()):
+        if not isinstance(row, list):
+            raise TokenizerError(f"row {index} of {name} is {row!r:.80}: give a list with a value a token")
+    if not isinstance(rows, list) or len(rows) != n_rows:
+        raise TokenizerError(f"{name} ({rows!r:.80}) must have as many rows as input_ids: {n_rows}")
 
 
 def _length(own: int, longest: int, settings: Mapping[str, Any]) -> int:

@@ -182,8 +182,11 @@ class ConvBertTokenizer(Vocabulary):
         ) as error:  # the latter from quoting a value nested nearly too deep to read
             raise TokenizerError(f"the tokenizer of {checkpoint.source}: {error}") from error
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path) -> tuple[str, ...]:
         """Write tokenizer.json, tokenizer_config.json and for WordPiece vocab.txt into a local folder.
+
+        Returns:
+            Paths of the files.
 
         Raises:
             CheckpointError: a URL in place of a folder.
@@ -198,6 +201,7 @@ class ConvBertTokenizer(Vocabulary):
             self.save_vocabulary(folder)
         config = {
             "tokenizer_class": "ConvBertTokenizer" if is_framed else "PreTrainedTokenizerFast",
+            **dict.fromkeys(DEFAULT_TOKENS),  # null is none, where a reader would look for BERT's
             **self.special_tokens,
             **library.normalisation(self._backend),
             "never_split": self.never_split or None,
@@ -211,6 +215,8 @@ class ConvBertTokenizer(Vocabulary):
             "added_tokens_decoder": added,
         }
         (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        names = [CONFIG_NAME, TOKENIZER_NAME, *([VOCAB_NAME] if is_wordpiece else [])]
+        return tuple(str(folder / name) for name in names)
 
     def save_vocabulary(self, save_directory: str | Path, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Write the vocabulary without added tokens: vocab.txt, or the files of another algorithm.
@@ -255,6 +261,8 @@ class ConvBertTokenizer(Vocabulary):
         spans: bool = False,
     ) -> Encoded:
         """Ids of many texts, or of text pairs, with special tokens and without padding: the fast way.
+
+        What ``max_length`` cuts off may not be looked at, and then may be no valid Unicode.
 
         Args:
             texts: first (or only) texts.
@@ -523,7 +531,7 @@ def _has_rest(texts: Sequence[str], max_length: int) -> bool:
     return max(map(len, texts), default=0) > _BEGINNING_CHARACTERS * max_length
 
 
-def _beginnings(run: Callable[[list[str]], list[Encoding]], texts: list[str], max_length: int) -> list[Encoding]:
+def _beginnings(run: Callable[..., list[Encoding]], texts: list[str], max_length: int) -> list[Encoding]:
     """Texts cut to their first tokens, with no more of each tokenised than these take.
 
     What stands before a space is tokenised alike whatever follows it, so that a beginning that gives
@@ -532,7 +540,7 @@ def _beginnings(run: Callable[[list[str]], list[Encoding]], texts: list[str], ma
     ends = [text.find(" ", _BEGINNING_CHARACTERS * max_length) for text in texts]
     encodings = run([text if end < 0 else text[:end] for text, end in zip(texts, ends, strict=True)])
     short = [i for i, end in enumerate(ends) if end >= 0 and len(encodings[i].ids) < max_length]
-    for i, encoding in zip(short, run([texts[i] for i in short]) if short else (), strict=True):
+    for i, encoding in zip(short, run([texts[i] for i in short], short) if short else (), strict=True):
         encodings[i] = encoding
     return encodings
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,7 +41,7 @@ _CLEANED = {
 
 
 class _Role:
-    """A special token by what it is for, None where there is none; one of the vocabulary can be assigned."""
+    """A special token by what it is for, None where there is none; one of the vocabulary, or None, can be assigned."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.role = name
@@ -48,12 +49,12 @@ class _Role:
     def __get__(self, tokenizer: Vocabulary, owner: type) -> str | None:
         return tokenizer._roles.get(self.role)
 
-    def __set__(self, tokenizer: Vocabulary, token: str) -> None:
+    def __set__(self, tokenizer: Vocabulary, token: str | AddedToken | None) -> None:
         tokenizer._set_role(self.role, token)
 
 
 class _RoleId:
-    """A special token's id, None where there is none."""
+    """A special token's id, None where there is none; that of a token, or None, can be assigned."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.role = name.removesuffix("_id")
@@ -61,6 +62,9 @@ class _RoleId:
     def __get__(self, tokenizer: Vocabulary, owner: type) -> int | None:
         token = tokenizer._roles.get(self.role)
         return None if token is None else tokenizer._backend.token_to_id(token)
+
+    def __set__(self, tokenizer: Vocabulary, token_id: int | None) -> None:
+        tokenizer._set_role(self.role, None if token_id is None else tokenizer._token_of(self.role, token_id))
 
 
 class Vocabulary:
@@ -320,7 +324,7 @@ class Vocabulary:
                 new.setdefault(str(token), token)
         self.add_tokens(list(new.values()), special_tokens=True)
 
-    def _check_role(self, role: str, token: str) -> None:
+    def _check_role(self, role: str, token: str | None) -> None:
         if role not in ROLES:
             raise TokenizerError(f"{role!r} is no special token: choose one of {', '.join(ROLES)}")
         if role in _FRAME_ROLES and self._roles.get(role) not in (None, token):
@@ -328,8 +332,27 @@ class Vocabulary:
                 f"{role} ({self._roles[role]!r}) is part of every text: name another when the tokenizer is made"
             )
 
-    def _set_role(self, role: str, token: str) -> None:
-        self._check_role(role, token)
-        if self._backend.token_to_id(token) is None:
-            raise TokenizerError(f"{role} ({token!r}) is not in the vocabulary: add it with add_special_tokens")
-        self._roles[role] = token
+    def _set_role(self, role: str, token: str | AddedToken | None) -> None:
+        """Let a token of the vocabulary, or none, be what a role stands for."""
+        if not isinstance(token, (str, AddedToken, type(None))):
+            raise TokenizerError(f"{role} ({token!r:.80}) must be a token of the vocabulary, or None")
+        content = None if token is None else str(token)
+        self._check_role(role, content)
+        if content is None:
+            self._roles.pop(role, None)
+        elif self._backend.token_to_id(content) is None:
+            raise TokenizerError(f"{role} ({content!r}) is not in the vocabulary: add it with add_special_tokens")
+        else:
+            self._roles[role] = content
+
+    def _token_of(self, role: str, token_id: int) -> str:
+        """The token that a role is given by its id."""
+        try:
+            token = self._backend.id_to_token(operator.index(token_id))
+        except (TypeError, OverflowError):
+            token = None
+        if token is None:
+            raise TokenizerError(
+                f"{role}_id ({token_id!r:.80}) is the id of no token: give one of the vocabulary's, below {len(self)}"
+            )
+        return token

@@ -88,6 +88,9 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
     labels = {np.int64(0): "a", np.int64(1): "b"}
     for config in (
         ConvBertConfig(num_labels=np.int64(3)),
+        ConvBertConfig(
+            hidden_dropout_prob=np.float32(0.1), classifier_dropout=np.float16(0.5), layer_norm_eps=np.float32(1e-9)
+        ),
         ConvBertConfig(id2label=labels, vocab_size=np.int32(90), pad_token_id=np.int64(0), eos_token_id=[np.int64(3)]),
     ):
         config.save_pretrained(tmp_path)

@@ -266,6 +266,11 @@ class TestTraining:
             model(IDS, MASK, labels=torch.tensor([0, 1])).loss.backward()
             gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})  # type: ignore[union-attr]
         assert model.convbert.encoder.gradient_checkpointing
+        model.gradient_checkpointing_disable()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        assert model.convbert.encoder.gradient_checkpointing
+        with pytest.raises(InputError, match=r"use_reentrant \(True\) is none of use_reentrant=False: leave it out"):
+            model.gradient_checkpointing_enable({"use_reentrant": True})
         for name, gradient in gradients[0].items():
             torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-5)
 
@@ -356,6 +361,28 @@ class TestLoading:
         assert ours.dtype == theirs.dtype != torch.float32
         assert {weight.dtype for weight in ours.state_dict().values()} == {ours.dtype}
 
+    @pytest.mark.parametrize("name", ["ConvBertForMaskedLM", "ConvBertForTokenClassification"])
+    @pytest.mark.parametrize("dtype", ["auto", torch.float64])
+    def test_64_bits_are_never_rounded_to_32(self, name: str, dtype: Any, tmp_path: Path) -> None:
+        transformers = pytest.importorskip("transformers")
+        saved = ConvBertForMaskedLM(CONFIG).double()
+        for weight in saved.parameters():
+            weight.data = torch.randn_like(weight)
+        saved.save_pretrained(tmp_path)
+        for package in (convbert, transformers):  # the token class has a head that is drawn
+            model = getattr(package, name).from_pretrained(tmp_path, dtype=dtype)
+            assert {weight.dtype for weight in model.parameters()} == {torch.float64}
+            own = model.state_dict()
+            assert all(torch.equal(own[key], value) for key, value in saved.state_dict().items() if key in own)
+
+    def test_none_is_float32_whatever_torchs_default_is(self, tmp_path: Path) -> None:
+        ConvBertModel(CONFIG).save_pretrained(tmp_path)
+        torch.set_default_dtype(torch.float16)
+        try:
+            assert ConvBertModel.from_pretrained(tmp_path).dtype == torch.float32
+        finally:
+            torch.set_default_dtype(torch.float32)
+
     def test_dtype_goes_before_its_older_name(self, tmp_path: Path) -> None:
         ConvBertModel(CONFIG).save_pretrained(tmp_path)
         model = ConvBertModel.from_pretrained(tmp_path, dtype="bfloat16", torch_dtype="float16")
@@ -436,6 +463,32 @@ class TestResizing:
         assert (model.generator_lm_head.weight is table.weight) == tied
         assert not model.generator_lm_head.bias[n_kept:].any()
         after.loss.backward()
+
+    @pytest.mark.parametrize(
+        ("arguments", "options", "n_tokens"),
+        [
+            ((), {}, 23),
+            ((None,), {"pad_to_multiple_of": 8}, 24),
+            ((25,), {"pad_to_multiple_of": 8, "mean_resizing": False}, 32),
+            ((24,), {"pad_to_multiple_of": 8}, 24),
+        ],
+    )
+    def test_sizes_are_asked_for_as_in_transformers(
+        self, arguments: tuple[Any, ...], options: dict[str, Any], n_tokens: int
+    ) -> None:
+        transformers = pytest.importorskip("transformers")
+        theirs = transformers.ConvBertForMaskedLM(transformers.ConvBertConfig(**CONFIG.to_dict()))
+        for model in (ConvBertForMaskedLM(CONFIG), theirs):
+            assert model.resize_token_embeddings(*arguments, **options).weight.shape == (n_tokens, 8)
+            assert model.config.vocab_size == n_tokens
+            assert model.generator_lm_head.weight.shape == (n_tokens, 8)
+
+    @pytest.mark.parametrize(
+        ("options", "message"), [({"mean_resizing": True}, "mean_resizing"), ({"pad_to_multiple_of": 0}, "at least 1")]
+    )
+    def test_what_is_not_done_is_told(self, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            ConvBertModel(CONFIG).resize_token_embeddings(40, **options)
 
     def test_other_models_of_the_config_stay_as_they_are(self) -> None:
         one, other = ConvBertModel(CONFIG), ConvBertModel(CONFIG)

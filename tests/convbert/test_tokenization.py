@@ -226,6 +226,7 @@ def test_tensors_move(tokenizer: ConvBertTokenizer) -> None:
 
 def test_lists_stay_where_they_are(tokenizer: ConvBertTokenizer) -> None:
     assert tokenizer("foo").to("meta")["input_ids"] == [2, 5, 3]
+    assert tokenizer("foo", return_tensors="pt").to("meta", non_blocking=True)["input_ids"].is_meta
 
 
 def test_no_texts(tokenizer: ConvBertTokenizer) -> None:
@@ -255,6 +256,12 @@ def test_what_is_no_text_is_refused(tokenizer: ConvBertTokenizer, texts: Any, me
             if limit is None or "surrogate" not in message:  # what is cut off is not looked at
                 with pytest.raises(TokenizerError, match=message):
                     tokenizer.encode_batch(texts, max_length=limit)
+
+
+def test_a_text_whose_beginning_is_not_enough_is_named(tokenizer: ConvBertTokenizer) -> None:
+    long = "foo" + " " * 200 + "u \ud800"
+    with pytest.raises(TokenizerError, match=r"text 2 holds the lone surrogate U\+D800"):
+        tokenizer.encode_batch(["foo", "u", long], max_length=8)
 
 
 def test_words_that_are_no_text_are_refused(tokenizer: ConvBertTokenizer) -> None:

@@ -405,3 +405,12 @@ def test_a_vocabulary_of_nothing_but_holes_is_refused(tmp_path: Path, vocab: dic
     (tmp_path / "tokenizer.json").write_text(json.dumps(document))
     with pytest.raises(TokenizerError, match=message):
         ConvBertTokenizer.from_pretrained(tmp_path)
+
+
+def test_a_repeated_piece_leaves_no_room_for_tokens(tmp_path: Path) -> None:
+    pieces = [["<unk>", 0.0], ["a", -1.0], ["a", -2.0], ["b", -3.0]]
+    model = {"type": "Unigram", "unk_id": 0, "vocab": pieces, "byte_fallback": False}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    tokenizer = ConvBertTokenizer.from_pretrained(tmp_path)
+    with pytest.raises(TokenizerError, match="holds pieces twice, and no token for the id 1: no token can be added"):
+        tokenizer.add_tokens("c")

@@ -128,6 +128,13 @@ def test_collators(both: Any) -> None:
         ([], {}, "there is nothing to pad"),
         ([{"input_ids": [1]}, {"input_ids": [1], "label": 1}], {}, "encoding 1 has ['input_ids', 'label'], but"),
         ({"input_ids": [[1, 2]], "token_type_ids": [[0]]}, {}, "row 0 has 2 input_ids, but 1 of token_type_ids"),
+        ({"input_ids": [[1, 2], [1]], "attention_mask": [[1, 1]]}, {}, "must have as many rows as input_ids: 2"),
+        ({"input_ids": [[1, 2], [1]], "attention_mask": [1, 1]}, {}, "row 0 of attention_mask is 1: give a list"),
+        ({"input_ids": [1, 2], "attention_mask": 1}, {}, "row 0 of attention_mask is 1"),
+        ({"input_ids": [[1, 2]], "attention_mask": None}, {}, "attention_mask (None) must have as many rows"),
+        ({"input_ids": None}, {}, "row 0 of input_ids is None"),
+        ({"input_ids": torch.tensor(3)}, {}, "row 0 of input_ids is 3"),
+        ([{"input_ids": [3]}, {"input_ids": 4}], {}, "row 1 of input_ids is 4"),
         (
             [{"input_ids": [1], "labels": [1]}, {"input_ids": [1], "labels": [1, 2]}],
             {"return_tensors": "pt"},

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import transformers
 from tokenizers import AddedToken
@@ -92,6 +93,35 @@ def test_roles_can_be_assigned(tokenizer: ConvBertTokenizer) -> None:
     assert tokenizer(["", "a"], padding=True)["input_ids"] == [[2, 3, 6], [2, 5, 3]]
     with pytest.raises(TokenizerError, match=r"eos_token \('</s>'\) is not in the vocabulary"):
         tokenizer.eos_token = "</s>"
+    with pytest.raises(TokenizerError, match=r"mask_token \(6\) must be a token of the vocabulary, or None"):
+        tokenizer.mask_token = 6
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [("pad_token", "b"), ("pad_token_id", 6), ("mask_token", None), ("pad_token_id", None)],
+)
+def test_roles_are_assigned_and_kept_as_in_transformers(
+    tokenizer: ConvBertTokenizer, attribute: str, value: object, tmp_path: Path
+) -> None:
+    theirs = transformers.ConvBertTokenizer(vocab=str(tmp_path / "vocab.txt"))
+    role = attribute.removesuffix("_id")
+    for one in (tokenizer, theirs):
+        setattr(one, attribute, value)
+        one.save_pretrained(tmp_path / "saved")
+        for written in (one, *(cls.from_pretrained(tmp_path / "saved") for cls in (type(tokenizer), type(theirs)))):
+            assert getattr(written, role) == ("b" if value else None)
+            assert getattr(written, f"{role}_id") == (6 if value else None)
+        assert dict(one.special_tokens_map) == tokenizer.special_tokens
+
+
+@pytest.mark.parametrize("token_id", [7, -1, "a", 2.0])
+def test_an_id_without_a_token_is_none_of_a_role(tokenizer: ConvBertTokenizer, token_id: object) -> None:
+    with pytest.raises(TokenizerError, match=r"pad_token_id \(.*\) is the id of no token: give one .* below 7"):
+        tokenizer.pad_token_id = token_id
+    assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("[PAD]", 0)
+    tokenizer.pad_token_id = np.int64(6)  # an array's element is a number
+    assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("b", 6)
 
 
 @pytest.mark.parametrize("role", ["unk_token", "cls_token", "sep_token"])
@@ -100,6 +130,10 @@ def test_what_frames_every_text_cannot_be_changed_later(tokenizer: ConvBertToken
         tokenizer.add_special_tokens({role: "a"})
     with pytest.raises(TokenizerError, match="is part of every text"):
         setattr(tokenizer, role, "a")
+    with pytest.raises(TokenizerError, match="is part of every text"):
+        setattr(tokenizer, role, None)
+    with pytest.raises(TokenizerError, match="is part of every text"):
+        setattr(tokenizer, f"{role}_id", 5)
     assert tokenizer.add_special_tokens({role: tokenizer.special_tokens[role]}) == 0
 
 

@@ -65,3 +65,21 @@ def test_a_url_is_no_local_file() -> None:
     with pytest.raises(InputError, match="local_files_only .* the folder's path in place of a URL"):
         convbert.ConvBertConfig.from_pretrained("hf://owner/name", local_files_only=True)
     assert own_settings({"local_files_only": False, "num_labels": 3}, "hf://owner/name") == {"num_labels": 3}
+
+
+def test_saving_as_in_transformers(checkpoint: Path, tmp_path: Path) -> None:
+    model = convbert.ConvBertModel.from_pretrained(checkpoint)
+    model.save_pretrained(tmp_path, safe_serialization=True, push_to_hub=False, max_shard_size=None)
+    assert (tmp_path / "model.safetensors").is_file()
+    for argument, value, remedy in [
+        ("safe_serialization", False, "safetensors are written"),
+        ("max_shard_size", "1GB", "give max_shard_bytes"),
+        ("push_to_hub", True, "copy the folder"),
+    ]:
+        with pytest.raises(InputError, match=rf"{argument} \({value!r}\) is an argument of Transformers: .*{remedy}"):
+            model.save_pretrained(tmp_path, **{argument: value})
+    with pytest.raises(TypeError, match="no argument 'shards'"):
+        model.save_pretrained(tmp_path, shards=2)
+    tokenizer = convbert.ConvBertTokenizer.from_pretrained(checkpoint)
+    paths = tokenizer.save_pretrained(tmp_path / "tokenizer")
+    assert sorted(paths) == sorted(map(str, (tmp_path / "tokenizer").iterdir()))

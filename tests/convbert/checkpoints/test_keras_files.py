@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,20 @@ def test_a_dataset_that_was_never_written_is_named(folder: Path, chunks: tuple[i
         file[path].create_dataset("beta:0", (5,) if chunks is None else (10**12,), "f4", chunks=chunks)
     with pytest.raises(CheckpointError, match=r"beta:0 .*never written"):
         read_weights(folder)
+
+
+def test_datasets_that_lie_over_each_other_are_refused(tmp_path: Path) -> None:
+    """Ninety-nine headers of the same megabyte."""
+    h5py = pytest.importorskip("h5py")
+    path, n = tmp_path / "tf_model.h5", 250_000
+    with h5py.File(path, "w", libver="earliest") as file:
+        first = file.create_dataset("layer_0/kernel:0", data=np.ones(n, np.float32)).id.get_offset()
+        for k in range(1, 100):
+            file.create_dataset(f"layer_{k}/kernel:0", (n,), "f4")
+    nowhere, there = (struct.pack("<QQ", place, 4 * n) for place in (2**64 - 1, first))
+    path.write_bytes(path.read_bytes().replace(nowhere, there))
+    with pytest.raises(CheckpointError, match=r"tf_model.h5 is refused: its datasets lie over each other"):
+        read_weights(tmp_path)
 
 
 def test_weights_that_two_layers_hold_must_agree(folder: Path) -> None:

@@ -436,6 +436,8 @@ class TestPathBeside:
     def test_a_missing_file_is_named(self, index: Path) -> None:
         with pytest.raises(CheckpointError, match=r"model-2.bin is missing from .*index.json names it"):
             path_beside(index, "model-2.bin")
+        with pytest.raises(CheckpointError, match=r"is missing from .*index.json names it"):
+            path_beside(index, "a" * 300 + ".bin")  # a name that no file can have
 
     def test_the_hubs_cache_links_into_its_blobs(self, tmp_path: Path) -> None:
         snapshot = tmp_path / "models--someone--model" / "snapshots" / "0123abc"

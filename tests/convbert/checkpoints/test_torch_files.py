@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -115,6 +118,70 @@ def test_a_tensor_without_bytes_of_its_own_is_refused(saved: Path, tensor: torch
         read_weights(saved)
 
 
+class Reduced:
+    """A pickle of this calls a function."""
+
+    def __init__(self, function: object, *arguments: object) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return self.call
+
+
+N_HOSTILE = 10**6  # elements, of which the file holds none
+
+
+def without_bytes(path: Path) -> None:
+    """The old format, whose last pickle names the storages that follow: none of them."""
+    torch.save({"a": torch.zeros(N_HOSTILE)}, path, _use_new_zipfile_serialization=False)
+    with path.open("rb") as file:
+        for _ in range(4):
+            pickletools.dis(file, io.StringIO())
+        head = path.read_bytes()[: file.tell()]
+    path.write_bytes(head + pickle.dumps([], protocol=2))
+
+
+def by_a_call(kind: type) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        storage = Reduced(kind, 4 * N_HOSTILE)
+        arguments = (storage, 0, (N_HOSTILE,), (1,), False, OrderedDict())
+        torch.save({"a": Reduced(torch._utils._rebuild_tensor_v2, *arguments)}, path)
+
+    return write
+
+
+def all_on_one(path: Path) -> None:
+    storage = torch.zeros(N_HOSTILE // 20)
+    torch.save({f"w{index}": storage for index in range(20)}, path)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [without_bytes, by_a_call(torch.storage.TypedStorage), by_a_call(torch.UntypedStorage), all_on_one],
+    ids=["no bytes", "TypedStorage called", "UntypedStorage called", "many names of one storage"],
+)
+def test_weights_larger_than_their_file_are_refused(saved: Path, write: Callable[[Path], None]) -> None:
+    write(saved / "pytorch_model.bin")
+    assert (saved / "pytorch_model.bin").stat().st_size < N_HOSTILE
+    with pytest.raises(CheckpointError, match=r"pytorch_model.bin (is refused|cannot be read)"):
+        read_weights(saved)
+
+
+TYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.bool]
+NEW_TYPES = [torch.uint16, torch.float8_e4m3fn]  # which torch cannot read of the old format
+
+
+@pytest.mark.parametrize(
+    ("dtype", "legacy"), [*((dtype, True) for dtype in TYPES), *((dtype, False) for dtype in [*TYPES, *NEW_TYPES])]
+)
+def test_tied_weights_and_views_are_no_bomb(saved: Path, dtype: torch.dtype, legacy: bool) -> None:
+    table = torch.ones(1000, 8, dtype=torch.float32).to(dtype)
+    weights = {"a": table, "b": table, "half": table[:500], "turned": table.T, "bias": torch.ones(3).to(dtype)[1:]}
+    torch.save(weights, saved / "pytorch_model.bin", _use_new_zipfile_serialization=not legacy)
+    read = read_weights(saved)
+    assert all(torch.equal(read[name].float(), tensor.float()) for name, tensor in weights.items())
+
+
 class TakesMemory:
     """A pickle of this fills a terabyte when it is opened."""
 
@@ -196,8 +263,11 @@ def test_another_frameworks_safetensors_are_refused(saved: Path) -> None:
         read_weights(saved)
 
 
-def test_a_header_that_points_outside_the_file_is_named(saved: Path) -> None:
-    header = json.dumps({"a": {"dtype": "F32", "shape": [1000], "data_offsets": [0, 4000]}}).encode()
-    (saved / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
-    with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read"):
+@pytest.mark.parametrize(("shape", "end"), [([1000], 4000), ([2**63, 0], 0)])
+def test_a_header_that_no_tensor_has_is_named(saved: Path, shape: list[int], end: int) -> None:
+    """One that points outside the file, or tells a size beyond torch's numbers."""
+    header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}).encode()
+    (saved / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(end and 16))
+    with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read") as found:
         read_weights(saved)
+    assert len(str(found.value)) < 400

@@ -15,6 +15,7 @@ from convbert.engine import (
     FirstToken,
     Packed,
     PackedEncoder,
+    Pooled,
     PseudoLikelihood,
     TokensWithId,
     is_out_of_memory,
@@ -147,6 +148,36 @@ def test_bad_input_is_named(checkpoint: Path) -> None:
     masks = Engine(model.base_model, {"masks": TokensWithId(model.classifier.dense, token_id=4)})
     with pytest.raises(InputError, match="record 1 of the batch has no tokens"):
         masks(Packed(np.array([4, 5]), np.array([0, 2, 2])))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("input_ids", np.arange(5, 17).reshape(2, 6), r"input_ids has the shape \(2, 6\) .* of the shape \(12,\)"),
+        ("input_ids", np.arange(5, 17) + 0.7, "input_ids has .* the type float64: give whole numbers"),
+        ("offsets", np.array([[0, 5, 12]]), "offsets has the shape"),
+        ("offsets", np.array([0, 5, 13]), r"offsets must rise from at least 0 to at most the .* \(12\)"),
+        ("offsets", np.array([-3, 5, 12]), "offsets must rise"),
+        ("offsets", np.array([0, 7, 5], np.uint8), "offsets must rise"),
+        ("token_type_ids", np.zeros(7, np.int64), r"token_type_ids has the shape \(7,\) .* of the shape \(12,\)"),
+        ("token_type_ids", np.zeros(13, np.int64), "token_type_ids has the shape"),
+        ("attended", np.array([3]), r"attended has the shape \(1,\) .* of the shape \(2,\)"),
+        ("attended", np.array([3.5, 3.5]), "attended has .* the type float64"),
+        ("counted", np.array([[0, 5]]), r"counted has the shape \(1, 2\) .* of the shape \(2, 2\)"),
+        ("counted", np.array([[0, 6], [0, 7]]), "counted says 0 to 6 of the 5 tokens of record 0"),
+        ("counted", np.array([[0, 5], [-1, 7]]), "counted says -1 to 7 of the 7 tokens of record 1"),
+        ("counted", np.array([[0, 5], [4, 3]]), "counted says 4 to 3 of the 7 tokens of record 1"),
+    ],
+)
+def test_fields_that_would_read_a_neighbours_tokens_are_named(
+    field: str, value: np.ndarray, message: str, checkpoint: Path
+) -> None:
+    model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
+    engine = Engine(model.base_model, {"first": FirstToken(model.classifier), "mean": Pooled("mean")})
+    batch = packed([5, 7], 60)._replace(counted=np.array([[0, 5], [3, 7]]))
+    assert np.isfinite(engine(batch)["mean"].values).all()
+    with pytest.raises(InputError, match=message):
+        engine(batch._replace(**{field: value}))
 
 
 @pytest.mark.parametrize(

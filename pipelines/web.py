@@ -322,8 +322,7 @@ class Gate:
             return _refusal(
                 421, f"call the service {' or '.join(sorted(self._hosts))}, or give it tokens", {"Connection": "close"}
             )
-        has_token = not self._token_digests or self._is_known(headers)
-        is_stranger = not has_token and _path(scope) not in OPEN_PATHS
+        is_stranger = bool(self._token_digests) and not self._is_known(headers)
         reading = _drain(receive, self._max_body_bytes) if is_stranger else self._body(receive)
         is_slow = False
         body = None
@@ -331,11 +330,13 @@ class Gate:
             body = await asyncio.wait_for(reading, self._timeout_s)
         except asyncio.TimeoutError:  # not the built-in one before Python 3.11
             is_slow = True
-        if is_stranger:
+        if is_stranger and _path(scope) not in OPEN_PATHS:
             return _refusal(401, "give a valid token: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"})
         if is_slow:
             slow = f"the body did not come within {self._timeout_s:g} s (timeout_s)"
             return _refusal(408, slow, {"Connection": "close"})
+        if is_stranger:
+            return b""  # what is open reads none
         if body is None:
             return _refusal(413, f"the body is above the limit of {self._max_body_bytes:,} bytes (max_body_bytes)")
         return body

@@ -91,6 +91,32 @@ def test_inputs_that_are_not_the_tasks_are_refused(task: str, inputs: Any) -> No
         records_of(task, inputs)
 
 
+def nested(depth: int) -> Any:
+    return [nested(depth - 1)] if depth else "xyzzy"
+
+
+@pytest.mark.parametrize(
+    ("task", "inputs", "message"),
+    [
+        ("text-classification", {"text": nested(600)}, "text holds .*: give a string or {text, text_pair}, or"),
+        ("text-classification", [{"text": "a"}, {"text": {"xyzzy": 1}}], "text holds .*: give a string or"),
+        ("text-classification", {"text": "a", "text_pair": {}}, "text_pair holds .*: give a string or"),
+        ("question-answering", {"question": "a", "context": ["a", []]}, "context holds .*: give {question, context}"),
+        ("multiple-choice", {"text": "a", "choices": [["xyzzy"]]}, "choices holds .*: give {text, choices}"),
+    ],
+)
+def test_values_that_hold_lists_or_objects_are_refused(task: str, inputs: Any, message: str) -> None:
+    """Lists 500 deep cannot be pickled for a replica: such a request got a 500."""
+    with pytest.raises(RefusedError, match=f"inputs: {message}") as error:
+        records_of(task, inputs)
+    assert "xyzzy" not in str(error.value)
+
+
+def test_a_list_of_strings_in_place_of_a_text_is_told_by_the_head() -> None:
+    """In the words of a job."""
+    assert records_of("text-classification", {"text": ["a", 1, None]}) == [{"text": ["a", 1, None]}]
+
+
 @pytest.mark.parametrize("aggregation", ["none", "words", "tokens"])
 def test_entities_that_nothing_joins_have_that_key(aggregation: str) -> None:
     row = {"entities": [{"label": "X", "score": 1.0, "start": 0, "end": 1, "text": "a"}]}

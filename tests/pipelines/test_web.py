@@ -14,7 +14,7 @@ from pipelines.inference_form import settings_from
 from pipelines.online import Answer, RefusedError, Request
 from pipelines.request_body import LabelRequest
 from pipelines.serve_spec import ServeSpec
-from pipelines.web import BusyError, Page, create_app, digests
+from pipelines.web import BusyError, Gate, Page, create_app, digests
 
 HEADS = [
     {"name": "spam", "task": "text-classification", "labels": ["ham", "spam"], "columns": ["text"], "mask_token": None},
@@ -231,6 +231,27 @@ def test_of_a_stranger_s_body_no_more_is_read_than_of_a_good_one(
     sender = Sender(*[chunk(b"x" * 10) for _ in range(20)])
     asyncio.run(sender.ask(app_of(models, [], tokens=tokens, max_body_bytes=25, timeout_s=30)))
     assert (sender.status, sender.n_read) == (status, n_read)
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/ready"])
+def test_a_stranger_s_body_is_dropped_where_nobody_needs_a_token(models: Models, path: str) -> None:
+    sender = Sender(*[chunk(b"x" * 10) for _ in range(20)])
+    asyncio.run(sender.ask(app_of(models, [], tokens="a", max_body_bytes=25, timeout_s=30), path, method="GET"))
+    assert (sender.status, sender.n_read) == (200, 3)
+
+
+@pytest.mark.parametrize(("token", "kept"), [(b"a", b"xy"), (b"b", b"")])
+def test_only_a_known_client_s_body_is_kept(token: bytes, kept: bytes) -> None:
+    bodies = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        bodies.append((await receive())["body"])
+
+    limits = {"max_body_bytes": 25, "timeout_s": 30, "token_digests": digests("a"), "hosts": ()}
+    gate = Gate(app, observe=lambda path, status, seconds: None, **limits)
+    headers = [(b"authorization", b"Bearer " + token)]
+    asyncio.run(Sender(chunk(b"x"), chunk(b"y", more=False)).ask(gate, "/health", headers=headers))
+    assert bodies == [kept]
 
 
 @pytest.mark.parametrize("scheme", ["Basic", "", "bearer"])

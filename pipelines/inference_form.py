@@ -51,10 +51,12 @@ class _TokenClassification(_Parameters):
     stride: int | None = Field(None, ge=0)
 
     def settings(self) -> dict[str, Any]:
-        return {
-            **_given(aggregation=self.aggregation_strategy, ignore_label=self.ignore_labels, stride=self.stride),
-            **({} if self.stride is None else {"long_text": "window"}),
-        }
+        return _given(
+            aggregation=self.aggregation_strategy,
+            ignore_label=self.ignore_labels,
+            stride=self.stride,
+            long_text=None if self.stride is None else "window",
+        )
 
 
 class _QuestionAnswering(_Parameters):
@@ -71,6 +73,7 @@ class _QuestionAnswering(_Parameters):
             max_answer_tokens=self.max_answer_len,
             max_length=self.max_seq_len,
             stride=self.doc_stride,
+            long_text=None if self.doc_stride is None else "window",
             allow_no_answer=self.handle_impossible_answer,
         )
 
@@ -88,7 +91,8 @@ class _FeatureExtraction(_Parameters):
     truncation_direction: Literal["right"] | None = None
 
     def settings(self) -> dict[str, Any]:
-        return _given(normalize=self.normalize, long_text="error" if self.truncate is False else None)
+        long_text = None if self.truncate is None else "truncate" if self.truncate else "error"
+        return _given(normalize=self.normalize, long_text=long_text)
 
 
 class _MultipleChoice(_Parameters):

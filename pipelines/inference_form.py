@@ -12,6 +12,7 @@ from pipelines.online import MOST_WORDS, RefusedError
 EVERY_LABEL = 2**31  # more than any model has
 LEAST_WINDOW = 32  # tokens: a text becomes the more windows, the shorter they are
 MOST_ANSWER_CHARACTERS = 10_000_000  # a word for a mask comes with its whole text, an answer may be all of its context
+MOST_WORDS_OF_LABEL = 100_000  # of an answer of /label, which takes some 50 bytes for each
 Label = Annotated[str, Field(max_length=200)]
 
 
@@ -175,6 +176,25 @@ def check_answer(
         raise RefusedError(
             f"parameters: the answer may have {size:,} characters, above the limit of {MOST_ANSWER_CHARACTERS:,}: "
             "lower top_k, or give fewer or shorter texts"
+        )
+
+
+def check_words(records: Sequence[Mapping[str, Any]], heads: Sequence[Mapping[str, Any]]) -> None:
+    """See that the words that heads give for the masks of texts, as a job writes them, are not without end.
+
+    Raises:
+        RefusedError: they may be.
+    """
+    n_words = sum(
+        (head.get("top_k") or 5) * record["text"].count(head["mask_token"])
+        for head in heads
+        if head["task"] == "fill-mask"
+        for record in records
+    )
+    if n_words > MOST_WORDS_OF_LABEL:
+        raise RefusedError(
+            f"texts: the answer may have {n_words:,} words for their masks, above the limit of "
+            f"{MOST_WORDS_OF_LABEL:,}: give fewer texts or masks"
         )
 
 

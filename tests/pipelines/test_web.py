@@ -168,6 +168,35 @@ def test_label_tells_the_tokens(web: TestClient) -> None:
     assert [row["spam"]["label"] for row in found["results"]] == ["new", "new"]
 
 
+def test_the_words_that_label_gives_for_masks_have_a_limit(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.inference_form.MOST_WORDS_OF_LABEL", 100)
+    many = [{**HEADS[1], "name": "many", "top_k": 10}]
+    web = TestClient(app_of(models, [], heads=[*HEADS, *many]), raise_server_exceptions=False)
+
+    def ask(n_masks: int, *heads: str) -> tuple[int, str]:
+        answer = web.post("/label", json={"texts": ["<mask> a " * (n_masks - 1), "<mask>"], "heads": heads})
+        return answer.status_code, answer.json().get("error", "")
+
+    monkeypatch.setitem(ROWS, "many", ROWS["words"])
+    assert [ask(20, "words", "words")[0], ask(10, "many")[0], ask(50, "spam")[0]] == [200, 200, 200]
+    assert ask(11, "many") == (
+        422,
+        "texts: the answer may have 110 words for their masks, above the limit of 100: give fewer texts or masks",
+    )
+    assert [ask(21, "words")[0], ask(7, "many", "words")[0]] == [422, 422]
+
+
+@pytest.mark.parametrize(("path", "field"), [("/spam", "inputs"), ("/choices", "inputs"), ("/label", "texts")])
+def test_too_many_texts_are_refused_before_anything_is_made_of_each(
+    models: Models, monkeypatch: pytest.MonkeyPatch, path: str, field: str
+) -> None:
+    web = TestClient(app_of(models, [], max_texts=4), raise_server_exceptions=False)
+    monkeypatch.setattr("pipelines.web.records_of", None)
+    monkeypatch.setattr("pipelines.web._check_size", None)
+    answer = web.post(path, json={field: [""] * 5})
+    assert (answer.status_code, answer.json()) == (413, {"error": "5 texts are above the limit of 4 (max_texts)"})
+
+
 def test_label_without_a_head_that_reads_texts_is_refused(models: Models) -> None:
     web = TestClient(app_of(models, [], heads=HEADS[3:]), raise_server_exceptions=False)
     response = web.post("/label", json={"texts": ["a"]})

@@ -213,7 +213,7 @@ class Model:
             max_queued_tokens=spec.max_queued_tokens,
             max_queued_s=spec.timeout_s / 2,  # the other half is for the batch that runs
             speed=speed,
-            is_work=lambda answer: answer.n_tokens > 0,
+            work=lambda answer: answer.n_tokens,
             observe=_BatchMetrics(),
             thread=thread,
         )

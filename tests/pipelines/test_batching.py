@@ -308,9 +308,39 @@ def test_nearly_empty_batches_count_as_what_their_tokens_take_in_full_ones() -> 
 def test_what_was_not_computed_tells_nothing_of_the_speed() -> None:
     async def test(_: Gate) -> None:
         speed = Speed(n_tokens=10, seconds=1)
-        batches = batcher(lambda items: [0 for _ in items], speed=speed, is_work=bool)
+        batches = batcher(lambda items: [0 for _ in items], speed=speed, work=lambda answer: answer)
         await ask(batches, 1, n_tokens=10)
         assert (speed.n_tokens, speed.seconds) == (10, 1)
+        await batches.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize(("n_computed", "n_counted"), [(10, 10), (6, 6), (40, 10)])
+def test_the_speed_counts_tokens_that_were_estimated_and_computed(n_computed: int, n_counted: int) -> None:
+    """A word of 2,000 letters may be one token, and was taken for 500 that had been computed in no time."""
+
+    async def test(_: Gate) -> None:
+        speed = Speed()
+        batches = batcher(lambda items: items, speed=speed, work=lambda answer: answer)
+        await ask(batches, n_computed, n_tokens=10)
+        assert speed.n_tokens == n_counted
+        await batches.close()
+
+    run(test)
+
+
+def test_words_of_a_thousand_letters_make_no_replica_faster() -> None:
+    def at_once(items: list[int]) -> list[int]:
+        time.sleep(0.002)
+        return items
+
+    async def test(_: Gate) -> None:
+        speed = Speed(n_tokens=1000, seconds=1)
+        batches = batcher(at_once, max_batch_tokens=100, speed=speed, work=lambda answer: 1)
+        for item in range(8):
+            await ask(batches, item, n_tokens=100)
+        assert (speed.n_tokens, speed.seconds) == (1000, 1)
         await batches.close()
 
     run(test)
@@ -461,6 +491,43 @@ def test_a_panic_is_an_error_of_its_batch_too() -> None:
     run(test)
 
 
+def test_an_iteration_s_end_is_an_error_of_its_batch_too() -> None:
+    """No future takes it: what asked got no answer, and the queue stood still for good."""
+
+    def ends_on_two(items: list[int]) -> list[int]:
+        if 2 in items:
+            raise StopIteration("at two")
+        return items
+
+    async def test(_: Gate) -> None:
+        batches = batcher(ends_on_two)
+        with pytest.raises(RuntimeError, match="StopIteration: at two"):
+            await asyncio.wait_for(ask(batches, 2, n_tokens=1), 5)
+        assert await asyncio.wait_for(ask(batches, 3, n_tokens=1), 5) == 3
+        await batches.close()
+
+    run(test)
+
+
+def test_the_queue_goes_on_where_the_work_of_an_answer_cannot_be_told() -> None:
+    async def test(gate: Gate) -> None:
+        def fails_on_one(answer: int) -> int:
+            if answer == 1:
+                raise ValueError("one")
+            return answer
+
+        told: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context["exception"]))
+        batches = batcher(gate, work=fails_on_one)
+        tasks = await held_back(gate, batches, [(1, 4), (2, 4), (3, 4)])
+        gate.open.set()
+        assert await asyncio.wait_for(asyncio.gather(*tasks), 5) == [0, 1, 4, 9]
+        assert [str(error) for error in told] == ["one"]
+        await batches.close()
+
+    run(test)
+
+
 def test_a_run_that_loses_an_answer_is_an_error() -> None:
     async def test(_: Gate) -> None:
         batches = batcher(lambda items: items[1:])
@@ -481,6 +548,16 @@ def test_closing_cancels_who_waits() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert gate.batches == [[1, 2]]
+
+    run(test)
+
+
+def test_who_asks_after_the_end_is_told() -> None:
+    async def test(gate: Gate) -> None:
+        batches = batcher(gate)
+        await batches.close()
+        with pytest.raises(RuntimeError, match="the batcher is closed: make another one"):
+            await asyncio.wait_for(ask(batches, 1, n_tokens=1), 5)
 
     run(test)
 

@@ -310,6 +310,24 @@ def test_a_replica_says_no_as_fast_as_its_timeout_asks(checkpoints: dict[str, Pa
     assert model._refusal_s * serving.MOST_TRIES < spec.timeout_s / 2
 
 
+def test_a_replica_s_speed_counts_no_letters_that_became_no_tokens(checkpoints: dict[str, Path]) -> None:
+    """A word of 2,000 letters is three tokens with [CLS] and [SEP], and is estimated to fill the batch."""
+    heads = {"spam": str(checkpoints["spam"])}
+    spec = ServeSpec.of({"head": heads, "threads": 1, "max_batch_tokens": 100})
+
+    async def go() -> Answer | None:
+        return await model.answer(Request(({"text": "a" * 2000},), ASKED.heads))
+
+    model = serving.Model(spec, plan_service(heads, {}), "cpu", "fp32")
+    model._batcher._observe = None
+    speed = model._batcher._speed
+    speed.n_tokens, speed.seconds = 1e9, 1.0  # so fast that a full batch would tell of a slower one
+    answer = asyncio.run(go())
+    assert answer is not None
+    assert answer.n_tokens == 3
+    assert (speed.n_tokens, speed.seconds) == (1e9, 1.0)
+
+
 def test_a_request_that_no_replica_can_do_in_time_is_refused_for_good() -> None:
     async def go() -> Answer | None:
         model = model_of(Stub(), max_queued_s=30, speed=Speed(n_tokens=1, seconds=4))

@@ -34,8 +34,11 @@ def estimated_tokens(record: Record, encoding: Encoding, tokenizer: ConvBertToke
 
 
 def _n_counted(text: Any, encoding: Encoding, tokenizer: ConvBertTokenizer) -> int | None:
-    """Word pieces of a text that may stand in a window beside another; None where it is none, or too long for it."""
-    if not isinstance(text, str) or len(text) > 16 * encoding.max_length or not is_unicode(text):
+    """Word pieces of a text that may stand in a window beside another; None where it is none, or has too many letters.
+
+    With four of those to a piece it leaves the window no room, which is the most that a record is estimated to take.
+    """
+    if not isinstance(text, str) or len(text) > 4 * encoding.max_length or not is_unicode(text):
         return None
     return len(tokenizer.encode_batch([text]).input_ids[0]) - tokenizer.num_special_tokens_to_add()
 

@@ -407,6 +407,8 @@ def test_a_service_whose_head_fills_masks_with_many_words_gives_them(
         ({"question": "a" * 40, "context": "a" * 40}, {"answers": {}}, 3 + 40 + 10),
         ({"question": "a" * 40, "context": "a" * 4000}, {"answers": {}}, 1043 * 128 // (64 - 3 - 40)),
         ({"question": "a" * 4000, "context": "a" * 4000}, {"answers": {}}, 2003 * 128 // 16),
+        ({"question": "!" * 512, "context": "a" * 40}, {"answers": {}}, (3 + 512 + 10) * 128 // 16),
+        ({"question": "!" * 516, "context": "a" * 40}, {"answers": {}}, (3 + 129 + 10) * 128 // 16),  # not looked at
         ({"question": "\ud800", "context": "a" * 40}, {"answers": {}}, 3 + 1 + 10),
         ({"text": "日本" * 20}, {"spam": {}}, 2 + 50),
         ({"text": "é" * 40}, {"spam": {}}, 2 + 30),
@@ -420,7 +422,7 @@ def test_tokens_are_estimated_with_what_is_cut_off_and_what_is_read_again(
     assert online.estimated_tokens(ask([record, record], **heads)) == [n_tokens, n_tokens]
 
 
-@pytest.mark.parametrize("question", ["!", "!!!", "!" * 20, "the free mail", "free " * 9])
+@pytest.mark.parametrize("question", ["!", "!!!", "!" * 20, "the free mail", "free " * 9, "a" * 1000, "日" * 600])
 @pytest.mark.parametrize("context", ["!" * 3000, "free mail now " * 250, "offering 12 Ünïcode日本 " * 150])
 @pytest.mark.parametrize("settings", [{}, {"max_length": 32, "stride": 16}, {"max_length": 48, "stride": 0}], ids=str)
 def test_no_question_takes_much_more_than_its_estimate(

@@ -126,9 +126,7 @@ def records_of(task: str, inputs: Any) -> list[dict[str, Any]]:
         else:
             raise RefusedError(f"inputs: give {form}, or a list of such, for {task}")
         for name, item in records[-1].items():
-            if isinstance(item, dict) or (
-                isinstance(item, list) and any(isinstance(one, (dict, list)) for one in item)
-            ):
+            if any(isinstance(one, (dict, list)) for one in (item if isinstance(item, list) else [item])):
                 raise RefusedError(f"inputs: {name} holds lists or objects: give {form}, or a list of such, for {task}")
     if not records:
         raise RefusedError("inputs is empty")

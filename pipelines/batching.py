@@ -150,6 +150,7 @@ class Batcher(Generic[Item, Answer]):
         self._running_since_s: float | None = None
         self._left_s = 0.0  # of what its tokens take
         self._start_to_come: asyncio.Handle | None = None  # of the next batch
+        self._is_closed = False
         self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="batches")
 
     @property
@@ -183,8 +184,11 @@ class Batcher(Generic[Item, Answer]):
         Raises:
             TooLongError: it will never be taken.
             QueueFullError: try again later.
+            RuntimeError: the batcher is closed.
             Exception: whatever ``run`` raised on a batch of theirs.
         """
+        if self._is_closed:
+            raise RuntimeError("the batcher is closed: make another one")
         now_s, tokens_per_s = time.perf_counter(), self._speed.tokens_per_s
         before = [0, *accumulate(n for _, n in items)]
         own = before.pop()
@@ -228,6 +232,7 @@ class Batcher(Generic[Item, Answer]):
 
     async def close(self) -> None:
         """Stop; requests that still wait are cancelled."""
+        self._is_closed = True
         self._cancel_start()
         for waiting in self._queue:
             waiting.answer.cancel()
@@ -277,10 +282,11 @@ class Batcher(Generic[Item, Answer]):
             found = self._run([waiting.item for waiting in batch])
             if len(found) != len(batch):
                 found = RuntimeError(f"{len(found)} answers to {len(batch)} requests")
-        except Exception as error:
-            found = error
-        except BaseException as error:  # what a library panics with is no Exception
-            found = RuntimeError(f"{type(error).__name__}: {error}")
+        except BaseException as error:  # what a library panics with is no Exception, and no future takes StopIteration
+            if isinstance(error, Exception) and not isinstance(error, StopIteration):
+                found = error
+            else:
+                found = RuntimeError(f"{type(error).__name__}: {error}")
         loop.call_soon_threadsafe(finish, found)
 
     def _finish(
@@ -291,21 +297,25 @@ class Batcher(Generic[Item, Answer]):
         found: Sequence[Answer] | Exception,
     ) -> None:
         now_s = time.perf_counter()
-        if isinstance(found, Exception):
-            _give_all(batch, found)
-        else:
-            for waiting, answer in zip(batch, found, strict=True):
-                if not waiting.answer.done():
-                    waiting.answer.set_result(answer)
-            n_computed = sum(
-                waiting.n_tokens for waiting, answer in zip(batch, found, strict=True) if self._is_work(answer)
-            )
-            self._speed.note(n_computed, now_s - started_s, budget=self._max_batch_tokens)
         self._note_work(now_s, goes_on=False)
-        self._start()
+        try:
+            if isinstance(found, Exception):
+                _give_all(batch, found)
+            else:
+                self._give(batch, found, now_s - started_s)
+        finally:
+            self._start()
         if self._observe is not None:
             stats = BatchStats(n_tokens, [started_s - waiting.since_s for waiting in batch], now_s - started_s)
             asyncio.get_running_loop().call_soon(self._observe, stats)  # behind the answers, which go out first
+
+    def _give(self, batch: Sequence[_Waiting[Item, Answer]], answers: Sequence[Answer], run_s: float) -> None:
+        """Each its answer; and note how fast they came."""
+        for waiting, answer in zip(batch, answers, strict=True):
+            if not waiting.answer.done():
+                waiting.answer.set_result(answer)
+        n_tokens = sum(one.n_tokens for one, answer in zip(batch, answers, strict=True) if self._is_work(answer))
+        self._speed.note(n_tokens, run_s, budget=self._max_batch_tokens)
 
 
 def _give_all(batch: Sequence[_Waiting[Item, Answer]], error: Exception) -> None:

@@ -108,7 +108,7 @@ def encode_records(values: Sequence[list[Any]], encoding: Encoding) -> Encoded:
     Raises:
         ModelError: the tokenizer is not the one that was planned with.
     """
-    tokenizer = _tokenizer(encoding.tokenizer, encoding.fingerprint)
+    tokenizer = loaded_tokenizer(encoding.tokenizer, encoding.fingerprint)
     reasons = _refusals(tokenizer, encoding, values)
     records = [record for record, reason in enumerate(reasons) if reason is None]
     kept = ([column[record] for record in records] for column in values)
@@ -251,7 +251,7 @@ def _sums(values: NDArray[Any], offsets: NDArray[np.int64]) -> NDArray[np.int64]
 
 
 @cache
-def _tokenizer(folder_or_url: str, fingerprint: str) -> ConvBertTokenizer:
+def loaded_tokenizer(folder_or_url: str, fingerprint: str) -> ConvBertTokenizer:
     """Loaded once a worker process.
 
     Raises:

@@ -12,6 +12,7 @@ from pipelines.online import MOST_WORDS, RefusedError
 EVERY_LABEL = 2**31  # more than any model has
 LEAST_WINDOW = 32  # tokens: a text becomes the more windows, the shorter they are
 MOST_ANSWER_CHARACTERS = 10_000_000  # a word for a mask comes with its whole text, an answer may be all of its context
+MOST_WORDS_OF_LABEL = 100_000  # of an answer of /label, which takes some 50 bytes for each
 Label = Annotated[str, Field(max_length=200)]
 
 
@@ -51,10 +52,12 @@ class _TokenClassification(_Parameters):
     stride: int | None = Field(None, ge=0)
 
     def settings(self) -> dict[str, Any]:
-        return {
-            **_given(aggregation=self.aggregation_strategy, ignore_label=self.ignore_labels, stride=self.stride),
-            **({} if self.stride is None else {"long_text": "window"}),
-        }
+        return _given(
+            aggregation=self.aggregation_strategy,
+            ignore_label=self.ignore_labels,
+            stride=self.stride,
+            long_text=None if self.stride is None else "window",
+        )
 
 
 class _QuestionAnswering(_Parameters):
@@ -71,6 +74,7 @@ class _QuestionAnswering(_Parameters):
             max_answer_tokens=self.max_answer_len,
             max_length=self.max_seq_len,
             stride=self.doc_stride,
+            long_text=None if self.doc_stride is None else "window",
             allow_no_answer=self.handle_impossible_answer,
         )
 
@@ -88,7 +92,8 @@ class _FeatureExtraction(_Parameters):
     truncation_direction: Literal["right"] | None = None
 
     def settings(self) -> dict[str, Any]:
-        return _given(normalize=self.normalize, long_text="error" if self.truncate is False else None)
+        long_text = None if self.truncate is None else "truncate" if self.truncate else "error"
+        return _given(normalize=self.normalize, long_text=long_text)
 
 
 class _MultipleChoice(_Parameters):
@@ -120,6 +125,9 @@ def records_of(task: str, inputs: Any) -> list[dict[str, Any]]:
             records.append(value)
         else:
             raise RefusedError(f"inputs: give {form}, or a list of such, for {task}")
+        for name, item in records[-1].items():
+            if any(isinstance(one, (dict, list)) for one in (item if isinstance(item, list) else [item])):
+                raise RefusedError(f"inputs: {name} holds lists or objects: give {form}, or a list of such, for {task}")
     if not records:
         raise RefusedError("inputs is empty")
     if len({frozenset(record) for record in records}) > 1:
@@ -168,6 +176,25 @@ def check_answer(
         raise RefusedError(
             f"parameters: the answer may have {size:,} characters, above the limit of {MOST_ANSWER_CHARACTERS:,}: "
             "lower top_k, or give fewer or shorter texts"
+        )
+
+
+def check_words(records: Sequence[Mapping[str, Any]], heads: Sequence[Mapping[str, Any]]) -> None:
+    """See that the words that heads give for the masks of texts, as a job writes them, are not without end.
+
+    Raises:
+        RefusedError: they may be.
+    """
+    n_words = sum(
+        (head.get("top_k") or 5) * record["text"].count(head["mask_token"])
+        for head in heads
+        if head["task"] == "fill-mask"
+        for record in records
+    )
+    if n_words > MOST_WORDS_OF_LABEL:
+        raise RefusedError(
+            f"texts: the answer may have {n_words:,} words for their masks, above the limit of "
+            f"{MOST_WORDS_OF_LABEL:,}: give fewer texts or masks"
         )
 
 

@@ -160,7 +160,9 @@ def _inspect(name: str, url: str, spec: JobSpec, *, shares: bool) -> tuple[HeadP
         tokenizer = ConvBertTokenizer.from_pretrained(checkpoint)
         head = head_for(config, tokenizer, spec, source=checkpoint.source)
         model = load_model(head, checkpoint, config)
-        encoding = encoding_for(head, config, tokenizer, spec, source=checkpoint.source)
+        check_vocabulary(config, tokenizer, source=checkpoint.source)
+        fingerprint = tokenizer.fingerprint()
+        encoding = encoding_for(head, config, tokenizer, spec, fingerprint=fingerprint, source=checkpoint.source)
     except ConvBertError as error:
         raise ModelError(f"--head {name}: {redacted(str(error))}") from error
     except ModelError as error:
@@ -170,20 +172,30 @@ def _inspect(name: str, url: str, spec: JobSpec, *, shares: bool) -> tuple[HeadP
     return plan, weights_fingerprint(model.base_model) if shares else "", encoding
 
 
-def encoding_for(
-    head: Head, config: ConvBertConfig, tokenizer: ConvBertTokenizer, spec: JobSpec, *, source: str
-) -> Encoding:
-    """How a head's input is made; its name, and what other heads need of it, are yet to come.
+def check_vocabulary(config: ConvBertConfig, tokenizer: ConvBertTokenizer, *, source: str) -> None:
+    """See that the model knows every id of the tokenizer.
 
     Raises:
-        ModelError: tokenizer and weights do not belong together, two texts for a model of one, or lengths that
-            cannot work.
+        ModelError: tokenizer and weights do not belong together.
     """
     if tokenizer.vocab_size > config.vocab_size:
         raise ModelError(
             f"the tokenizer of {source} has ids up to {tokenizer.vocab_size - 1}, but the model only "
             f"{config.vocab_size} embeddings: tokenizer and weights do not belong together"
         )
+
+
+def encoding_for(
+    head: Head, config: ConvBertConfig, tokenizer: ConvBertTokenizer, spec: JobSpec, *, fingerprint: str, source: str
+) -> Encoding:
+    """How a head's input is made; its name, and what other heads need of it, are yet to come.
+
+    Args:
+        fingerprint: the tokenizer's, which takes longer than all of this.
+
+    Raises:
+        ModelError: two texts for a model of one, or lengths that cannot work.
+    """
     has_types = "token_type_ids" in tokenizer.model_input_names
     types = tokenizer.create_token_type_ids_from_sequences([], []) if has_types else []
     if len(head.inputs.columns) == 2 and max(types, default=0) >= config.type_vocab_size:
@@ -207,7 +219,7 @@ def encoding_for(
     return Encoding(
         name="",
         tokenizer="",
-        fingerprint=tokenizer.fingerprint(),
+        fingerprint=fingerprint,
         inputs=head.inputs,
         max_length=max_length,
         long_text=long_text,

@@ -171,8 +171,8 @@ class OnlinePredictor:
     ) -> None:
         self._settings = settings or {}
         self._plans = {plan.name: plan for one in passes for plan in one.heads}
+        # for who takes requests: a batch holds encode's own while it tokenises
         self._tokenizers = {name: ConvBertTokenizer.from_pretrained(plan.url) for name, plan in self._plans.items()}
-        self._counting = copy.deepcopy(self._tokenizers)  # for the thread that takes requests: batches hold the others
         self._pass_of = {plan.name: one.encoding for one in passes for plan in one.heads}
         for name in self._plans:
             self._check_tokenizer(name)
@@ -187,7 +187,9 @@ class OnlinePredictor:
         """See that texts become the same tokens of a head as when it was planned."""
         plan, planned = self._plans[name], self._pass_of[name]
         spec = head_spec(plan.url, self._settings.get(name, {}))
-        now = encoding_for(plan.head, plan.config, self._tokenizers[name], spec, source=name)
+        tokenizer = self._tokenizers[name]
+        fingerprint = tokenizer.fingerprint()
+        now = encoding_for(plan.head, plan.config, tokenizer, spec, fingerprint=fingerprint, source=name)
         if (now.fingerprint, now.max_length, now.stride) != (planned.fingerprint, planned.max_length, planned.stride):
             raise ModelError(
                 f"{name}: the tokenizer at {redacted(plan.url)} has changed since the service was planned: "
@@ -206,7 +208,7 @@ class OnlinePredictor:
             RefusedError: no head can answer it.
         """
         encodings = {
-            encoding: self._counting[variants[0].plan.name]
+            encoding: self._tokenizers[variants[0].plan.name]
             for encoding, variants in self._encodings(request.heads).items()
         }
         return [sum(estimated_tokens(record, *one) for one in encodings.items()) for record in request.records]
@@ -272,8 +274,7 @@ class OnlinePredictor:
         records = [record for number in numbers for record in requests[number].records]
         owners = np.repeat(numbers, [len(requests[number].records) for number in numbers])
         targets = [row for number in numbers for row in rows[number]]
-        tokenizer = self._tokenizers[asked[numbers[0]][encoding][0].plan.name]
-        found = self._found(records, replace(encoding, needs_spans=needs_spans), tokenizer)
+        found = self._found(records, replace(encoding, needs_spans=needs_spans))
         for record, n in found.n_tokens.items():
             n_tokens[owners[record]] += n
         alike: dict[tuple[_Variant, ...], list[int]] = defaultdict(list)
@@ -285,13 +286,13 @@ class OnlinePredictor:
         for record, error in found.errors.items():
             targets[record].setdefault("error", error)
 
-    def _found(self, records: Sequence[Record], encoding: Encoding, tokenizer: ConvBertTokenizer) -> _Found:
+    def _found(self, records: Sequence[Record], encoding: Encoding) -> _Found:
         """What tokenising and the model make of records."""
         values, reasons = checked_values(records, encoding)
         good = np.array([record for record, reason in enumerate(reasons) if reason is None], np.int64)
 
         def attempt(its: NDArray[np.int64]) -> tuple[NDArray[np.int64], Encoded]:
-            return its, encode_values([[column[record] for record in its] for column in values], encoding, tokenizer)
+            return its, encode_values([[column[record] for record in its] for column in values], encoding)
 
         (its, encoded), errors = sparing_culprits(good, attempt, control=partial(attempt, good[:0]), what="encoding")
         errors |= {record: reason for record, reason in enumerate(reasons) if reason}
@@ -329,7 +330,7 @@ class OnlinePredictor:
         own: Mapping[str, Any] = self._settings.get(plan.name, {})
         general: dict[str, dict[str, Any]] = {
             "token-classification": {"aggregation": "average"},
-            "fill-mask": {"top_k": max(MOST_WORDS, own.get("top_k") or 0)},
+            "fill-mask": {"top_k": max(MOST_WORDS, head_spec(plan.url, own).top_k or 0)},
         }
         settings = {**own, **general.get(plan.head.task, {})}
         return replace(plan, head=self._head(plan.name, head_spec(plan.url, settings)))
@@ -342,7 +343,7 @@ class OnlinePredictor:
             raise UnknownHeadError(f"no head is called {name!r}: there are {', '.join(self._plans)}")
         values = {**self._settings.get(name, {}), **dict(settings)}
         function = values.pop("function_to_apply", None)
-        config = copy.copy(self._plans[name].config)
+        own, config = self._pass_of[name], copy.copy(self._plans[name].config)
         if function is not None:
             config.problem_type = PROBLEMS[function]
             if function == "softmax" and config.num_labels == 1:
@@ -350,13 +351,13 @@ class OnlinePredictor:
         try:
             spec = head_spec(self._plans[name].url, values)
             head = self._head(name, spec, config)
-            encoding = encoding_for(head, config, self._tokenizers[name], spec, source=name)
+            tokenizer = self._tokenizers[name]
+            encoding = encoding_for(head, config, tokenizer, spec, fingerprint=own.fingerprint, source=name)
         except (SpecError, ModelError) as error:
             raise RefusedError(f"{name}: {str(error).replace('--', '')}") from error
         half = encoding.max_length // 2  # windows that overlap more come in any number
         if encoding.stride > half and {"stride", "max_length"} & dict(settings).keys():
             raise RefusedError(f"{name}: stride ({encoding.stride}) is above {half}, half of max_length: lower it")
-        own = self._pass_of[name]
         encoding = replace(
             encoding,
             name=own.name,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from convbert import ConvBertTokenizer
-from pipelines.encode import Encoded, Encoding, encode_records
+from pipelines.encode import Encoded, Encoding, encode_records, loaded_tokenizer
 from pipelines.jsonl import is_unicode
 from pipelines.values import Reasons, checked_lists, checked_texts, joined
 
@@ -34,8 +34,11 @@ def estimated_tokens(record: Record, encoding: Encoding, tokenizer: ConvBertToke
 
 
 def _n_counted(text: Any, encoding: Encoding, tokenizer: ConvBertTokenizer) -> int | None:
-    """Word pieces of a text that may stand in a window beside another; None where it is none, or too long for it."""
-    if not isinstance(text, str) or len(text) > 16 * encoding.max_length or not is_unicode(text):
+    """Word pieces of a text that may stand in a window beside another; None where it is none, or has too many letters.
+
+    With four of those to a piece it leaves the window no room, which is the most that a record is estimated to take.
+    """
+    if not isinstance(text, str) or len(text) > 4 * encoding.max_length or not is_unicode(text):
         return None
     return len(tokenizer.encode_batch([text]).input_ids[0]) - tokenizer.num_special_tokens_to_add()
 
@@ -61,11 +64,9 @@ def checked_values(records: Sequence[Record], encoding: Encoding) -> tuple[list[
     return values, joined(reasons)
 
 
-def encode_values(values: Sequence[list[Any]], encoding: Encoding, tokenizer: ConvBertTokenizer) -> Encoded:
+def encode_values(values: Sequence[list[Any]], encoding: Encoding) -> Encoded:
     """Records as tokenising makes them in a job, and a reason where a job would make any number of windows."""
-    crowded = {}
-    if encoding.long_text == "window" and len(values) == 2:
-        crowded = _crowded(*values, encoding=encoding, tokenizer=tokenizer)
+    crowded = _crowded(*values, encoding=encoding) if encoding.long_text == "window" and len(values) == 2 else {}
     if not crowded:
         return encode_records(values, encoding)
     left = [record for record in range(len(values[0])) if record not in crowded]
@@ -75,10 +76,9 @@ def encode_values(values: Sequence[list[Any]], encoding: Encoding, tokenizer: Co
     return Encoded(encoded.sequences, records, [reasons[record] for record in range(len(values[0]))])
 
 
-def _crowded(
-    firsts: list[str], seconds: list[str], *, encoding: Encoding, tokenizer: ConvBertTokenizer
-) -> dict[int, str | None]:
+def _crowded(firsts: list[str], seconds: list[str], *, encoding: Encoding) -> dict[int, str | None]:
     """Records whose first text would leave a long second one so little room that it became any number of windows."""
+    tokenizer = loaded_tokenizer(encoding.tokenizer, encoding.fingerprint)
     first, second = encoding.inputs.columns
     room = encoding.max_length - encoding.stride - encoding.max_length // LEAST_NEW - 1  # for its last special token
     lengths = [len(ids) for ids in tokenizer.encode_batch(firsts).input_ids]

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HTTPRequest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipelines.inference_form import check_answer, records_of, settings_from, shaped
+from pipelines.inference_form import check_answer, check_words, records_of, settings_from, shaped
 from pipelines.online import Answer, RefusedError, Request, settings_of
 from pipelines.request_body import Inference, LabelRequest, described, read_body
 from pipelines.serve_spec import ServeSpec
@@ -112,6 +112,7 @@ def create_app(
         async def infer(http_request: HTTPRequest) -> JSONResponse:
             body = await read_body(http_request, Inference)
             is_list = isinstance(body.inputs, list)
+            _check_count(len(body.inputs) if is_list else 1, spec)  # before a record is made of each
             records = records_of(task, body.inputs)
             _check_size(records, spec)
             parameters = {**(body.parameters or {}), **(body.model_extra or {})}
@@ -148,9 +149,12 @@ def create_app(
         for name in wanted:
             if name not in readers:
                 raise RefusedError(f"heads: {name[:40]!r} is not one of {', '.join(readers)}, which read texts")
+        _check_count(len(body.texts), spec)
         records = [{"text": text} for text in body.texts]
         _check_size(records, spec)
-        request = Request(tuple(records), tuple((name, ()) for name in sorted(set(wanted))))
+        names = sorted(set(wanted))
+        check_words(records, [heads[name] for name in names])
+        request = Request(tuple(records), tuple((name, ()) for name in names))
         answer = await answered(request)
         return JSONResponse({"results": list(answer.rows), "tokens": answer.n_tokens})
 
@@ -197,12 +201,15 @@ def create_app(
     )
 
 
+def _check_count(n_texts: int, spec: ServeSpec) -> None:
+    if n_texts > spec.max_texts:
+        raise HTTPException(413, f"{n_texts:,} texts are above the limit of {spec.max_texts:,} (max_texts)")
+
+
 def _check_size(records: Sequence[Mapping[str, Any]], spec: ServeSpec) -> None:
     """Refuse what is above a limit, which the message names."""
     n_choices = [len(choices) if isinstance(choices := record.get("choices"), list) else 1 for record in records]
-    n_texts = sum(max(n, 1) for n in n_choices)
-    if n_texts > spec.max_texts:
-        raise HTTPException(413, f"{n_texts:,} texts are above the limit of {spec.max_texts:,} (max_texts)")
+    _check_count(sum(max(n, 1) for n in n_choices), spec)
     for place, record in enumerate(records):
         for name, value in record.items():
             texts = value if isinstance(value, list) else [value] * n_choices[place]  # each choice has the whole prompt
@@ -322,8 +329,7 @@ class Gate:
             return _refusal(
                 421, f"call the service {' or '.join(sorted(self._hosts))}, or give it tokens", {"Connection": "close"}
             )
-        has_token = not self._token_digests or self._is_known(headers)
-        is_stranger = not has_token and _path(scope) not in OPEN_PATHS
+        is_stranger = bool(self._token_digests) and not self._is_known(headers)
         reading = _drain(receive, self._max_body_bytes) if is_stranger else self._body(receive)
         is_slow = False
         body = None
@@ -331,11 +337,13 @@ class Gate:
             body = await asyncio.wait_for(reading, self._timeout_s)
         except asyncio.TimeoutError:  # not the built-in one before Python 3.11
             is_slow = True
-        if is_stranger:
+        if is_stranger and _path(scope) not in OPEN_PATHS:
             return _refusal(401, "give a valid token: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"})
         if is_slow:
             slow = f"the body did not come within {self._timeout_s:g} s (timeout_s)"
             return _refusal(408, slow, {"Connection": "close"})
+        if is_stranger:
+            return b""  # what is open reads none
         if body is None:
             return _refusal(413, f"the body is above the limit of {self._max_body_bytes:,} bytes (max_body_bytes)")
         return body

@@ -461,6 +461,43 @@ def test_a_panic_is_an_error_of_its_batch_too() -> None:
     run(test)
 
 
+def test_an_iteration_s_end_is_an_error_of_its_batch_too() -> None:
+    """No future takes it: what asked got no answer, and the queue stood still for good."""
+
+    def ends_on_two(items: list[int]) -> list[int]:
+        if 2 in items:
+            raise StopIteration("at two")
+        return items
+
+    async def test(_: Gate) -> None:
+        batches = batcher(ends_on_two)
+        with pytest.raises(RuntimeError, match="StopIteration: at two"):
+            await asyncio.wait_for(ask(batches, 2, n_tokens=1), 5)
+        assert await asyncio.wait_for(ask(batches, 3, n_tokens=1), 5) == 3
+        await batches.close()
+
+    run(test)
+
+
+def test_the_queue_goes_on_where_nobody_can_tell_whether_an_answer_was_work() -> None:
+    async def test(gate: Gate) -> None:
+        def fails_on_one(answer: int) -> bool:
+            if answer == 1:
+                raise ValueError("one")
+            return True
+
+        told: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context["exception"]))
+        batches = batcher(gate, is_work=fails_on_one)
+        tasks = await held_back(gate, batches, [(1, 4), (2, 4), (3, 4)])
+        gate.open.set()
+        assert await asyncio.wait_for(asyncio.gather(*tasks), 5) == [0, 1, 4, 9]
+        assert [str(error) for error in told] == ["one"]
+        await batches.close()
+
+    run(test)
+
+
 def test_a_run_that_loses_an_answer_is_an_error() -> None:
     async def test(_: Gate) -> None:
         batches = batcher(lambda items: items[1:])
@@ -481,6 +518,16 @@ def test_closing_cancels_who_waits() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert gate.batches == [[1, 2]]
+
+    run(test)
+
+
+def test_who_asks_after_the_end_is_told() -> None:
+    async def test(gate: Gate) -> None:
+        batches = batcher(gate)
+        await batches.close()
+        with pytest.raises(RuntimeError, match="the batcher is closed: make another one"):
+            await asyncio.wait_for(ask(batches, 1, n_tokens=1), 5)
 
     run(test)
 

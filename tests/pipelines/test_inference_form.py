@@ -41,12 +41,13 @@ def settings(task: str, **parameters: Any) -> dict[str, Any]:
         ("question-answering", {"top_k": 3, "align_to_words": True}, {"top_k": 3}),
         ("question-answering", {"max_answer_len": 7}, {"max_answer_tokens": 7}),
         ("question-answering", {"max_seq_len": 64}, {"max_length": 64}),
-        ("question-answering", {"doc_stride": 0}, {"stride": 0}),
+        ("question-answering", {"doc_stride": 0}, {"stride": 0, "long_text": "window"}),
+        ("question-answering", {"doc_stride": None}, {}),
         ("question-answering", {"handle_impossible_answer": False}, {"allow_no_answer": False}),
         ("fill-mask", {"top_k": 100}, {"top_k": 100}),
         ("feature-extraction", {"normalize": True}, {"normalize": True}),
         ("feature-extraction", {"truncate": False}, {"long_text": "error"}),
-        ("feature-extraction", {"truncate": True, "truncation_direction": "right"}, {}),
+        ("feature-extraction", {"truncate": True, "truncation_direction": "right"}, {"long_text": "truncate"}),
         ("multiple-choice", {}, {}),
     ],
 )
@@ -89,6 +90,32 @@ def test_others_are_refused(task: str, parameters: dict[str, Any], message: str)
 def test_inputs_that_are_not_the_tasks_are_refused(task: str, inputs: Any) -> None:
     with pytest.raises(RefusedError, match="inputs: give "):
         records_of(task, inputs)
+
+
+def nested(depth: int) -> Any:
+    return [nested(depth - 1)] if depth else "xyzzy"
+
+
+@pytest.mark.parametrize(
+    ("task", "inputs", "message"),
+    [
+        ("text-classification", {"text": nested(600)}, "text holds .*: give a string or {text, text_pair}, or"),
+        ("text-classification", [{"text": "a"}, {"text": {"xyzzy": 1}}], "text holds .*: give a string or"),
+        ("text-classification", {"text": "a", "text_pair": {}}, "text_pair holds .*: give a string or"),
+        ("question-answering", {"question": "a", "context": ["a", []]}, "context holds .*: give {question, context}"),
+        ("multiple-choice", {"text": "a", "choices": [["xyzzy"]]}, "choices holds .*: give {text, choices}"),
+    ],
+)
+def test_values_that_hold_lists_or_objects_are_refused(task: str, inputs: Any, message: str) -> None:
+    """Lists 500 deep cannot be pickled for a replica: such a request got a 500."""
+    with pytest.raises(RefusedError, match=f"inputs: {message}") as error:
+        records_of(task, inputs)
+    assert "xyzzy" not in str(error.value)
+
+
+def test_a_list_of_strings_in_place_of_a_text_is_told_by_the_head() -> None:
+    """In the words of a job."""
+    assert records_of("text-classification", {"text": ["a", 1, None]}) == [{"text": ["a", 1, None]}]
 
 
 @pytest.mark.parametrize("aggregation", ["none", "words", "tokens"])

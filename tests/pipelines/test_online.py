@@ -12,8 +12,10 @@ import pyarrow as pa
 import pytest
 import transformers
 
+from convbert import ConvBertTokenizer
 from pipelines.encode import Encoded, Encoding, encode_records
 from pipelines.errors import ModelError
+from pipelines.inference_form import settings_from
 from pipelines.models import plan_passes
 from pipelines.online import Answer, OnlinePredictor, Request, plan_service, settings_of
 from pipelines.predict import Predictor
@@ -228,6 +230,26 @@ def test_a_service_s_own_stride_is_its_own_affair(checkpoints: dict[str, Path]) 
     assert asked.refusal == "answers: stride (70) is above 64, half of max_length: lower it"
 
 
+@pytest.mark.parametrize(
+    ("task", "parameters", "record"),
+    [
+        ("feature-extraction", {"truncate": True}, {"text": "mail " * 200}),
+        ("question-answering", {"doc_stride": 20}, {"question": "the offer", "context": "mail now " * 200}),
+    ],
+)
+def test_a_parameter_counts_for_more_than_the_service_s_own_way_with_long_texts(
+    checkpoints: dict[str, Path], task: str, parameters: dict[str, Any], record: dict[str, str]
+) -> None:
+    name = {"feature-extraction": "vectors", "question-answering": "answers"}[task]
+    heads, settings = {name: str(checkpoints[name])}, {name: {"long_text": "error"}}
+    service = OnlinePredictor(plan_service(heads, settings), settings=settings, max_batch_tokens=BUDGET)
+    own, asked = service([ask([record], **{name: one}) for one in ({}, settings_from(task, parameters, [record]))])
+    assert "more than the model's 128" in own.rows[0]["error"]
+    columns = {column: [text] for column, text in record.items()}
+    stride = {"stride": 20} if task == "question-answering" else {}
+    assert_close(list(asked.rows), expected_of(checkpoints, name, columns, **stride))
+
+
 def test_a_question_that_leaves_a_long_context_no_room_is_refused(online: OnlinePredictor) -> None:
     """Or each window would add a token or two. 128 tokens less a stride of 64, an eighth and a special token: 47."""
     short, long = "mail " * 20, "mail " * 200
@@ -358,11 +380,12 @@ def test_a_slow_moment_at_the_start_is_not_the_speed(online: OnlinePredictor, mo
     assert online.speed().tokens_per_s == 100
 
 
+@pytest.mark.parametrize("top_k", [20, "20"])  # a number in quotes passes as one
 def test_a_service_whose_head_fills_masks_with_many_words_gives_them(
-    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch, top_k: int | str
 ) -> None:
     monkeypatch.setattr("pipelines.online.MOST_WORDS", 10)
-    heads, settings = {"words": str(checkpoints["words"])}, {"words": {"top_k": 20}}
+    heads, settings = {"words": str(checkpoints["words"])}, {"words": {"top_k": top_k}}
     service = OnlinePredictor(plan_service(heads, settings), settings=settings, max_batch_tokens=BUDGET)
     (many, few) = service([ask([{"text": "[MASK]"}], words=one) for one in ({}, {"top_k": 3})])
     assert len(many.rows[0]["words"]["masks"][0]) == 20
@@ -384,6 +407,8 @@ def test_a_service_whose_head_fills_masks_with_many_words_gives_them(
         ({"question": "a" * 40, "context": "a" * 40}, {"answers": {}}, 3 + 40 + 10),
         ({"question": "a" * 40, "context": "a" * 4000}, {"answers": {}}, 1043 * 128 // (64 - 3 - 40)),
         ({"question": "a" * 4000, "context": "a" * 4000}, {"answers": {}}, 2003 * 128 // 16),
+        ({"question": "!" * 512, "context": "a" * 40}, {"answers": {}}, (3 + 512 + 10) * 128 // 16),
+        ({"question": "!" * 516, "context": "a" * 40}, {"answers": {}}, (3 + 129 + 10) * 128 // 16),  # not looked at
         ({"question": "\ud800", "context": "a" * 40}, {"answers": {}}, 3 + 1 + 10),
         ({"text": "日本" * 20}, {"spam": {}}, 2 + 50),
         ({"text": "é" * 40}, {"spam": {}}, 2 + 30),
@@ -397,7 +422,7 @@ def test_tokens_are_estimated_with_what_is_cut_off_and_what_is_read_again(
     assert online.estimated_tokens(ask([record, record], **heads)) == [n_tokens, n_tokens]
 
 
-@pytest.mark.parametrize("question", ["!", "!!!", "!" * 20, "the free mail", "free " * 9])
+@pytest.mark.parametrize("question", ["!", "!!!", "!" * 20, "the free mail", "free " * 9, "a" * 1000, "日" * 600])
 @pytest.mark.parametrize("context", ["!" * 3000, "free mail now " * 250, "offering 12 Ünïcode日本 " * 150])
 @pytest.mark.parametrize("settings", [{}, {"max_length": 32, "stride": 16}, {"max_length": 48, "stride": 0}], ids=str)
 def test_no_question_takes_much_more_than_its_estimate(
@@ -410,6 +435,35 @@ def test_no_question_takes_much_more_than_its_estimate(
         assert answer.n_tokens == 0
     else:
         assert answer.n_tokens <= 4.2 * online.estimated_tokens(request)[0]
+
+
+def test_settings_of_a_request_cost_no_look_at_the_whole_vocabulary(
+    online: OnlinePredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the event loop it took 30 ms for each that had not been seen before."""
+    requests = [
+        ask([{"text": "mail"}], names={"ignore_label": ["never seen"]}),
+        ask([{"text": "mail", "text_pair": "now"}], spam={"top_k": 77, "text_pair_column": "text_pair"}),
+        ask([{"question": "mail", "context": "now"}], answers={"max_length": 77}),
+    ]
+    for name in ("fingerprint", "get_vocab"):
+        monkeypatch.setattr(ConvBertTokenizer, name, None)
+    assert [online.estimated_tokens(request) for request in requests] == [[2 + 1], [3 + 1 + 0], [3 + 1 + 0]]
+
+
+def test_a_batch_holds_no_tokenizer_that_requests_are_taken_with(
+    online: OnlinePredictor, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tokenizer has a lock: who takes requests would wait while a batch tokenises."""
+    requests = [
+        ask([{"question": "the mail", "context": "free mail now"}], answers={}),
+        ask([{"text": "free mail", "text_pair": "now"}], spam={"text_pair_column": "text_pair", "long_text": "window"}),
+        ask([{"text": "free [MASK]"}], spam={}, names={}, words={}),
+        ask([{"text": "free", "choices": ["mail", "now"]}], choices={}),
+    ]
+    for tokenizer in online._tokenizers.values():
+        monkeypatch.setattr(tokenizer, "encode_batch", None)
+    assert [answer.rows[0]["error"] for answer in online(requests)] == [None] * 4
 
 
 def test_records_without_text_are_rows_with_an_error(online: OnlinePredictor) -> None:

@@ -14,7 +14,7 @@ from pipelines.inference_form import settings_from
 from pipelines.online import Answer, RefusedError, Request
 from pipelines.request_body import LabelRequest
 from pipelines.serve_spec import ServeSpec
-from pipelines.web import BusyError, Page, create_app, digests
+from pipelines.web import BusyError, Gate, Page, create_app, digests
 
 HEADS = [
     {"name": "spam", "task": "text-classification", "labels": ["ham", "spam"], "columns": ["text"], "mask_token": None},
@@ -168,6 +168,35 @@ def test_label_tells_the_tokens(web: TestClient) -> None:
     assert [row["spam"]["label"] for row in found["results"]] == ["new", "new"]
 
 
+def test_the_words_that_label_gives_for_masks_have_a_limit(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.inference_form.MOST_WORDS_OF_LABEL", 100)
+    many = [{**HEADS[1], "name": "many", "top_k": 10}]
+    web = TestClient(app_of(models, [], heads=[*HEADS, *many]), raise_server_exceptions=False)
+
+    def ask(n_masks: int, *heads: str) -> tuple[int, str]:
+        answer = web.post("/label", json={"texts": ["<mask> a " * (n_masks - 1), "<mask>"], "heads": heads})
+        return answer.status_code, answer.json().get("error", "")
+
+    monkeypatch.setitem(ROWS, "many", ROWS["words"])
+    assert [ask(20, "words", "words")[0], ask(10, "many")[0], ask(50, "spam")[0]] == [200, 200, 200]
+    assert ask(11, "many") == (
+        422,
+        "texts: the answer may have 110 words for their masks, above the limit of 100: give fewer texts or masks",
+    )
+    assert [ask(21, "words")[0], ask(7, "many", "words")[0]] == [422, 422]
+
+
+@pytest.mark.parametrize(("path", "field"), [("/spam", "inputs"), ("/choices", "inputs"), ("/label", "texts")])
+def test_too_many_texts_are_refused_before_anything_is_made_of_each(
+    models: Models, monkeypatch: pytest.MonkeyPatch, path: str, field: str
+) -> None:
+    web = TestClient(app_of(models, [], max_texts=4), raise_server_exceptions=False)
+    monkeypatch.setattr("pipelines.web.records_of", None)
+    monkeypatch.setattr("pipelines.web._check_size", None)
+    answer = web.post(path, json={field: [""] * 5})
+    assert (answer.status_code, answer.json()) == (413, {"error": "5 texts are above the limit of 4 (max_texts)"})
+
+
 def test_label_without_a_head_that_reads_texts_is_refused(models: Models) -> None:
     web = TestClient(app_of(models, [], heads=HEADS[3:]), raise_server_exceptions=False)
     response = web.post("/label", json={"texts": ["a"]})
@@ -231,6 +260,27 @@ def test_of_a_stranger_s_body_no_more_is_read_than_of_a_good_one(
     sender = Sender(*[chunk(b"x" * 10) for _ in range(20)])
     asyncio.run(sender.ask(app_of(models, [], tokens=tokens, max_body_bytes=25, timeout_s=30)))
     assert (sender.status, sender.n_read) == (status, n_read)
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/ready"])
+def test_a_stranger_s_body_is_dropped_where_nobody_needs_a_token(models: Models, path: str) -> None:
+    sender = Sender(*[chunk(b"x" * 10) for _ in range(20)])
+    asyncio.run(sender.ask(app_of(models, [], tokens="a", max_body_bytes=25, timeout_s=30), path, method="GET"))
+    assert (sender.status, sender.n_read) == (200, 3)
+
+
+@pytest.mark.parametrize(("token", "kept"), [(b"a", b"xy"), (b"b", b"")])
+def test_only_a_known_client_s_body_is_kept(token: bytes, kept: bytes) -> None:
+    bodies = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        bodies.append((await receive())["body"])
+
+    limits = {"max_body_bytes": 25, "timeout_s": 30, "token_digests": digests("a"), "hosts": ()}
+    gate = Gate(app, observe=lambda path, status, seconds: None, **limits)
+    headers = [(b"authorization", b"Bearer " + token)]
+    asyncio.run(Sender(chunk(b"x"), chunk(b"y", more=False)).ask(gate, "/health", headers=headers))
+    assert bodies == [kept]
 
 
 @pytest.mark.parametrize("scheme", ["Basic", "", "bearer"])

@@ -366,15 +366,7 @@ class ConvBertTokenizer(Vocabulary):
             windows=return_overflowing_tokens,
             side=self.truncation_side,
         )
-        pad = padding_settings(
-            padding,
-            max_length=max_length,
-            model_max_length=self.model_max_length,
-            multiple_of=pad_to_multiple_of,
-            side=padding_side or self.padding_side,
-            pad_token=self.pad_token,
-            pad_token_id=self.pad_token_id,
-        )
+        pad = self._padding(padding, max_length, pad_to_multiple_of, padding_side)
         check_multiple(cut, pad)
 
         with self._configured(cut, pad) as backend:
@@ -436,15 +428,7 @@ class ConvBertTokenizer(Vocabulary):
             TokenizerError: there are no input_ids, or rows that make no tensor.
         """
         columns, kind = columns_of(encoded_inputs)
-        settings = padding_settings(
-            padding,
-            max_length=max_length,
-            model_max_length=self.model_max_length,
-            multiple_of=pad_to_multiple_of,
-            side=padding_side or self.padding_side,
-            pad_token=self.pad_token,
-            pad_token_id=self.pad_token_id,
-        )
+        settings = self._padding(padding, max_length, pad_to_multiple_of, padding_side)
         mask = self._is_wanted("attention_mask", return_attention_mask)
         return padded(columns, settings, mask=mask, return_tensors=return_tensors or kind)
 
@@ -511,6 +495,19 @@ class ConvBertTokenizer(Vocabulary):
     def tokenize_chinese_chars(self) -> bool | None:
         """Whether each CJK ideograph is a word; None where the text is not normalised in BERT's way."""
         return library.normalisation(self._backend).get("tokenize_chinese_chars")
+
+    def _padding(
+        self, padding: bool | str, max_length: int | None, multiple_of: int | None, side: str | None
+    ) -> dict[str, Any] | None:
+        return padding_settings(
+            padding,
+            max_length=max_length,
+            model_max_length=self.model_max_length,
+            multiple_of=multiple_of,
+            side=side or self.padding_side,
+            pad_token=self.pad_token,
+            pad_token_id=self.pad_token_id,
+        )
 
     def _is_wanted(self, name: str, asked: bool | None) -> bool:
         return name in self.model_input_names if asked is None else asked

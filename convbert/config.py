@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
@@ -333,9 +333,10 @@ def _is_whole(value: object, *, at_least: int) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    """An integer beyond all floats is none, so that it is compared before it becomes one."""
-    number: Any = value
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= number <= sys.float_info.max
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf
+    except OverflowError:  # a whole number beyond all floats
+        return False
 
 
 def _labels(

@@ -33,7 +33,6 @@ _REMEDIES = {
     "device_map": "move the model with to(device)",
     "attn_implementation": "leave it out: there is one",
     "state_dict": "call load_state_dict on the model",
-    "pretrained_model_name_or_path": "give the folder or URL as the first argument, without a name",
     "output_loading_info": "call load, which returns the model and a report",
     "output_attentions": "give it to the model's call",
     "output_hidden_states": "give it to the model's call",

@@ -155,6 +155,7 @@ def all_on_one(path: Path) -> None:
     torch.save({f"w{index}": storage for index in range(20)}, path)
 
 
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # or it would be what stops the reader
 @pytest.mark.parametrize(
     "write",
     [without_bytes, by_a_call(torch.storage.TypedStorage), by_a_call(torch.UntypedStorage), all_on_one],

@@ -22,6 +22,7 @@ SPECIAL_NAME = "special_tokens_map.json"
 ADDED_NAME = "added_tokens.json"
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """What a special token can be for, in Transformers' order."""
+_FRAME = ("cls_token", "sep_token")  # which frame every text, whatever the config says of them
 _PLAIN: dict[str, type] = {
     "do_lower_case": bool,
     "strip_accents": bool,
@@ -80,7 +81,7 @@ def read_settings(folder: Path, *, source: str) -> dict[str, Any]:
     extra = list(extra.values()) if isinstance(extra, dict) else _checked("extra_special_tokens", extra, list)
     extra = [_token("extra_special_tokens", token) for token in extra]
     special = {role: _token(role, config[role]) for role in ROLES if config.get(role)}
-    none = {role: None for role in ROLES if config.get(role, "") is None}
+    none = {role: None for role in ROLES if config.get(role, "") is None and role not in _FRAME}
     settings |= {
         name: _checked(name, config[name], kind) for name, kind in _PLAIN.items() if config.get(name) is not None
     }

@@ -115,6 +115,16 @@ def test_roles_are_assigned_and_kept_as_in_transformers(
         assert dict(one.special_tokens_map) == tokenizer.special_tokens
 
 
+@pytest.mark.parametrize("role", ["pad_token", "unk_token", "cls_token", "sep_token", "mask_token", "bos_token"])
+def test_null_in_the_config_changes_no_id_as_in_transformers(tmp_path: Path, role: str) -> None:
+    tokenizer_of(tmp_path, "a", "b")
+    (tmp_path / "tokenizer_config.json").write_text(f'{{"{role}": null}}')
+    ours, theirs = (cls.from_pretrained(tmp_path) for cls in (ConvBertTokenizer, transformers.ConvBertTokenizer))
+    assert ours("a b")["input_ids"] == theirs("a b")["input_ids"]
+    if role not in ("cls_token", "sep_token"):  # there they still frame each text, without a name
+        assert getattr(ours, role) is getattr(theirs, role) is None
+
+
 @pytest.mark.parametrize("token_id", [7, -1, "a", 2.0])
 def test_an_id_without_a_token_is_none_of_a_role(tokenizer: ConvBertTokenizer, token_id: object) -> None:
     with pytest.raises(TokenizerError, match=r"pad_token_id \(.*\) is the id of no token: give one .* below 7"):

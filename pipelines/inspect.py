@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from convbert.stores import reason
 from pipelines.errors import SourceError, StoreError
-from pipelines.jsonl import LineError, compression_of, is_unicode, parse, sample_lines, survey
+from pipelines.jsonl import LineError, compression_of, is_unicode, parse, sample_lines, some_of, survey
 from pipelines.storage import many_at_a_time, open_input
 from pipelines.units import MAX_UNIT_BYTES, Range, Shard, Stream, Task, byte_ranges, row_ranges, stretches, units_of
 
@@ -80,11 +80,11 @@ def _inspect_jsonl(shard: Shard, unit_rows: int) -> Inspection:
         first, later = sample_lines(shard.location)
     if compression_of(shard.url) is None:
         ranges, some = _line_ranges(shard, unit_rows)
-        return Inspection(shard, [[range_] for range_ in ranges], _schema_of([*first, *later, *some]))
+        return Inspection(shard, [[range_] for range_ in ranges], _schema_of([*first, *some_of(later), *some]))
     # Where a long line or none is at the beginning, those behind it tell how long lines are.
     wanted = [unit_rows * sum(len(line) + 1 for line in sample) / len(sample) for sample in (first, later) if sample]
     unit_bytes = next((n_bytes for n_bytes in wanted if n_bytes < MAX_UNIT_BYTES), MAX_UNIT_BYTES)
-    return Inspection(shard, [], _schema_of([*first, *later]), unit_rows, int(unit_bytes))
+    return Inspection(shard, [], _schema_of([*first, *some_of(later)]), unit_rows, int(unit_bytes))
 
 
 def _schema_of(sample: list[bytes]) -> pa.Schema | None:

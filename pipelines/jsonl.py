@@ -6,7 +6,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from itertools import pairwise
@@ -25,6 +25,7 @@ _WINDOW_BYTES = 1 << 20  # what a store gives in one request
 _WINDOWS_APART_BYTES = 16 << 20
 _CHUNK_BYTES = 1 << 16  # of a window
 _EVEN_WINDOWS, _MOST_WINDOWS = 8, 24
+_SOME_LINES = 50
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
@@ -165,9 +166,16 @@ def _window(file: BinaryIO, start: int) -> bytes:
 
 
 def _whole_lines(window: bytes) -> list[bytes]:
-    """The lines that begin and end in the first chunk of a window, or else the first that does in all of it."""
-    lines = window[: _CHUNK_BYTES + 1].split(b"\n")[1:-1] or window.split(b"\n", 2)[1:-1]
-    return [line for line in lines if line.strip()]
+    """A few of the lines that begin and end in a window, evenly."""
+    places = range(0, len(window), max(1, len(window) // _SOME_LINES))
+    starts = dict.fromkeys(window.find(b"\n", place) + 1 for place in places)
+    ends = {start: window.find(b"\n", start) for start in starts if start}
+    return [line for start, end in ends.items() if end > start and (line := window[start:end]).strip()]
+
+
+def some_of(lines: Sequence[bytes]) -> Sequence[bytes]:
+    """A few of them, evenly: enough to see what kinds of values they hold."""
+    return lines[:: max(1, len(lines) // _SOME_LINES)]
 
 
 def _counted(window: bytes) -> list[Fraction]:

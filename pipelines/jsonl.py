@@ -230,7 +230,7 @@ def _plain(raw: Any, compression: str | None) -> io.BufferedReader:
     if compression is None:
         return io.BufferedReader(raw, _BUFFER_BYTES)
     if compression == "gzip":  # Arrow's takes zeros behind the stream, which fill up a block, for damage
-        return io.BufferedReader(cast("io.RawIOBase", gzip.GzipFile(fileobj=raw)), _UNPACKED_BUFFER_BYTES)
+        return cast("io.BufferedReader", gzip.GzipFile(fileobj=raw))
     return io.BufferedReader(
         pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), compression), _UNPACKED_BUFFER_BYTES
     )

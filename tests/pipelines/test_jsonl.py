@@ -4,6 +4,7 @@ import gzip
 import io
 import itertools
 import random
+import zlib
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -78,6 +79,19 @@ def test_a_damaged_stream_gives_its_lines_and_then_an_error(suffix: str, tmp_pat
             seen.append(line)
     assert len(seen) > 1000
     assert seen == body.splitlines()[: len(seen)]
+
+
+def test_nothing_is_lost_before_the_place_where_a_gzip_stream_ends(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    packed = gzip.compress(b"".join(b'{"a": "%d"}\n' % rng.getrandbits(200) for _ in range(900)))[:-9000]
+    (tmp_path / "a.jsonl.gz").write_bytes(packed)
+    seen = []
+    with pytest.raises(OSError, match="ended before the end-of-stream marker"):
+        for _, line in lines(locate(str(tmp_path / "a.jsonl.gz")), 0, None):
+            seen.append(line)
+    there = zlib.decompressobj(31).decompress(packed)
+    assert seen == there.splitlines()[: there.count(b"\n")]
+    assert len(there) % (1 << 14) > 200
 
 
 def test_zeros_behind_a_gzip_stream_are_no_damage(tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ def report_of(manifest: Manifest) -> Values:
         "output": {
             "rows": manifest.rows,
             "failed": manifest.failed,
+            "damaged_shards": sum(part.n_cut for part in manifest.parts),
             "tokens": sum(part.tokens for part in manifest.parts),
             "bytes": sum(part.bytes for part in manifest.parts),
             "parts": len(manifest.parts),

@@ -28,6 +28,11 @@ def is_above(fraction: float, failed: int, rows: int) -> bool:
     return failed > Fraction(str(fraction)) * rows
 
 
+def is_too_damaged(fraction: float, n_cut: int) -> bool:
+    """Whether compressed shards have lost records, of which nobody knows how many, in a job that does not take all."""
+    return n_cut > 0 and fraction < 1
+
+
 @dataclass(frozen=True)
 class Summary:
     """What a run did, and what the output holds now.
@@ -118,7 +123,7 @@ class Summary:
         A night is judged by itself too: in a large output it would not show. How many records the lost rest of a
         compressed shard had, nobody knows.
         """
-        if self.n_cut and self.max_failed_fraction < 1:
+        if is_too_damaged(self.max_failed_fraction, self.n_cut):
             return (
                 f"an unknown number of records failed, the rest of {self.n_cut:,} damaged compressed "
                 f"shard{'s' if self.n_cut > 1 else ''}, and --max-failed-fraction is {self.max_failed_fraction}"

@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 
 from pipelines.estimate import size_in_words
 from pipelines.page import hashes
-from pipelines.report import is_above
+from pipelines.report import is_above, is_too_damaged
 
 TEMPLATE = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
 POLICY = (
@@ -92,7 +92,12 @@ def notices(report: Values) -> list[Notice]:
     night, output, job = report["night"], report["output"], report["job"]
     found = []
     limit = job["max_failed_fraction"]
-    if is_above(limit, output["failed"], output["rows"]):
+    if is_too_damaged(limit, output["damaged_shards"]):
+        shards = f"{output['damaged_shards']:,} damaged compressed shard{'s' if output['damaged_shards'] > 1 else ''}"
+        found.append(
+            Notice("act", f"An unknown number of records failed, the rest of {shards}: copy again what is damaged.")
+        )
+    elif is_above(limit, output["failed"], output["rows"]):
         found.append(_too_many("records", output, " in the output", limit))
     elif is_above(limit, night["failed"], night["rows"]):
         found.append(_too_many("new records", night, "", limit))

@@ -39,13 +39,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
-    except (
-        SafetensorError,
-        OSError,
-        ValueError,
-        TypeError,
-        RuntimeError,
-    ) as error:  # the latter two: sizes beyond torch's
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:  # the last two: impossible sizes
         raise CheckpointError(f"{path} cannot be read ({_first_line(error)}): copy it again") from error
     match metadata.get("format", "pt"):
         case "pt" | "np":

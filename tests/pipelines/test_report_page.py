@@ -132,6 +132,14 @@ def test_the_notices_say_what_to_do(report: Values) -> None:
     assert [notice.kind for notice in notices(calm)] == ["good"]
     hopeless = {**calm, "output": {**report["output"], "failed": 1000}}
     assert notices(hopeless)[0].text.startswith("Too many records failed: 1,000 of 2,007 in the output, 49.8%")
+    cut = {**calm, "output": {**report["output"], "damaged_shards": 1}}
+    assert [(notice.kind, notice.text) for notice in notices(cut)] == [
+        (
+            "act",
+            "An unknown number of records failed, the rest of 1 damaged compressed shard: copy again what is damaged.",
+        )
+    ]
+    assert [n.kind for n in notices({**cut, "job": {**report["job"], "max_failed_fraction": 1.0}})] == ["good"]
     bad_night = {**calm, "night": {**report["night"], "failed": 51}}  # of 1,007, of which the job takes 5%
     assert [(notice.kind, notice.text) for notice in notices(bad_night)] == [
         ("act", "Too many new records failed: 51 of 1,007, 5.1%; the job takes 5.0%.")

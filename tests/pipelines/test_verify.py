@@ -199,6 +199,8 @@ def test_a_shard_that_is_cut_off_is_no_success(checkpoint: Path, tmp_path: Path)
         "an unknown number of records failed, the rest of 1 damaged compressed shard, and --max-failed-fraction is 0.2"
     )
     assert not (tmp_path / "out/_SUCCESS").exists()
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["output"]["damaged_shards"] == 1
     (fault,) = verify(str(tmp_path / "out")).faults
     assert "has one error for all that is lost of a damaged compressed shard" in fault
     assert not run(spec.model_copy(update={"max_failed_fraction": 1.0})).has_failed_too_often

@@ -45,7 +45,7 @@ def counted(ledger: ActorHandle[Ledger], *, doing: str, part: str) -> Iterator[N
     ledger.finish.remote(unit)
 
 
-def surviving(stage: Stage, ledger: ActorHandle[Ledger], *, doing: str, timed_as: str = "") -> Stage:
+def surviving(stage: Stage, ledger: ActorHandle[Ledger], *, doing: str, timed_as: str) -> Stage:
     """The stage, under its own name, for blocks in their envelopes.
 
     Records on which it raises are found too (pipelines.culprits).
@@ -62,10 +62,8 @@ def surviving(stage: Stage, ledger: ActorHandle[Ledger], *, doing: str, timed_as
         work = partial(without_culprits, work=lambda block: stage(block, *arguments, **options), what=doing)
         started = time.perf_counter()
         envelope = _survive(row, work, ledger, doing=doing)
-        if timed_as:
-            taken: dict[str, Any] = {timed_as: time.perf_counter() - started}
-            envelope = envelope._replace(**taken)
-        return envelope.seal()
+        taken: dict[str, Any] = {timed_as: time.perf_counter() - started}
+        return envelope._replace(**taken).seal()
 
     return survivor
 

@@ -191,30 +191,21 @@ def check_columns(
     id_columns = [id_column] if id_column else []
     needed = [*text_columns, *list_columns, *id_columns]
     seen = {name for _, schema in with_records for name in schema.names} | set(known).difference(needed)
+    kinds = (
+        (text_columns, is_text, "not text: name the column with the text (--help lists the flags for columns)"),
+        (list_columns, is_list_of_text, "not a list of strings: name the column with the choices in --choices-column"),
+        (id_columns, is_id, "which is no id: name a column of texts, numbers, dates or timestamps in --id-column"),
+    )
     for shard, schema in with_records:
         for name in [*needed, *other_columns]:
             if name not in schema.names and (shard.is_parquet or name not in seen):
                 raise SourceError(f"{shard.name} has no column {name!r}: it has {', '.join(schema.names)}")
             if schema.names.count(name) > 1:
                 raise SourceError(f"{shard.name} has several columns {name!r}: rename all but one")
-        for name in text_columns if shard.is_parquet else ():
-            if not is_text(schema.field(name).type):
-                raise SourceError(
-                    f"column {name!r} of {shard.name} is {schema.field(name).type}, not text: "
-                    "name the column with the text (--help lists the flags for columns)"
-                )
-        for name in list_columns if shard.is_parquet else ():
-            if not is_list_of_text(schema.field(name).type):
-                raise SourceError(
-                    f"column {name!r} of {shard.name} is {schema.field(name).type}, not a list of "
-                    "strings: name the column with the choices in --choices-column"
-                )
-        for name in id_columns if shard.is_parquet else ():
-            if not is_id(schema.field(name).type):
-                raise SourceError(
-                    f"column {name!r} of {shard.name} is {schema.field(name).type}, which is no id: name a "
-                    "column of texts, numbers, dates or timestamps in --id-column"
-                )
+        for names, fits, remedy in kinds if shard.is_parquet else ():
+            for name in names:
+                if not fits(type_ := schema.field(name).type):
+                    raise SourceError(f"column {name!r} of {shard.name} is {type_}, {remedy}")
 
 
 def is_id(type_: pa.DataType) -> bool:

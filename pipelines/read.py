@@ -103,15 +103,12 @@ def read_unit(unit: Unit, columns: Columns) -> pa.Table:
 
 def ids_of(shard: Shard, id_column: str) -> Iterator[str]:
     """The ids of all records of a shard in their order, with a bounded number of records in memory."""
-    columns = Columns(texts=(), id=id_column, kept=pa.schema([]))
-    if shard.is_parquet:
+    stop = None
+    if shard.is_parquet:  # without its number of rows it would be taken for a small shard, whose rows are limited
         with open_parquet(shard) as file:
-            n_rows = file.metadata.num_rows
-        blocks = _parquet_blocks(shard, 0, n_rows, columns)
-    else:
-        blocks = _jsonl_blocks(_lines(shard, 0, None), shard, columns)
+            stop = file.metadata.num_rows
     with unchanged(shard):
-        for block in blocks:
+        for block in _blocks(shard, 0, stop, Columns(texts=(), id=id_column, kept=pa.schema([]))):
             yield from block["id"].to_pylist()
 
 

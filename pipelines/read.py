@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from convbert.stores import change_mark, file_info, reason
 from pipelines.envelope import Envelope
 from pipelines.errors import LOST_REST, SourceError, StoreError
-from pipelines.inspect import is_damage, is_id, open_parquet
+from pipelines.inspect import is_damage, is_id, is_list, open_parquet
 from pipelines.jsonl import LineError, compression_of, lines, parse
 from pipelines.units import MAX_UNIT_BYTES, Shard, Stream, Task, Unit
 from pipelines.values import (
@@ -402,10 +402,6 @@ def _as_bytes(column: pa.Array) -> pa.Array:
         column = column.dictionary_decode()
     if is_string(column.type):
         return column.cast(pa.large_binary())
-    if _is_list(column.type) and is_string(column.type.value_type):
+    if is_list(column.type) and is_string(column.type.value_type):
         return column.cast(pa.large_list(pa.large_binary()))
     return column
-
-
-def _is_list(type_: pa.DataType) -> bool:
-    return any(is_(type_) for is_ in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))

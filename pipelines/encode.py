@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from convbert import ConvBertTokenizer
 from convbert.engine import Packed
-from convbert.engine.packing import offsets_of
+from convbert.engine.packing import offsets_of, sums_of
 from pipelines.culprits import good_rows, with_errors
 from pipelines.errors import ModelError
 from pipelines.read import text_name
@@ -226,10 +226,10 @@ def _misfits(tokenizer: ConvBertTokenizer, encoding: Encoding, sequences: Sequen
         long = f"the text has {{}} tokens, more than the model's {encoding.max_length}"
         reasons = _first_of(reasons, [long.format(n) if n > encoding.max_length else None for n in lengths])
     if encoding.inputs.kind == "question" and sequences.spans is not None:
-        n_words = _sums(sequences.spans[:, 2] >= 0, sequences.tokens)
+        n_words = sums_of(sequences.spans[:, 2] >= 0, sequences.tokens)
         reasons = _first_of(reasons, [None if n else f"{encoding.inputs.columns[-1]} has no tokens" for n in n_words])
     if encoding.needs_mask:
-        n_masks = _sums(sequences.packed.input_ids == tokenizer.mask_token_id, sequences.tokens)
+        n_masks = sums_of(sequences.packed.input_ids == tokenizer.mask_token_id, sequences.tokens)
         n_seen = encoding.max_length if encoding.long_text == "truncate" else None
         cut = f" in its first {n_seen} tokens: --long-text window reads the rest"
         no_mask = [f"the text has no {tokenizer.mask_token}{cut if n == n_seen else ''}" for n in lengths]
@@ -244,10 +244,6 @@ def _first_of(reasons: Reasons, others: Reasons) -> Reasons:
 def _longest(lengths: NDArray[np.int64], records: NDArray[np.int64]) -> NDArray[np.int64]:
     """The longest of each record's sequences, of which it has at least one."""
     return np.maximum.reduceat(lengths, records[:-1]) if len(records) > 1 else lengths
-
-
-def _sums(values: NDArray[Any], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.diff(offsets_of(values)[offsets])
 
 
 @cache

@@ -20,10 +20,10 @@ from pipelines.errors import ModelError
 from pipelines.read import text_name
 from pipelines.sequences import Sequences, add_sequences, at_rows
 from pipelines.storage import redacted
+from pipelines.values import Reasons
 
 Kind = Literal["text", "pair", "question", "choices"]
 LongText = Literal["truncate", "window", "error"]
-Reasons = list["str | None"]
 MOST_CHARACTERS = 4_000_000  # of a text that is tokenised as a whole, which takes about 200 bytes for each
 
 

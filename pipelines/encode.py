@@ -40,6 +40,11 @@ class Inputs:
     kind: Kind
     columns: tuple[str, ...]
 
+    @property
+    def lists(self) -> tuple[str, ...]:
+        """Those of the columns that hold a list of texts; the others hold a text."""
+        return self.columns[1:] if self.kind == "choices" else ()
+
 
 @dataclass(frozen=True)
 class Encoding:

@@ -310,7 +310,7 @@ def is_whole_stream(parts: Sequence[Part]) -> bool:
 def _columns(spec: JobSpec, passes: list[EncoderPass], inspections: list[Inspection], made: Location | None) -> Columns:
     """What to read from each record; kept columns keep the types that a part made earlier has."""
     read = [encoder_pass.encoding.inputs for encoder_pass in passes]
-    lists = tuple(dict.fromkeys(inputs.columns[1] for inputs in read if inputs.kind == "choices"))
+    lists = tuple(dict.fromkeys(name for inputs in read for name in inputs.lists))
     texts = tuple(dict.fromkeys(name for inputs in read for name in inputs.columns if name not in lists))
     check_columns(
         inspections,

@@ -51,14 +51,11 @@ def _n_pieces(value: Any) -> list[int]:
 
 def checked_values(records: Sequence[Record], encoding: Encoding) -> tuple[list[list[Any]], Reasons]:
     """A list of values for each column that is read, and for each record that cannot be encoded the reason why."""
-    names = encoding.inputs.columns
-    lists = names[1:] if encoding.inputs.kind == "choices" else ()
     values: list[list[Any]] = []
     reasons = []
-    for name in names:
-        column, why = (checked_lists if name in lists else checked_texts)(
-            [record.get(name) for record in records], name
-        )
+    for name in encoding.inputs.columns:
+        check = checked_lists if name in encoding.inputs.lists else checked_texts
+        column, why = check([record.get(name) for record in records], name)
         values.append(list(column))
         reasons.append(why)
     return values, joined(reasons)

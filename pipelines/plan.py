@@ -287,7 +287,7 @@ def _pending(piece: _Piece, resumed: list[Part]) -> Iterator[Task]:
                 yield replace(task, present=frozenset(numbers))
         else:
             runs = groupby(task, key=lambda unit: number_of(unit.name) in numbers)
-            yield from (tuple(units) for is_there, units in runs if not is_there)
+            yield from (tuple(units) for is_done, units in runs if not is_done)
 
 
 def _n_units(piece: _Piece, resumed: dict[str, list[Part]]) -> int:

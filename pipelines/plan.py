@@ -136,28 +136,30 @@ def make_plan(spec: JobSpec) -> JobPlan:
     """
     output = locate(spec.output)
     previous = read_manifest(output)
-    spec = _with_known_order(spec, previous)
+    kept = None if spec.overwrite else previous  # the state that this run adds to
+    if kept is not None:
+        spec = _with_known_order(spec, kept)
     passes = plan_passes(spec)
     shards = _by_name(list_shards(spec.input))
     _check_apart(spec, list(shards.values()), output)
     device = choose_device(spec.device)
-    precision = choose_precision(spec.precision, device, kept=_kept_precision(spec, previous))
+    precision = choose_precision(spec.precision, device, kept=kept.recipe.get("precision") if kept else None)
     recipe = {
         **spec.recipe(),
         "heads": [head for encoder_pass in passes for head in encoder_pass.describe()],
         "precision": precision,
         "generation": _generation(spec, previous),
     }
-    if previous is not None and not spec.overwrite:
-        _check_same_job(previous, recipe, output)
+    if kept is not None:
+        _check_same_job(kept, recipe, output)
     key = recipe_key(recipe)
 
     present = own_files(output, [recipe, *([previous.recipe] if previous else [])])
-    labelled = [] if previous is None or spec.overwrite else [group for group in previous.groups() if group.entries]
+    labelled = [group for group in kept.groups() if group.entries] if kept else []
     fingerprints = {name: shard.fingerprint(key) for name, shard in shards.items()}
     stay = _staying(labelled, fingerprints, present, prune=spec.prune)
-    kept = {entry.url for group in stay for entry in group.entries}
-    pieces, inspections = _pieces([shard for name, shard in shards.items() if name not in kept], spec, key)
+    done = {entry.url for group in stay for entry in group.entries}
+    pieces, inspections = _pieces([shard for name, shard in shards.items() if name not in done], spec, key)
     if previous is None and (lost := _lost_manifest(spec, output, recipe, pieces, present)):
         if exists(output.child(MANIFEST_NAME)):  # another run has written it meanwhile
             return make_plan(spec)
@@ -423,18 +425,12 @@ def _lost_manifest(
     return None
 
 
-def _with_known_order(spec: JobSpec, previous: Manifest | None) -> JobSpec:
+def _with_known_order(spec: JobSpec, previous: Manifest) -> JobSpec:
     """The job with its heads in the order of the manifest, if they are the same: that of the flags decides nothing."""
-    if previous is None or spec.overwrite:
-        return spec
     known = [head["name"] for head in previous.heads]
     if sorted(known) != sorted(spec.head):
         return spec
     return spec.model_copy(update={"head": {name: spec.head[name] for name in known}})
-
-
-def _kept_precision(spec: JobSpec, previous: Manifest | None) -> str | None:
-    return None if previous is None or spec.overwrite else previous.recipe.get("precision")
 
 
 def _generation(spec: JobSpec, previous: Manifest | None) -> int:

@@ -26,6 +26,7 @@ from pipelines.units import unit_of
 
 Format = Literal["parquet", "arrow"]
 SUFFIXES: dict[Format, str] = {"parquet": ".parquet", "arrow": ".arrow"}
+MOST_REASONS = 10  # why records failed, in the figures of a part
 MOST_ID_CHARACTERS = 200  # of an example in the figures
 _QUOTED = re.compile(r" holds .{1,40}, not ")  # a value, cut to 40 characters (pipelines.values)
 _NUMBER = re.compile(r"0x[0-9a-f]+|(?<![\w-])\d+\b")  # the 8 of UTF-8 is none
@@ -166,7 +167,7 @@ def is_index(name: str) -> bool:
     return name.startswith(INDEX_FOLDER + "/")
 
 
-def _commonest(table: pa.Table, n: int = 10) -> tuple[dict[str, int], dict[str, str]]:
+def _commonest(table: pa.Table) -> tuple[dict[str, int], dict[str, str]]:
     """The commonest reasons, without numbers and values of records, with how often each occurs and an id where it does.
 
     They go where others read who may not read the corpus: manifest, report, logs.
@@ -175,7 +176,7 @@ def _commonest(table: pa.Table, n: int = 10) -> tuple[dict[str, int], dict[str, 
     reasons = [_NUMBER.sub("#", _QUOTED.sub(" holds ..., not ", error)) for error in failed["error"].to_pylist()]
     ids = [redacted(place[:MOST_ID_CHARACTERS]) for place in failed["id"].to_pylist()]
     examples = dict(zip(reversed(reasons), reversed(ids), strict=True))  # the first of each
-    counts = sorted(Counter(reasons).items(), key=lambda entry: (-entry[1], entry[0]))[:n]
+    counts = sorted(Counter(reasons).items(), key=lambda entry: (-entry[1], entry[0]))[:MOST_REASONS]
     return dict(counts), {reason: examples[reason] for reason, _ in counts}
 
 

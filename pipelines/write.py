@@ -95,24 +95,7 @@ def write_part(
         raise RunError(f"unit {envelope.part} arrived with {len(block)} of its {envelope.n_rows} rows")
     columns = [name for name in block.column_names if name not in (N_TOKENS, N_COPIED, "error")]
     table = block.select([*columns, "error"])
-    reasons, examples = _commonest(table)
-    found = {name: table[name].combine_chunks().drop_null() for name in heads}
-    part = Part(
-        name=envelope.part + SUFFIXES[output_format],
-        rows=len(table),
-        failed=len(table) - table["error"].null_count,
-        tokens=pc.sum(block[N_TOKENS]).as_py() or 0,
-        copied_tokens=pc.sum(block[N_COPIED]).as_py() or 0,
-        is_last=envelope.is_last,
-        n_cut=pc.sum(pc.starts_with(table["error"], LOST_REST)).as_py() or 0,
-        labels={name: head.counts(found[name]) for name, head in heads.items()},
-        reasons=reasons,
-        examples=examples,
-        figures=Figures(
-            lengths(block[N_TOKENS].filter(pc.is_null(table["error"]))),
-            {name: head.scores(found[name]) for name, head in heads.items()},
-        ).to_text(),
-    )
+    part = _part_of(table, envelope, output_format, heads)
     if partitioning:
         part = _put_files(table, part, locate(output), output_format, partitioning)
         table, output_format = table.schema.empty_table(), "arrow"  # the index: figures, and the unit's columns
@@ -132,6 +115,29 @@ def write_part(
             "writing": time.perf_counter() - started,
             "waiting": envelope.waited_s,
         },
+    )
+
+
+def _part_of(table: pa.Table, envelope: Envelope, output_format: Format, heads: Mapping[str, Head]) -> Part:
+    """The part whose rows are this table: all of its figures but the size of its file and the times of its stages."""
+    block = envelope.block
+    reasons, examples = _commonest(table)
+    found = {name: table[name].combine_chunks().drop_null() for name in heads}
+    return Part(
+        name=envelope.part + SUFFIXES[output_format],
+        rows=len(table),
+        failed=len(table) - table["error"].null_count,
+        tokens=pc.sum(block[N_TOKENS]).as_py() or 0,
+        copied_tokens=pc.sum(block[N_COPIED]).as_py() or 0,
+        is_last=envelope.is_last,
+        n_cut=pc.sum(pc.starts_with(table["error"], LOST_REST)).as_py() or 0,
+        labels={name: head.counts(found[name]) for name, head in heads.items()},
+        reasons=reasons,
+        examples=examples,
+        figures=Figures(
+            lengths(block[N_TOKENS].filter(pc.is_null(table["error"]))),
+            {name: head.scores(found[name]) for name, head in heads.items()},
+        ).to_text(),
     )
 
 

@@ -145,7 +145,14 @@ def _texts(tokenizer: ConvBertTokenizer, encoding: Encoding, *texts: list[str]) 
 
 
 def _counted(packed: Packed, records: NDArray[np.int64], is_text: NDArray[np.bool_], stride: int) -> NDArray[np.int64]:
-    """(S, 2) the tokens that each window does not leave to its neighbours: what two share is halved."""
+    """(S, 2) first and last + 1 of the tokens that count in a window; of those that two windows share each gets half.
+
+    Args:
+        packed: the windows.
+        records: (R + 1,) first window of each text.
+        is_text: (T,) whether a token is of the text that is cut, and no special token.
+        stride: tokens that neighbouring windows share.
+    """
     starts = np.asarray(packed.offsets)[:-1]
     places = np.append(np.flatnonzero(is_text), 0)
     n_before = np.searchsorted(places[:-1], packed.offsets)

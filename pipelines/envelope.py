@@ -16,7 +16,7 @@ class Envelope(NamedTuple):
         is_last: no further unit of the same compressed shard follows.
         block: the rows.
         busy_s: seconds that a model actor took for them.
-        waited_s: seconds that this actor had had nothing to do before.
+        waited_s: seconds that this actor had waited for them, without work.
         read_s, encode_s, decode_s: seconds of the stages around it, waiting for stores included.
     """
 

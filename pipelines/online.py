@@ -326,7 +326,7 @@ class OnlinePredictor:
                 targets[record][plan.name] = struct
 
     def _most_general(self, plan: HeadPlan) -> HeadPlan:
-        """The head whose part of the model gives what any setting needs."""
+        """The head with the settings under which the model gives enough for any request (``Head.narrowed``)."""
         own: Mapping[str, Any] = self._settings.get(plan.name, {})
         general: dict[str, dict[str, Any]] = {
             "token-classification": {"aggregation": "average"},

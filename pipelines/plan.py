@@ -66,8 +66,10 @@ class JobPlan:
         columns: what is read from each record.
         recipe: everything that decides what stands in a part, apart from its shard.
         previous: state of the output before this run.
-        strays: own files of the output that its state before this run does not name, what is resumed included.
-        shards: entries of every shard of the new state; those of a stream that is to be read say 0 units.
+        strays: files that jobs have written into the output and ``previous`` does not name: what runs that did not
+            finish have left, also that which this run goes on with.
+        shards: the new manifest's entry of every shard; a compressed one that is still to be read has 0 units there,
+            for their number shows at its end.
         parts: parts that are there already and stay.
         pending: what to read and label.
         vanished: labelled shards that are no longer among the inputs; their parts stay, or go with ``--prune``.
@@ -235,7 +237,13 @@ def _is_whole(group: Group, present: Names) -> bool:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Shards to label that share parts, their fingerprint in the names of these, and what reads them."""
+    """What is labelled together: a large shard, or a group of small ones that share a part.
+
+    Attributes:
+        shards: the large one, or the group.
+        fingerprint: what stands for them in the names of their parts.
+        tasks: what reads them.
+    """
 
     shards: tuple[Shard, ...]
     fingerprint: str
@@ -402,9 +410,10 @@ def _check_same_job(previous: Manifest, recipe: dict[str, Any], output: Location
 def _lost_manifest(
     spec: JobSpec, output: Location, recipe: Mapping[str, Any], pieces: list[_Piece], present: Names
 ) -> str | None:
-    """What to say where this run would take parts of another state with it, or leave them beside its own; else None.
+    """What to say where an output without a manifest holds parts that this run does not make; else None.
 
-    Parts that no piece makes are what a killed run has left, unless a run has finished here: then they are its own.
+    They may be all that is left of finished work, which this run would remove, or leave beside its own parts. Only
+    where no run has ever finished are they known to be what a killed one has left.
     """
     if otherwise := files_parted_otherwise(output, recipe):
         folders = sorted({name.partition("/")[0] for name in otherwise})

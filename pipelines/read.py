@@ -124,7 +124,7 @@ def _blocks(shard: Shard, start: int, stop: int | None, columns: Columns) -> Ite
 
 
 def _checked(envelopes: Iterator[Envelope], shard: Shard) -> Iterator[Envelope]:
-    """Each, if it was read from the planned version of the shard."""
+    """The envelopes, each handed on only if the shard is still in the version that was planned with."""
     while True:
         with unchanged(shard):
             envelope = next(envelopes, None)
@@ -214,7 +214,7 @@ def _failed(ids: list[str], reasons: Reasons, columns: Columns) -> pa.Table:
 # --- JSON lines ---------------------------------------------------------------------------------------
 
 
-_Line = tuple[int, "bytes | str"]  # its offset, and what stands in it or why nothing can be read there
+_Line = tuple[int, "bytes | str"]  # its offset, and its bytes, or a text that says why nothing can be read there
 
 
 def _jsonl_blocks(lines: Iterator[_Line], shard: Shard, columns: Columns) -> Iterator[pa.Table]:
@@ -255,6 +255,7 @@ def _record(line: bytes | str) -> tuple[dict[str, Any], str | None]:
 
 
 def _lines(shard: Shard, start: int, stop: int | None) -> Iterator[_Line]:
+    """The lines of a range of bytes; where a compressed shard is damaged, one text stands for all that follow."""
     end = start
     try:
         for offset, line in lines(shard.location, start, stop):

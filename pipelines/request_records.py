@@ -15,9 +15,10 @@ Record = Mapping[str, Any]
 
 
 def estimated_tokens(record: Record, encoding: Encoding, tokenizer: ConvBertTokenizer) -> int:
-    """About as many tokens as the record becomes, and no less than a quarter of them.
+    """About how many tokens a record becomes, all windows or choices together: at least a quarter of the true number.
 
-    A word piece is taken to be some four letters, or one character of Chinese. What stands in every window is counted.
+    A word piece is taken to be some four letters, or one character of Chinese. Only a first text that stands in every
+    window of a second is really tokenised.
     """
     first, *others = (_n_pieces(record.get(name)) for name in encoding.inputs.columns)
     second = others[0] if others else []

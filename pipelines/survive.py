@@ -1,4 +1,7 @@
-"""A stage that dies of a record in, one that marks the record and goes on out: what a ledger needs of each process."""
+"""A stage in, the same stage out, which marks records that kill its process as failed and goes on without them.
+
+The ledger (pipelines.ledger) counts the deaths; this is what each process does for it.
+"""
 
 from __future__ import annotations
 

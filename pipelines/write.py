@@ -32,7 +32,7 @@ _QUOTED = re.compile(r" holds .{1,40}, not ")  # a value, cut to 40 characters (
 _NUMBER = re.compile(r"0x[0-9a-f]+|(?<![\w-])\d+\b")  # the 8 of UTF-8 is none
 _PART = b"convbert.part"  # keys of the schema metadata that carry a part's figures
 _FIGURES = b"convbert.figures"
-_OF_THIS_RUN = ("bytes", "busy_s", "stages_s")  # what a part does not say of itself: its bytes are the unit's alone
+_OF_THIS_RUN = ("bytes", "busy_s", "stages_s")  # not kept in the file, which is the same whenever its unit is done
 UNREADABLE = (OSError, pa.ArrowException, ValueError, KeyError, TypeError)
 """What a damaged or foreign file makes of reading a part; a store that does not answer is none of them (StoreError)."""
 
@@ -53,7 +53,8 @@ class Part:
         n_cut: shards of whose rest nothing can be read, and one error stands for all of its records.
         copied_tokens: tokens of records that equal another of the unit, which was computed in their place.
         files: with --partition-by the files that hold the rows, each with its rows and bytes.
-        busy_s: seconds that a model actor took for it; not kept in the file, whose bytes are the unit's alone.
+        busy_s: seconds that a model actor took for it; not kept in the file, which is the same whenever its unit is
+            done.
         stages_s: seconds of each stage, and of the actor's waiting; kept neither in the file nor in the manifest.
         figures: histograms of its records (pipelines.figures) as text; kept in the file, not in the manifest.
     """

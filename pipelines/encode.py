@@ -117,7 +117,8 @@ def encode_records(values: Sequence[list[Any]], encoding: Encoding) -> Encoded:
     reasons = _refusals(tokenizer, encoding, values)
     records = [record for record, reason in enumerate(reasons) if reason is None]
     kept = ([column[record] for record in records] for column in values)
-    sequences = _ENCODERS[encoding.inputs.kind](tokenizer, encoding, *kept)
+    tokenise: Callable[..., Sequences] = _choices if encoding.inputs.kind == "choices" else _texts
+    sequences = tokenise(tokenizer, encoding, *kept)
     for record, reason in zip(records, _misfits(tokenizer, encoding, sequences), strict=True):
         reasons[record] = reason
     return Encoded(sequences, records, reasons)
@@ -184,14 +185,6 @@ def _choices(
         [types + [0] * len(pads) for types, pads in zip(encoded.token_type_ids, padding, strict=True)],
     )
     return Sequences(records, packed._replace(attended=attended))
-
-
-_ENCODERS: dict[Kind, Callable[..., Sequences]] = {
-    "text": _texts,
-    "pair": _texts,
-    "question": _texts,
-    "choices": _choices,
-}
 
 
 def _cuts_second(encoding: Encoding) -> bool:

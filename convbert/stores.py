@@ -226,9 +226,9 @@ def change_mark(info: dict[str, object]) -> str:
 
 
 def info_of(fs: FileSystem, path: str) -> dict[str, Any]:
-    """``fs.info(path)``, asked once, whose FileNotFoundError means that there is nothing.
+    """``fs.info(path)``, asked once; here a FileNotFoundError means that there really is nothing.
 
-    HTTPFileSystem has the same error for whatever goes wrong, and what it was in the cause: that is raised here.
+    HTTPFileSystem raises it for whatever goes wrong, and has the true error as its cause, which is raised in its place.
     """
     try:
         found: dict[str, Any] = fs.info(path)
@@ -244,8 +244,8 @@ def read_range(fs: FileSystem, path: str, start: int, stop: int, *, size: int | 
     """The bytes [start, stop) of a file, all of them.
 
     Args:
-        size: the file's, for who can do with all of it: a web server without ranges has no other answer. It is
-            returned where ``start`` is 0.
+        size: of the whole file, given by who can use all of it. A web server without ranges sends the whole file in
+            any case, which is then returned if ``start`` is 0.
 
     Raises:
         NoRangesError: the store sends more than was asked for.

@@ -52,10 +52,10 @@ class Load:
     """What there was to do since it was last asked for.
 
     Attributes:
-        fullness: the part of what may wait that does, by tokens or by seconds, whichever is fuller; 1 where a
-            request was not taken.
-        busy: the part of the time that the tokens of what ran take in full batches. Where many batches are nearly
-            empty, fewer replicas would have fuller ones.
+        fullness: how full the queue is now, from 0 to 1: by its tokens or by the seconds of work in it, whichever is
+            fuller; 1 if a request was refused.
+        busy: the share of the time that the same tokens would have taken in full batches, from 0 to 1. Batches that
+            are nearly empty count little, for fewer replicas would have fuller ones.
     """
 
     fullness: float
@@ -108,12 +108,12 @@ class Batcher(Generic[Item, Answer]):
         max_batch_tokens: token budget of a batch.
         max_wait_s: seconds to wait for more requests.
         max_queued_tokens: tokens that may wait.
-        max_queued_s: seconds of work that may wait before a request's last turn is over, its own with it, as fast as
-            the latest batches were: what would be answered too late is not taken, or a queue in which all wait too
-            long would answer nobody. A request that is more by itself is never taken. No batch is more, so that what
-            comes in one piece is answered in twice this time; what comes in several may be overtaken. While none
-            waits, a request is taken, whatever ``max_queued_tokens`` says.
-        speed: what is known of it, noted on from here.
+        max_queued_s: seconds of work, at the speed of the latest batches, that a request and what stands before it in
+            the queue may make together. A request beyond that is refused, since its answer would come too late: a queue
+            in which all wait too long would answer nobody. One that is more by itself is never taken. As no batch is
+            more either, what comes in one piece is answered in twice this time; what comes in several may be overtaken.
+            While none waits, any other request is taken, whatever ``max_queued_tokens`` says.
+        speed: what is known of it before the first batch; it is kept up to date.
         is_work: whether an answer was computed: what was refused at once tells nothing of the speed.
         observe: told of every batch that ran.
         thread: the one that ``run`` is called in; None makes one.

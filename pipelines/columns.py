@@ -1,4 +1,4 @@
-"""What heads find in columns in, a table's columns or the rows of an answer out: the same values either way."""
+"""Columns that a head has found in, Arrow columns for a job or plain rows for an answer out: the same values."""
 
 from __future__ import annotations
 

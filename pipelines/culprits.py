@@ -1,4 +1,7 @@
-"""Records on which some work fails in, the same work without those on which it fails alone out."""
+"""Work that fails on some records in, its result without these records out, and an error for each of them.
+
+A record is to blame, a culprit, if the work fails on it even when it is done on this record alone.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,8 @@ def sparing_culprits(
 ) -> tuple[Result, dict[int, str]]:
     """What the work makes of all rows but those on which it fails alone, and an error for each of these.
 
-    The others are done in one go without them, so that their bytes don't tell how they were found.
+    Once the culprits are known, the work is done anew on all other rows together. So its result is the same to the byte
+    however long the search was.
 
     Args:
         control: raises where the work cannot be done at all.

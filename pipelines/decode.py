@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from convbert.engine import Rows
-from convbert.engine.packing import offsets_of
+from convbert.engine.packing import sums_of
 from pipelines.culprits import good_rows, with_errors
 from pipelines.heads import Results
 from pipelines.models import EncoderPass, HeadPlan
@@ -37,8 +37,7 @@ def decode(block: pa.Table, passes: Sequence[EncoderPass]) -> pa.Table:
 def has_no_number(rows: Rows) -> NDArray[np.bool_]:
     """(R,) the records for which the model gave what is no finite number."""
     is_broken = np.logical_not(np.isfinite(rows.values).all(axis=1))
-    n_broken = np.diff(offsets_of(is_broken)[rows.offsets])
-    return n_broken > 0
+    return sums_of(is_broken, rows.offsets) > 0
 
 
 def no_number(plan: HeadPlan) -> str:

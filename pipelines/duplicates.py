@@ -1,4 +1,4 @@
-"""Records' sequences in, those to compute and which of them each record equals out: equal records are computed once."""
+"""Token sequences of records in, the distinct ones and which of them each record equals out: each is computed once."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Distinct(NamedTuple):
 
 
 def distinct(sequences: Sequences) -> Distinct:
-    """Records are equal where all is equal that the engine reads of them."""
+    """Find the distinct records; two are equal if everything that the engine reads of them is equal."""
     packed, records, tokens = sequences.packed, sequences.records, sequences.tokens
     kinds = np.zeros(len(records) - 1, np.int64)
     if len(kinds) == 1:

@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 
 from convbert import ConvBertTokenizer
 from convbert.engine import Packed
-from convbert.engine.packing import offsets_of
+from convbert.engine.packing import offsets_of, sums_of
 from pipelines.culprits import good_rows, with_errors
 from pipelines.errors import ModelError
 from pipelines.read import text_name
 from pipelines.sequences import Sequences, add_sequences, at_rows
 from pipelines.storage import redacted
+from pipelines.values import Reasons
 
 Kind = Literal["text", "pair", "question", "choices"]
 LongText = Literal["truncate", "window", "error"]
-Reasons = list["str | None"]
 MOST_CHARACTERS = 4_000_000  # of a text that is tokenised as a whole, which takes about 200 bytes for each
 
 
@@ -39,6 +39,11 @@ class Inputs:
 
     kind: Kind
     columns: tuple[str, ...]
+
+    @property
+    def lists(self) -> tuple[str, ...]:
+        """Those of the columns that hold a list of texts; the others hold a text."""
+        return self.columns[1:] if self.kind == "choices" else ()
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,8 @@ def encode_records(values: Sequence[list[Any]], encoding: Encoding) -> Encoded:
     reasons = _refusals(tokenizer, encoding, values)
     records = [record for record, reason in enumerate(reasons) if reason is None]
     kept = ([column[record] for record in records] for column in values)
-    sequences = _ENCODERS[encoding.inputs.kind](tokenizer, encoding, *kept)
+    tokenise: Callable[..., Sequences] = _choices if encoding.inputs.kind == "choices" else _texts
+    sequences = tokenise(tokenizer, encoding, *kept)
     for record, reason in zip(records, _misfits(tokenizer, encoding, sequences), strict=True):
         reasons[record] = reason
     return Encoded(sequences, records, reasons)
@@ -140,7 +146,14 @@ def _texts(tokenizer: ConvBertTokenizer, encoding: Encoding, *texts: list[str]) 
 
 
 def _counted(packed: Packed, records: NDArray[np.int64], is_text: NDArray[np.bool_], stride: int) -> NDArray[np.int64]:
-    """(S, 2) the tokens that each window does not leave to its neighbours: what two share is halved."""
+    """(S, 2) first and last + 1 of the tokens that count in a window; of those that two windows share each gets half.
+
+    Args:
+        packed: the windows.
+        records: (R + 1,) first window of each text.
+        is_text: (T,) whether a token is of the text that is cut, and no special token.
+        stride: tokens that neighbouring windows share.
+    """
     starts = np.asarray(packed.offsets)[:-1]
     places = np.append(np.flatnonzero(is_text), 0)
     n_before = np.searchsorted(places[:-1], packed.offsets)
@@ -172,14 +185,6 @@ def _choices(
         [types + [0] * len(pads) for types, pads in zip(encoded.token_type_ids, padding, strict=True)],
     )
     return Sequences(records, packed._replace(attended=attended))
-
-
-_ENCODERS: dict[Kind, Callable[..., Sequences]] = {
-    "text": _texts,
-    "pair": _texts,
-    "question": _texts,
-    "choices": _choices,
-}
 
 
 def _cuts_second(encoding: Encoding) -> bool:
@@ -226,10 +231,10 @@ def _misfits(tokenizer: ConvBertTokenizer, encoding: Encoding, sequences: Sequen
         long = f"the text has {{}} tokens, more than the model's {encoding.max_length}"
         reasons = _first_of(reasons, [long.format(n) if n > encoding.max_length else None for n in lengths])
     if encoding.inputs.kind == "question" and sequences.spans is not None:
-        n_words = _sums(sequences.spans[:, 2] >= 0, sequences.tokens)
+        n_words = sums_of(sequences.spans[:, 2] >= 0, sequences.tokens)
         reasons = _first_of(reasons, [None if n else f"{encoding.inputs.columns[-1]} has no tokens" for n in n_words])
     if encoding.needs_mask:
-        n_masks = _sums(sequences.packed.input_ids == tokenizer.mask_token_id, sequences.tokens)
+        n_masks = sums_of(sequences.packed.input_ids == tokenizer.mask_token_id, sequences.tokens)
         n_seen = encoding.max_length if encoding.long_text == "truncate" else None
         cut = f" in its first {n_seen} tokens: --long-text window reads the rest"
         no_mask = [f"the text has no {tokenizer.mask_token}{cut if n == n_seen else ''}" for n in lengths]
@@ -244,10 +249,6 @@ def _first_of(reasons: Reasons, others: Reasons) -> Reasons:
 def _longest(lengths: NDArray[np.int64], records: NDArray[np.int64]) -> NDArray[np.int64]:
     """The longest of each record's sequences, of which it has at least one."""
     return np.maximum.reduceat(lengths, records[:-1]) if len(records) > 1 else lengths
-
-
-def _sums(values: NDArray[Any], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.diff(offsets_of(values)[offsets])
 
 
 @cache

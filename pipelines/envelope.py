@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-_FIGURES = ("part", "n_rows", "is_last", "busy_s", "waited_s", "read_s", "encode_s", "decode_s")
-
 
 class Envelope(NamedTuple):
     """A block on its way.
@@ -18,7 +16,7 @@ class Envelope(NamedTuple):
         is_last: no further unit of the same compressed shard follows.
         block: the rows.
         busy_s: seconds that a model actor took for them.
-        waited_s: seconds that this actor had had nothing to do before.
+        waited_s: seconds that this actor had waited for them, without work.
         read_s, encode_s, decode_s: seconds of the stages around it, waiting for stores included.
     """
 
@@ -38,13 +36,12 @@ class Envelope(NamedTuple):
         with pa.ipc.new_stream(sink, self.block.schema) as writer:
             writer.write_table(self.block.combine_chunks())
         cell = pa.Array.from_buffers(pa.large_binary(), 1, [None, _offsets(sink.tell()), sink.getvalue()])
-        figures = {name: [getattr(self, name)] for name in _FIGURES}
-        return pa.table({**figures, "block": cell})
+        return pa.table({name: cell if name == "block" else [value] for name, value in self._asdict().items()})
 
     @classmethod
     def open(cls, row: pa.Table) -> Envelope:
         """What was sealed; the block shares the row's memory."""
-        figures = {name: row[name][0].as_py() for name in _FIGURES}
+        figures = {name: row[name][0].as_py() for name in cls._fields if name != "block"}
         return cls(**figures, block=pa.ipc.open_stream(row["block"][0].as_buffer()).read_all())
 
 

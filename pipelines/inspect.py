@@ -16,6 +16,7 @@ from pipelines.errors import SourceError, StoreError
 from pipelines.jsonl import LineError, compression_of, is_unicode, parse, sample_lines, some_of, survey
 from pipelines.storage import many_at_a_time, open_input
 from pipelines.units import MAX_UNIT_BYTES, Range, Shard, Stream, Task, byte_ranges, row_ranges, stretches, units_of
+from pipelines.values import is_string
 
 _COLUMN_BYTES = 8 << 20  # of a column that are read at a time
 MOST_UNITS = 100_000  # of a shard: a footer may claim any number of rows
@@ -191,30 +192,21 @@ def check_columns(
     id_columns = [id_column] if id_column else []
     needed = [*text_columns, *list_columns, *id_columns]
     seen = {name for _, schema in with_records for name in schema.names} | set(known).difference(needed)
+    kinds = (
+        (text_columns, is_text, "not text: name the column with the text (--help lists the flags for columns)"),
+        (list_columns, is_list_of_text, "not a list of strings: name the column with the choices in --choices-column"),
+        (id_columns, is_id, "which is no id: name a column of texts, numbers, dates or timestamps in --id-column"),
+    )
     for shard, schema in with_records:
         for name in [*needed, *other_columns]:
             if name not in schema.names and (shard.is_parquet or name not in seen):
                 raise SourceError(f"{shard.name} has no column {name!r}: it has {', '.join(schema.names)}")
             if schema.names.count(name) > 1:
                 raise SourceError(f"{shard.name} has several columns {name!r}: rename all but one")
-        for name in text_columns if shard.is_parquet else ():
-            if not is_text(schema.field(name).type):
-                raise SourceError(
-                    f"column {name!r} of {shard.name} is {schema.field(name).type}, not text: "
-                    "name the column with the text (--help lists the flags for columns)"
-                )
-        for name in list_columns if shard.is_parquet else ():
-            if not is_list_of_text(schema.field(name).type):
-                raise SourceError(
-                    f"column {name!r} of {shard.name} is {schema.field(name).type}, not a list of "
-                    "strings: name the column with the choices in --choices-column"
-                )
-        for name in id_columns if shard.is_parquet else ():
-            if not is_id(schema.field(name).type):
-                raise SourceError(
-                    f"column {name!r} of {shard.name} is {schema.field(name).type}, which is no id: name a "
-                    "column of texts, numbers, dates or timestamps in --id-column"
-                )
+        for names, fits, remedy in kinds if shard.is_parquet else ():
+            for name in names:
+                if not fits(type_ := schema.field(name).type):
+                    raise SourceError(f"column {name!r} of {shard.name} is {type_}, {remedy}")
 
 
 def is_id(type_: pa.DataType) -> bool:
@@ -230,27 +222,22 @@ def is_id(type_: pa.DataType) -> bool:
 
 def is_list_of_text(type_: pa.DataType) -> bool:
     """Lists of texts, or nothing but nulls."""
+    return pa.types.is_null(type_) or (is_list(type_) and is_text(type_.value_type))
+
+
+def is_list(type_: pa.DataType) -> bool:
+    """Lists of any kind, of anything."""
     checks = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return pa.types.is_null(type_) or (any(check(type_) for check in checks) and is_text(type_.value_type))
+    return any(check(type_) for check in checks)
 
 
 def is_text(type_: pa.DataType) -> bool:
     """Strings, bytes that may be UTF-8, dictionaries of them, or nothing but nulls."""
     if pa.types.is_dictionary(type_):
         type_ = type_.value_type
-    return any(
-        check(type_)
-        for check in (
-            pa.types.is_string,
-            pa.types.is_large_string,
-            pa.types.is_string_view,
-            pa.types.is_binary,
-            pa.types.is_large_binary,
-            pa.types.is_fixed_size_binary,
-            pa.types.is_binary_view,
-            pa.types.is_null,
-        )
-    )
+    types = pa.types
+    checks = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary, types.is_binary_view, types.is_null)
+    return is_string(type_) or any(check(type_) for check in checks)
 
 
 def kept_schema(inspections: Iterable[Inspection], names: Sequence[str]) -> pa.Schema:

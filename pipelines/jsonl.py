@@ -123,12 +123,16 @@ def sample_lines(source: Location, n_bytes: int = SAMPLE_BYTES) -> tuple[list[by
 
 
 def survey(source: Location, size: int, unit_rows: int) -> tuple[list[tuple[int, Fraction]], list[bytes]]:
-    """A plain file in pieces, and some lines from all over it.
+    """How densely the lines of a plain file lie, and some lines from all over it.
 
-    Of each piece the bytes, and how many lines that are not blank it has for each byte, about. Windows are read and
-    counted, a gap between two is taken for the mean of both. They lie evenly, and one more halves a gap between two
-    that differ more than twofold, where that leaves more than ``unit_rows`` lines in doubt: a file of any length takes
-    up to 9, one that is sorted by length about 20, none more than 24.
+    Only windows of 1 MiB are read, spread evenly over the file. What lies between two windows is taken to have the mean
+    of their densities. Where one of them is more than twice as dense as the other, and their mean may be wrong by more
+    than ``unit_rows`` lines, a further window is read in the middle. A file of any length takes up to 9 windows, one
+    that is sorted by the length of its lines about 20, none more than 24.
+
+    Returns:
+        The file in pieces, in their order: the bytes of each, and about how many lines it has for each byte, blank ones
+        not counted. And the lines.
 
     Raises:
         OSError: the file cannot be read.
@@ -185,7 +189,10 @@ def _counted(window: bytes) -> list[Fraction]:
 
 
 def _doubts(windows: dict[int, list[Fraction]]) -> Iterator[tuple[Fraction, int]]:
-    """How many lines a gap may have more or fewer, and its middle, where the windows beside it are unlike."""
+    """The gaps between windows of which one is more than twice as dense as the other.
+
+    For each by how many lines the estimate may be wrong, and its middle.
+    """
     for (start, one), (stop, other) in pairwise(sorted(windows.items())):
         fewer, more = sorted((_mean(one), _mean(other)))
         if more > 2 * fewer:

@@ -1,4 +1,4 @@
-"""Finished parts in, a run stopped that cannot succeed any more."""
+"""Finished parts in, an error out as soon as the run cannot succeed any more, however good the rest is."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Who begins and finishes which unit in, the records that kill their process out.
+"""Reports of who begins and finishes which unit in, the records that kill the process working on them out.
 
 A process that is killed cannot say so, and Ray repeats its unit in a new one for ever. So each process tells
-the ledger before it begins; whoever begins what another has begun and not finished says by this that the other
-has died. After three deaths the unit is gone through in stretches, and each stretch that kills again in smaller
-ones, until the record that does it is alone. The unit is then done in one go without it.
+the ledger before it begins. If a unit is begun again before anybody has finished it, the process that had begun
+it must have died. After three deaths the unit is gone through in stretches, and each stretch that kills again in
+smaller ones, until the record that does it is alone. The unit is then done in one go without it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an output says of its nights in, report.json out, and of that report.html: what people read in the morning."""
+"""A manifest in, report.json and report.html about its newest run out: what people read the morning after."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A finished run in, what the manifest keeps of it out: one entry a night, the newest in full."""
+"""A finished run in, what the manifest keeps of it out: an entry for each run (a night), the newest with details."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Meter:
 
 
 def with_night(manifest: Manifest, plan: JobPlan, meter: Meter) -> list[Night]:
-    """The nights of a manifest that this run makes: those before, the last of them shortened, and this one.
+    """A manifest's entries of all runs, this one last: the earlier ones lose their details.
 
     A night's records are those of the parts that the state before it did not have, what an interrupted run has left
     for it included.

@@ -173,7 +173,7 @@ class OnlinePredictor:
         self._plans = {plan.name: plan for one in passes for plan in one.heads}
         # for who takes requests: a batch holds encode's own while it tokenises
         self._tokenizers = {name: ConvBertTokenizer.from_pretrained(plan.url) for name, plan in self._plans.items()}
-        self._pass_of = {plan.name: one.encoding for one in passes for plan in one.heads}
+        self._encoding_of = {plan.name: one.encoding for one in passes for plan in one.heads}
         for name in self._plans:
             self._check_tokenizer(name)
         self._variant = lru_cache(maxsize=MOST_CACHED)(self._make_variant)
@@ -185,7 +185,7 @@ class OnlinePredictor:
 
     def _check_tokenizer(self, name: str) -> None:
         """See that texts become the same tokens of a head as when it was planned."""
-        plan, planned = self._plans[name], self._pass_of[name]
+        plan, planned = self._plans[name], self._encoding_of[name]
         spec = head_spec(plan.url, self._settings.get(name, {}))
         tokenizer = self._tokenizers[name]
         fingerprint = tokenizer.fingerprint()
@@ -326,7 +326,7 @@ class OnlinePredictor:
                 targets[record][plan.name] = struct
 
     def _most_general(self, plan: HeadPlan) -> HeadPlan:
-        """The head whose part of the model gives what any setting needs."""
+        """The head with the settings under which the model gives enough for any request (``Head.narrowed``)."""
         own: Mapping[str, Any] = self._settings.get(plan.name, {})
         general: dict[str, dict[str, Any]] = {
             "token-classification": {"aggregation": "average"},
@@ -343,7 +343,7 @@ class OnlinePredictor:
             raise UnknownHeadError(f"no head is called {name!r}: there are {', '.join(self._plans)}")
         values = {**self._settings.get(name, {}), **dict(settings)}
         function = values.pop("function_to_apply", None)
-        own, config = self._pass_of[name], copy.copy(self._plans[name].config)
+        own, config = self._encoding_of[name], copy.copy(self._plans[name].config)
         if function is not None:
             config.problem_type = PROBLEMS[function]
             if function == "softmax" and config.num_labels == 1:

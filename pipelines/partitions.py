@@ -91,8 +91,7 @@ class Partitioning:
         Raises:
             RunError: too many values, or one too long for a name.
         """
-        values = self._values(table)
-        encoded = pa.array(values).dictionary_encode(null_encoding="encode")
+        encoded = self._values(table).dictionary_encode(null_encoding="encode")
         folders = [self._folder(value) for value in encoded.dictionary.to_pylist()]
         if len(folders) > MAX_VALUES:
             raise RunError(
@@ -118,10 +117,6 @@ class Partitioning:
         values = table[self.column].combine_chunks()
         if self.field is not None:
             values = pc.struct_field(values, self.field)  # null where the struct is
-        if pa.types.is_dictionary(values.type):
-            values = values.cast(values.type.value_type)
-        if pa.types.is_date(values.type):
-            values = values.cast(pa.date32())
         values = values.cast(pa.string())
         is_null = pc.is_in(values, pa.array(["", NULL_VALUE]))  # Hive knows no empty name
         return pc.if_else(is_null, pa.scalar(None, pa.string()), values)
@@ -146,7 +141,6 @@ def escaped(text: str) -> str:
 
 
 def _names_folders(type_: pa.DataType) -> bool:
-    type_ = type_.value_type if pa.types.is_dictionary(type_) else type_
     kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_date, pa.types.is_boolean)
     return any(is_kind(type_) for is_kind in kinds)
 

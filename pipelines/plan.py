@@ -66,8 +66,10 @@ class JobPlan:
         columns: what is read from each record.
         recipe: everything that decides what stands in a part, apart from its shard.
         previous: state of the output before this run.
-        strays: own files of the output that its state before this run does not name, what is resumed included.
-        shards: entries of every shard of the new state; those of a stream that is to be read say 0 units.
+        strays: files that jobs have written into the output and ``previous`` does not name: what runs that did not
+            finish have left, also that which this run goes on with.
+        shards: the new manifest's entry of every shard; a compressed one that is still to be read has 0 units there,
+            for their number shows at its end.
         parts: parts that are there already and stay.
         pending: what to read and label.
         vanished: labelled shards that are no longer among the inputs; their parts stay, or go with ``--prune``.
@@ -136,28 +138,30 @@ def make_plan(spec: JobSpec) -> JobPlan:
     """
     output = locate(spec.output)
     previous = read_manifest(output)
-    spec = _with_known_order(spec, previous)
+    kept = None if spec.overwrite else previous  # the state that this run adds to
+    if kept is not None:
+        spec = _with_known_order(spec, kept)
     passes = plan_passes(spec)
     shards = _by_name(list_shards(spec.input))
     _check_apart(spec, list(shards.values()), output)
     device = choose_device(spec.device)
-    precision = choose_precision(spec.precision, device, kept=_kept_precision(spec, previous))
+    precision = choose_precision(spec.precision, device, kept=kept.recipe.get("precision") if kept else None)
     recipe = {
         **spec.recipe(),
         "heads": [head for encoder_pass in passes for head in encoder_pass.describe()],
         "precision": precision,
         "generation": _generation(spec, previous),
     }
-    if previous is not None and not spec.overwrite:
-        _check_same_job(previous, recipe, output)
+    if kept is not None:
+        _check_same_job(kept, recipe, output)
     key = recipe_key(recipe)
 
     present = own_files(output, [recipe, *([previous.recipe] if previous else [])])
-    labelled = [] if previous is None or spec.overwrite else [group for group in previous.groups() if group.entries]
+    labelled = [group for group in kept.groups() if group.entries] if kept else []
     fingerprints = {name: shard.fingerprint(key) for name, shard in shards.items()}
     stay = _staying(labelled, fingerprints, present, prune=spec.prune)
-    kept = {entry.url for group in stay for entry in group.entries}
-    pieces, inspections = _pieces([shard for name, shard in shards.items() if name not in kept], spec, key)
+    done = {entry.url for group in stay for entry in group.entries}
+    pieces, inspections = _pieces([shard for name, shard in shards.items() if name not in done], spec, key)
     if previous is None and (lost := _lost_manifest(spec, output, recipe, pieces, present)):
         if exists(output.child(MANIFEST_NAME)):  # another run has written it meanwhile
             return make_plan(spec)
@@ -233,7 +237,13 @@ def _is_whole(group: Group, present: Names) -> bool:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Shards to label that share parts, their fingerprint in the names of these, and what reads them."""
+    """What is labelled together: a large shard, or a group of small ones that share a part.
+
+    Attributes:
+        shards: the large one, or the group.
+        fingerprint: what stands for them in the names of their parts.
+        tasks: what reads them.
+    """
 
     shards: tuple[Shard, ...]
     fingerprint: str
@@ -287,7 +297,7 @@ def _pending(piece: _Piece, resumed: list[Part]) -> Iterator[Task]:
                 yield replace(task, present=frozenset(numbers))
         else:
             runs = groupby(task, key=lambda unit: number_of(unit.name) in numbers)
-            yield from (tuple(units) for is_there, units in runs if not is_there)
+            yield from (tuple(units) for is_done, units in runs if not is_done)
 
 
 def _n_units(piece: _Piece, resumed: dict[str, list[Part]]) -> int:
@@ -310,7 +320,7 @@ def is_whole_stream(parts: Sequence[Part]) -> bool:
 def _columns(spec: JobSpec, passes: list[EncoderPass], inspections: list[Inspection], made: Location | None) -> Columns:
     """What to read from each record; kept columns keep the types that a part made earlier has."""
     read = [encoder_pass.encoding.inputs for encoder_pass in passes]
-    lists = tuple(dict.fromkeys(inputs.columns[1] for inputs in read if inputs.kind == "choices"))
+    lists = tuple(dict.fromkeys(name for inputs in read for name in inputs.lists))
     texts = tuple(dict.fromkeys(name for inputs in read for name in inputs.columns if name not in lists))
     check_columns(
         inspections,
@@ -400,9 +410,10 @@ def _check_same_job(previous: Manifest, recipe: dict[str, Any], output: Location
 def _lost_manifest(
     spec: JobSpec, output: Location, recipe: Mapping[str, Any], pieces: list[_Piece], present: Names
 ) -> str | None:
-    """What to say where this run would take parts of another state with it, or leave them beside its own; else None.
+    """What to say where an output without a manifest holds parts that this run does not make; else None.
 
-    Parts that no piece makes are what a killed run has left, unless a run has finished here: then they are its own.
+    They may be all that is left of finished work, which this run would remove, or leave beside its own parts. Only
+    where no run has ever finished are they known to be what a killed one has left.
     """
     if otherwise := files_parted_otherwise(output, recipe):
         folders = sorted({name.partition("/")[0] for name in otherwise})
@@ -423,18 +434,12 @@ def _lost_manifest(
     return None
 
 
-def _with_known_order(spec: JobSpec, previous: Manifest | None) -> JobSpec:
+def _with_known_order(spec: JobSpec, previous: Manifest) -> JobSpec:
     """The job with its heads in the order of the manifest, if they are the same: that of the flags decides nothing."""
-    if previous is None or spec.overwrite:
-        return spec
     known = [head["name"] for head in previous.heads]
     if sorted(known) != sorted(spec.head):
         return spec
     return spec.model_copy(update={"head": {name: spec.head[name] for name in known}})
-
-
-def _kept_precision(spec: JobSpec, previous: Manifest | None) -> str | None:
-    return None if previous is None or spec.overwrite else previous.recipe.get("precision")
 
 
 def _generation(spec: JobSpec, previous: Manifest | None) -> int:

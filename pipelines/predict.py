@@ -27,7 +27,7 @@ _USUAL_LENGTH = 128  # tokens
 
 
 class Labelled(NamedTuple):
-    """What a model gave for the records on which it works.
+    """What the models gave for the records on which they did not fail.
 
     Attributes:
         results: each head's rows.

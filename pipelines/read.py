@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from convbert.stores import change_mark, file_info, reason
 from pipelines.envelope import Envelope
 from pipelines.errors import LOST_REST, SourceError, StoreError
-from pipelines.inspect import is_damage, is_id, open_parquet
+from pipelines.inspect import is_damage, is_id, is_list, open_parquet
 from pipelines.jsonl import LineError, compression_of, lines, parse
 from pipelines.units import MAX_UNIT_BYTES, Shard, Stream, Task, Unit
 from pipelines.values import (
@@ -103,15 +103,12 @@ def read_unit(unit: Unit, columns: Columns) -> pa.Table:
 
 def ids_of(shard: Shard, id_column: str) -> Iterator[str]:
     """The ids of all records of a shard in their order, with a bounded number of records in memory."""
-    columns = Columns(texts=(), id=id_column, kept=pa.schema([]))
-    if shard.is_parquet:
+    stop = None
+    if shard.is_parquet:  # without its number of rows it would be taken for a small shard, whose rows are limited
         with open_parquet(shard) as file:
-            n_rows = file.metadata.num_rows
-        blocks = _parquet_blocks(shard, 0, n_rows, columns)
-    else:
-        blocks = _jsonl_blocks(_lines(shard, 0, None), shard, columns)
+            stop = file.metadata.num_rows
     with unchanged(shard):
-        for block in blocks:
+        for block in _blocks(shard, 0, stop, Columns(texts=(), id=id_column, kept=pa.schema([]))):
             yield from block["id"].to_pylist()
 
 
@@ -127,7 +124,7 @@ def _blocks(shard: Shard, start: int, stop: int | None, columns: Columns) -> Ite
 
 
 def _checked(envelopes: Iterator[Envelope], shard: Shard) -> Iterator[Envelope]:
-    """Each, if it was read from the planned version of the shard."""
+    """The envelopes, each handed on only if the shard is still in the version that was planned with."""
     while True:
         with unchanged(shard):
             envelope = next(envelopes, None)
@@ -217,7 +214,7 @@ def _failed(ids: list[str], reasons: Reasons, columns: Columns) -> pa.Table:
 # --- JSON lines ---------------------------------------------------------------------------------------
 
 
-_Line = tuple[int, "bytes | str"]  # its offset, and what stands in it or why nothing can be read there
+_Line = tuple[int, "bytes | str"]  # its offset, and its bytes, or a text that says why nothing can be read there
 
 
 def _jsonl_blocks(lines: Iterator[_Line], shard: Shard, columns: Columns) -> Iterator[pa.Table]:
@@ -258,6 +255,7 @@ def _record(line: bytes | str) -> tuple[dict[str, Any], str | None]:
 
 
 def _lines(shard: Shard, start: int, stop: int | None) -> Iterator[_Line]:
+    """The lines of a range of bytes; where a compressed shard is damaged, one text stands for all that follow."""
     end = start
     try:
         for offset, line in lines(shard.location, start, stop):
@@ -405,10 +403,6 @@ def _as_bytes(column: pa.Array) -> pa.Array:
         column = column.dictionary_decode()
     if is_string(column.type):
         return column.cast(pa.large_binary())
-    if _is_list(column.type) and is_string(column.type.value_type):
+    if is_list(column.type) and is_string(column.type.value_type):
         return column.cast(pa.large_list(pa.large_binary()))
     return column
-
-
-def _is_list(type_: pa.DataType) -> bool:
-    return any(is_(type_) for is_ in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))

@@ -15,9 +15,10 @@ Record = Mapping[str, Any]
 
 
 def estimated_tokens(record: Record, encoding: Encoding, tokenizer: ConvBertTokenizer) -> int:
-    """About as many tokens as the record becomes, and no less than a quarter of them.
+    """About how many tokens a record becomes, all windows or choices together: at least a quarter of the true number.
 
-    A word piece is taken to be some four letters, or one character of Chinese. What stands in every window is counted.
+    A word piece is taken to be some four letters, or one character of Chinese. Only a first text that stands in every
+    window of a second is really tokenised.
     """
     first, *others = (_n_pieces(record.get(name)) for name in encoding.inputs.columns)
     second = others[0] if others else []
@@ -51,14 +52,11 @@ def _n_pieces(value: Any) -> list[int]:
 
 def checked_values(records: Sequence[Record], encoding: Encoding) -> tuple[list[list[Any]], Reasons]:
     """A list of values for each column that is read, and for each record that cannot be encoded the reason why."""
-    names = encoding.inputs.columns
-    lists = names[1:] if encoding.inputs.kind == "choices" else ()
     values: list[list[Any]] = []
     reasons = []
-    for name in names:
-        column, why = (checked_lists if name in lists else checked_texts)(
-            [record.get(name) for record in records], name
-        )
+    for name in encoding.inputs.columns:
+        check = checked_lists if name in encoding.inputs.lists else checked_texts
+        column, why = check([record.get(name) for record in records], name)
         values.append(list(column))
         reasons.append(why)
     return values, joined(reasons)

@@ -1,4 +1,4 @@
-"""What the cluster has in, how the job shares it out out: device, precision, actors, threads, kinds of nodes."""
+"""A cluster's resources in, the job's share of them out: device, precision, actors, threads, kinds of nodes."""
 
 from __future__ import annotations
 

@@ -104,7 +104,6 @@ def run(spec: JobSpec) -> Summary:
 
 def _dry_run(plan: JobPlan, output: Location) -> Summary:
     """Check what the plan leaves unchecked, and measure what the run will take."""
-    found = None
     if not plan.is_done:
         check_writable(output)
     try:

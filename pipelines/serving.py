@@ -38,6 +38,7 @@ from pipelines.web import KINDS, BusyError, Page, create_app, digests
 __all__ = ["Ingress", "Model", "build", "connect", "start", "stop"]
 logger = logging.getLogger("ray.serve")
 
+APPLICATION = "convbert"  # what Serve calls it, in its metrics too
 TOKENS = "CONVBERT_TOKENS"
 """Environment variable with the bearer tokens that may use the service, separated by commas."""
 
@@ -114,7 +115,7 @@ def describe(spec: ServeSpec, passes: Sequence[EncoderPass], *, device: str, pre
     }
 
 
-def start(spec: ServeSpec, *, name: str = "convbert") -> str:
+def start(spec: ServeSpec) -> str:
     """Run the application on the Ray cluster that is joined, and wait until it is ready.
 
     Returns:
@@ -137,7 +138,7 @@ def start(spec: ServeSpec, *, name: str = "convbert") -> str:
                 f"Ray Serve listens at {running.http_config.host}:{running.http_config.port} on this cluster already: "
                 "give its host and port, or end it with: serve shutdown"
             )
-        serve.run(application, name=name, route_prefix="/")
+        serve.run(application, name=APPLICATION, route_prefix="/")
     except (RuntimeError, TimeoutError, RayServeException, RayError) as error:
         raise RunError(f"Ray Serve cannot run the service: {_reason(error)}") from error
     return f"http://{spec.host}:{spec.port}"
@@ -179,9 +180,9 @@ def _ingress_replicas(spec: ServeSpec, device: str) -> int:
     return INGRESS_REPLICAS_OF_A_GPU if device == "cuda" else min(2, spec.max_replicas)
 
 
-def stop(*, name: str = "convbert") -> None:
+def stop() -> None:
     """Let the application finish what it has, and end it."""
-    serve.delete(name)
+    serve.delete(APPLICATION)
 
 
 def _scaling(spec: ServeSpec) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""A stage that dies of a record in, one that marks the record and goes on out: what a ledger needs of each process."""
+"""A stage in, the same stage out, which marks records that kill its process as failed and goes on without them.
+
+The ledger (pipelines.ledger) counts the deaths; this is what each process does for it.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ def counted(ledger: ActorHandle[Ledger], *, doing: str, part: str) -> Iterator[N
     ledger.finish.remote(unit)
 
 
-def surviving(stage: Stage, ledger: ActorHandle[Ledger], *, doing: str, timed_as: str = "") -> Stage:
+def surviving(stage: Stage, ledger: ActorHandle[Ledger], *, doing: str, timed_as: str) -> Stage:
     """The stage, under its own name, for blocks in their envelopes.
 
     Records on which it raises are found too (pipelines.culprits).
@@ -62,10 +65,8 @@ def surviving(stage: Stage, ledger: ActorHandle[Ledger], *, doing: str, timed_as
         work = partial(without_culprits, work=lambda block: stage(block, *arguments, **options), what=doing)
         started = time.perf_counter()
         envelope = _survive(row, work, ledger, doing=doing)
-        if timed_as:
-            taken: dict[str, Any] = {timed_as: time.perf_counter() - started}
-            envelope = envelope._replace(**taken)
-        return envelope.seal()
+        taken: dict[str, Any] = {timed_as: time.perf_counter() - started}
+        return envelope._replace(**taken).seal()
 
     return survivor
 

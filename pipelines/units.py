@@ -209,7 +209,7 @@ def _shards_of(url: str) -> list[Shard]:
 
 
 def _tell_of_others(url: str, infos: Sequence[Info]) -> None:
-    """Warn of files that may be meant to be shards: they are passed over as all are that end otherwise."""
+    """Warn of files that look like shards, but whose names end in another way, so that they are passed over."""
     others = [name for info in infos if _ALIKE.search(name := info["name"]) and not name.endswith(SUFFIXES)]
     if others:
         logger.warning(
@@ -224,7 +224,8 @@ def _tell_of_others(url: str, infos: Sequence[Info]) -> None:
 def _searched(place: Location) -> tuple[Location, list[str]]:
     """The folder to search and the levels of the glob, none where the input is no glob.
 
-    A name with a ``[`` is looked up as it stands before: as a wildcard it does not fit itself, as ``*`` and ``?`` do.
+    A name with a ``[`` is first looked up as it stands. A file that is really called ``a[1].jsonl`` does not fit itself
+    as a glob, while one that is called ``a*.jsonl`` does.
     """
     return (place, []) if "[" in place.path and _is_there(place) else parted(place)
 

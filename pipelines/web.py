@@ -97,34 +97,11 @@ def create_app(
     app = FastAPI(title="ConvBERT service", version=str(info["versions"]["convbert"]), docs_url=None, redoc_url=None)
     heads = {head["name"]: head for head in info["heads"]}
 
-    async def answered(request: Request) -> Answer:
-        try:
-            answer = await asyncio.wait_for(backend.answer(request), spec.timeout_s)
-        except asyncio.TimeoutError as error:  # not the built-in one before Python 3.11
-            raise HTTPException(504, f"no answer within {spec.timeout_s:g} s (timeout_s)") from error
-        except BusyError as error:
-            raise HTTPException(503, str(error), headers={"Retry-After": "1"}) from error
-        if answer.refusal is not None:
-            raise RefusedError(answer.refusal)
-        return answer
+    answers = _Answers(spec, backend, heads)
 
     def add_head(name: str, task: str) -> None:
         async def infer(http_request: HTTPRequest) -> JSONResponse:
-            body = await read_body(http_request, Inference)
-            is_list = isinstance(body.inputs, list)
-            _check_count(len(body.inputs) if is_list else 1, spec)  # before a record is made of each
-            records = records_of(task, body.inputs)
-            _check_size(records, spec)
-            parameters = {**(body.parameters or {}), **(body.model_extra or {})}
-            settings = settings_from(task, parameters, records)
-            check_answer(task, records, settings, head=heads[name])
-            request = Request(tuple(records), ((name, settings_of(settings)),))
-            answer = await answered(request)
-            for place, row in enumerate(answer.rows):
-                if row.get("error"):
-                    raise RefusedError(f"inputs[{place}]: {row['error']}" if is_list else row["error"])
-            rows = [row[name] for row in answer.rows]
-            return JSONResponse(shaped(task, rows, records, head=heads[name], parameters=parameters, is_list=is_list))
+            return await answers.of_head(name, http_request)
 
         posts[f"/{name}"] = app.post(
             f"/{name}",
@@ -141,22 +118,7 @@ def create_app(
         "/label", summary="Several heads for each of several texts, in one pass", openapi_extra=described(LabelRequest)
     )
     async def label(http_request: HTTPRequest) -> JSONResponse:
-        body = await read_body(http_request, LabelRequest)
-        readers = [name for name, head in heads.items() if list(head["columns"]) == ["text"]]
-        wanted = body.heads or [name for name in readers if heads[name]["task"] != "fill-mask"]
-        if not wanted:
-            raise RefusedError(f"heads: none reads any text; ask one of {', '.join(f'/{name}' for name in heads)}")
-        for name in wanted:
-            if name not in readers:
-                raise RefusedError(f"heads: {name[:40]!r} is not one of {', '.join(readers)}, which read texts")
-        _check_count(len(body.texts), spec)
-        records = [{"text": text} for text in body.texts]
-        _check_size(records, spec)
-        names = sorted(set(wanted))
-        check_words(records, [heads[name] for name in names])
-        request = Request(tuple(records), tuple((name, ()) for name in names))
-        answer = await answered(request)
-        return JSONResponse({"results": list(answer.rows), "tokens": answer.n_tokens})
+        return await answers.of_several(http_request)
 
     posts["/label"] = label
 
@@ -199,6 +161,76 @@ def create_app(
         hosts=hosts,
         observe=observe,
     )
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What the service does with the body of a request: check it, ask the models, and shape what they answer.
+
+    Attributes:
+        spec: the limits of a request.
+        backend: runs the models.
+        heads: what ``/info`` tells of each head, by name.
+    """
+
+    spec: ServeSpec
+    backend: Backend
+    heads: Mapping[str, Mapping[str, Any]]
+
+    async def of_head(self, name: str, http_request: HTTPRequest) -> JSONResponse:
+        """One head's answer to a request in Hugging Face's inference form."""
+        body = await read_body(http_request, Inference)
+        head = self.heads[name]
+        task = head["task"]
+        is_list = isinstance(body.inputs, list)
+        _check_count(len(body.inputs) if is_list else 1, self.spec)  # before a record is made of each
+        records = records_of(task, body.inputs)
+        _check_size(records, self.spec)
+        parameters = {**(body.parameters or {}), **(body.model_extra or {})}
+        settings = settings_from(task, parameters, records)
+        check_answer(task, records, settings, head=head)
+        answer = await self._ask(Request(tuple(records), ((name, settings_of(settings)),)))
+        for place, row in enumerate(answer.rows):
+            if row.get("error"):
+                raise RefusedError(f"inputs[{place}]: {row['error']}" if is_list else row["error"])
+        rows = [row[name] for row in answer.rows]
+        return JSONResponse(shaped(task, rows, records, head=head, parameters=parameters, is_list=is_list))
+
+    async def of_several(self, http_request: HTTPRequest) -> JSONResponse:
+        """The answers of several heads, all with their own settings, for each of several texts: ``/label``."""
+        body = await read_body(http_request, LabelRequest)
+        heads = self.heads
+        readers = [name for name, head in heads.items() if list(head["columns"]) == ["text"]]
+        wanted = body.heads or [name for name in readers if heads[name]["task"] != "fill-mask"]
+        if not wanted:
+            raise RefusedError(f"heads: none reads any text; ask one of {', '.join(f'/{name}' for name in heads)}")
+        for name in wanted:
+            if name not in readers:
+                raise RefusedError(f"heads: {name[:40]!r} is not one of {', '.join(readers)}, which read texts")
+        _check_count(len(body.texts), self.spec)
+        records = [{"text": text} for text in body.texts]
+        _check_size(records, self.spec)
+        names = sorted(set(wanted))
+        check_words(records, [heads[name] for name in names])
+        answer = await self._ask(Request(tuple(records), tuple((name, ()) for name in names)))
+        return JSONResponse({"results": list(answer.rows), "tokens": answer.n_tokens})
+
+    async def _ask(self, request: Request) -> Answer:
+        """What the models answer within the time that a request may take.
+
+        Raises:
+            HTTPException: they have no room for it, or take too long.
+            RefusedError: no head can answer it.
+        """
+        try:
+            answer = await asyncio.wait_for(self.backend.answer(request), self.spec.timeout_s)
+        except asyncio.TimeoutError as error:  # not the built-in one before Python 3.11
+            raise HTTPException(504, f"no answer within {self.spec.timeout_s:g} s (timeout_s)") from error
+        except BusyError as error:
+            raise HTTPException(503, str(error), headers={"Retry-After": "1"}) from error
+        if answer.refusal is not None:
+            raise RefusedError(answer.refusal)
+        return answer
 
 
 def _check_count(n_texts: int, spec: ServeSpec) -> None:

@@ -26,12 +26,13 @@ from pipelines.units import unit_of
 
 Format = Literal["parquet", "arrow"]
 SUFFIXES: dict[Format, str] = {"parquet": ".parquet", "arrow": ".arrow"}
+MOST_REASONS = 10  # why records failed, in the figures of a part
 MOST_ID_CHARACTERS = 200  # of an example in the figures
 _QUOTED = re.compile(r" holds .{1,40}, not ")  # a value, cut to 40 characters (pipelines.values)
 _NUMBER = re.compile(r"0x[0-9a-f]+|(?<![\w-])\d+\b")  # the 8 of UTF-8 is none
 _PART = b"convbert.part"  # keys of the schema metadata that carry a part's figures
 _FIGURES = b"convbert.figures"
-_OF_THIS_RUN = ("bytes", "busy_s", "stages_s")  # what a part does not say of itself: its bytes are the unit's alone
+_OF_THIS_RUN = ("bytes", "busy_s", "stages_s")  # not kept in the file, which is the same whenever its unit is done
 UNREADABLE = (OSError, pa.ArrowException, ValueError, KeyError, TypeError)
 """What a damaged or foreign file makes of reading a part; a store that does not answer is none of them (StoreError)."""
 
@@ -52,7 +53,8 @@ class Part:
         n_cut: shards of whose rest nothing can be read, and one error stands for all of its records.
         copied_tokens: tokens of records that equal another of the unit, which was computed in their place.
         files: with --partition-by the files that hold the rows, each with its rows and bytes.
-        busy_s: seconds that a model actor took for it; not kept in the file, whose bytes are the unit's alone.
+        busy_s: seconds that a model actor took for it; not kept in the file, which is the same whenever its unit is
+            done.
         stages_s: seconds of each stage, and of the actor's waiting; kept neither in the file nor in the manifest.
         figures: histograms of its records (pipelines.figures) as text; kept in the file, not in the manifest.
     """
@@ -94,24 +96,7 @@ def write_part(
         raise RunError(f"unit {envelope.part} arrived with {len(block)} of its {envelope.n_rows} rows")
     columns = [name for name in block.column_names if name not in (N_TOKENS, N_COPIED, "error")]
     table = block.select([*columns, "error"])
-    reasons, examples = _commonest(table)
-    found = {name: table[name].combine_chunks().drop_null() for name in heads}
-    part = Part(
-        name=envelope.part + SUFFIXES[output_format],
-        rows=len(table),
-        failed=len(table) - table["error"].null_count,
-        tokens=pc.sum(block[N_TOKENS]).as_py() or 0,
-        copied_tokens=pc.sum(block[N_COPIED]).as_py() or 0,
-        is_last=envelope.is_last,
-        n_cut=pc.sum(pc.starts_with(table["error"], LOST_REST)).as_py() or 0,
-        labels={name: head.counts(found[name]) for name, head in heads.items()},
-        reasons=reasons,
-        examples=examples,
-        figures=Figures(
-            lengths(block[N_TOKENS].filter(pc.is_null(table["error"]))),
-            {name: head.scores(found[name]) for name, head in heads.items()},
-        ).to_text(),
-    )
+    part = _part_of(table, envelope, output_format, heads)
     if partitioning:
         part = _put_files(table, part, locate(output), output_format, partitioning)
         table, output_format = table.schema.empty_table(), "arrow"  # the index: figures, and the unit's columns
@@ -131,6 +116,29 @@ def write_part(
             "writing": time.perf_counter() - started,
             "waiting": envelope.waited_s,
         },
+    )
+
+
+def _part_of(table: pa.Table, envelope: Envelope, output_format: Format, heads: Mapping[str, Head]) -> Part:
+    """The part whose rows are this table: all of its figures but the size of its file and the times of its stages."""
+    block = envelope.block
+    reasons, examples = _commonest(table)
+    found = {name: table[name].combine_chunks().drop_null() for name in heads}
+    return Part(
+        name=envelope.part + SUFFIXES[output_format],
+        rows=len(table),
+        failed=len(table) - table["error"].null_count,
+        tokens=pc.sum(block[N_TOKENS]).as_py() or 0,
+        copied_tokens=pc.sum(block[N_COPIED]).as_py() or 0,
+        is_last=envelope.is_last,
+        n_cut=pc.sum(pc.starts_with(table["error"], LOST_REST)).as_py() or 0,
+        labels={name: head.counts(found[name]) for name, head in heads.items()},
+        reasons=reasons,
+        examples=examples,
+        figures=Figures(
+            lengths(block[N_TOKENS].filter(pc.is_null(table["error"]))),
+            {name: head.scores(found[name]) for name, head in heads.items()},
+        ).to_text(),
     )
 
 
@@ -166,7 +174,7 @@ def is_index(name: str) -> bool:
     return name.startswith(INDEX_FOLDER + "/")
 
 
-def _commonest(table: pa.Table, n: int = 10) -> tuple[dict[str, int], dict[str, str]]:
+def _commonest(table: pa.Table) -> tuple[dict[str, int], dict[str, str]]:
     """The commonest reasons, without numbers and values of records, with how often each occurs and an id where it does.
 
     They go where others read who may not read the corpus: manifest, report, logs.
@@ -175,7 +183,7 @@ def _commonest(table: pa.Table, n: int = 10) -> tuple[dict[str, int], dict[str, 
     reasons = [_NUMBER.sub("#", _QUOTED.sub(" holds ..., not ", error)) for error in failed["error"].to_pylist()]
     ids = [redacted(place[:MOST_ID_CHARACTERS]) for place in failed["id"].to_pylist()]
     examples = dict(zip(reversed(reasons), reversed(ids), strict=True))  # the first of each
-    counts = sorted(Counter(reasons).items(), key=lambda entry: (-entry[1], entry[0]))[:n]
+    counts = sorted(Counter(reasons).items(), key=lambda entry: (-entry[1], entry[0]))[:MOST_REASONS]
     return dict(counts), {reason: examples[reason] for reason, _ in counts}
 
 

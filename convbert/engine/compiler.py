@@ -1,4 +1,4 @@
-"""A function of rows in, the same in one pass out: by torch's compiler on a CPU, by a kernel of ours on a GPU."""
+"""A function of several passes over rows in, the same in one out: by torch's compiler on a CPU, our kernel on a GPU."""
 
 from __future__ import annotations
 

@@ -69,8 +69,7 @@ class PackedEncoder:
         self.embeddings = placed(model.embeddings, device, self.dtype)
         project = getattr(model, "embeddings_project", None)
         self.project = None if project is None else placed(project, device, self.dtype)
-        head_width = self.config.attention_width // self.config.n_mixed_heads
-        self._has_attention_kernel = has_kernel(device, self.dtype, head_width=head_width)
+        self._has_attention_kernel = has_kernel(device, self.dtype, head_width=self.config.head_width)
         self.layers = [_PackedLayer(layer, config=model.config, kernels=kernels) for layer in model.encoder.layer]
         self._graphs = Graphs(device)
 

@@ -1,4 +1,4 @@
-"""An error of torch in, what it says of the device out."""
+"""An error that torch raised in, whether the device is out of memory or lost for this process out."""
 
 from __future__ import annotations
 

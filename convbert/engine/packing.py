@@ -91,6 +91,11 @@ def offsets_of(counts: Sequence[int] | NDArray[np.integer | np.bool_]) -> Indice
     return offsets
 
 
+def sums_of(values: NDArray[np.integer | np.bool_], offsets: NDArray[np.integer]) -> Indices:
+    """(R,): the sum of each stretch ``values[offsets[r]:offsets[r + 1]]``, which may be empty."""
+    return np.diff(offsets_of(values)[offsets])
+
+
 def gather(starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> tuple[Indices, Indices]:
     """Where rows lie that are wanted in stretches: all of them one after the other, and each stretch's offset there.
 

@@ -116,7 +116,7 @@ def test_a_unit_is_at_work_until_it_is_finished() -> None:
     with counted(ledger, doing="reading", part="part-a"):
         assert n_at_work("reading") == 1
     assert n_at_work("reading") == 0
-    surviving(see, ledger, doing="seeing")(sealed(block_of("a", "b")))
+    surviving(see, ledger, doing="seeing", timed_as="encode_s")(sealed(block_of("a", "b")))
     assert n_at_work("seeing") == 0
 
 
@@ -131,7 +131,8 @@ def test_an_unlucky_unit_is_gone_through_and_then_done_in_one_go() -> None:
         return block
 
     block = with_errors(block_of("a", "failed", "b", "c"), {1: "missing"})
-    assert Envelope.open(surviving(count, ledger, doing="counting")(sealed(block))).block.equals(block)
+    counting = surviving(count, ledger, doing="counting", timed_as="encode_s")
+    assert Envelope.open(counting(sealed(block))).block.equals(block)
     assert sorted(seen[:-1]) == [["a"], ["b"], ["c"]]
     assert seen[-1] == ["a", "failed", "b", "c"]
 
@@ -159,7 +160,7 @@ def test_records_on_which_a_task_fails_are_marked_but_not_for_what_others_did() 
     def fail_always(ids: list[str]) -> None:
         raise CheckpointError("no checkpoint folder at /none")
 
-    stage = surviving(upper, open_ledger(), doing="shouting")
+    stage = surviving(upper, open_ledger(), doing="shouting", timed_as="encode_s")
     result = Envelope.open(stage(sealed(block_of("a", "b", "c")), fail=fail_on_b)).block
     assert result["id"].to_pylist() == ["A", "B", "C"]
     assert result["error"].to_pylist() == [None, "shouting failed on this record: KeyError: 'b'", None]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from convbert import InputError
 from convbert.engine.convolution import sides_of
-from convbert.engine.packing import MOST_RECORDS, Packed, layout, micro_batches
+from convbert.engine.packing import MOST_RECORDS, Packed, layout, micro_batches, sums_of
 
 lengths_of = st.lists(st.integers(1, 40), min_size=1, max_size=60).map(lambda lengths: np.array(lengths))
 
@@ -83,3 +83,11 @@ def test_runs_cover_the_rows_in_stretches_of_one_length(lengths: np.ndarray) -> 
 def test_lengths_that_no_encoder_takes_are_named(lengths: list[int], message: str) -> None:
     with pytest.raises(InputError, match=message):
         layout(np.array(lengths, np.int64), n_taps=3, max_length=8)
+
+
+@given(st.lists(st.integers(0, 5), max_size=20), st.integers(0, 3))
+def test_sums_count_each_stretch_by_itself_and_nothing_in_an_empty_one(counts: list[int], n_before: int) -> None:
+    offsets = n_before + np.cumsum([0, *counts])
+    values = np.arange(offsets[-1] + 2) % 3 == 0
+    expected = [values[start:stop].sum() for start, stop in itertools.pairwise(offsets)]
+    assert sums_of(values, offsets).tolist() == expected

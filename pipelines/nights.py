@@ -177,16 +177,17 @@ def _before(previous: Manifest | None, keys: Mapping[str, str]) -> dict[str, Any
         return None
     night = previous.nights[-1]
     details = night["details"]
-    if not details["units"]:  # it only dropped something
-        inherited: dict[str, Any] | None = details["before"]
-        return inherited
     same = [name for name, key in keys.items() if details["keys"].get(name) == key]
-    if not same:
+    if details["units"]:
+        found = {"started": night["started"], "labels": details["labels"], "figures": details["figures"]}
+    else:  # it only dropped something
+        found = details["before"]
+    if not (same and found):
         return None
-    figures = details["figures"]
+    labels, figures = found["labels"], found["figures"]
     return {
-        "started": night["started"],
-        "labels": {name: its for name, its in details["labels"].items() if name in same},
+        "started": found["started"],
+        "labels": {name: its for name, its in labels.items() if name in same},
         "figures": {**figures, "scores": {name: its for name, its in figures["scores"].items() if name in same}},
     }
 

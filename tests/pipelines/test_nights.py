@@ -103,6 +103,13 @@ def test_a_night_that_only_drops_records_leaves_the_one_before_to_compare_with()
     assert last.nights[-1]["drift"]["spam"]["verdict"] == "steady"
 
 
+def test_another_model_is_not_compared_behind_a_night_that_only_drops_records() -> None:
+    pruned = night(night(None, [part(1, {"spam": {"ham": 800, "spam": 200}})]), [])
+    other = night(pruned, [part(2, {"spam": {"ham": 200, "spam": 800}})], [head(fingerprint="0" * 64)])
+    assert other.nights[-1]["drift"] == {}
+    assert other.nights[-1]["details"]["before"] is None
+
+
 def test_a_manifest_keeps_so_many_nights_and_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nights, "MOST_NIGHTS", 5)
     labels = {"spam": {f"label {n:04}": 10 for n in range(1000)}}

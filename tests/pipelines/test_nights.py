@@ -8,8 +8,8 @@ import pytest
 
 from pipelines import nights
 from pipelines.figures import Figures, lengths
-from pipelines.nights import Meter, Timeline
-from tests.pipelines.nights import head, night, part
+from pipelines.nights import Meter, Timeline, with_night
+from tests.pipelines.nights import head, night, part, plan_of
 
 
 def test_a_timeline_spreads_work_over_the_time_that_it_took() -> None:
@@ -61,6 +61,16 @@ def test_a_night_holds_what_its_parts_tell_together() -> None:
     assert (details["before"], details["everything_before"], found["drift"]) == (None, {}, {})
     assert details["job"]["shards"] == 2
     assert "SECRET" not in json.dumps(found)
+
+
+def test_settings_name_every_head_whatever_it_is_called() -> None:
+    urls = {"model": "/m", "input": "s3://u:SECRET@b/i"}
+    plan = plan_of(None, model=None, head=urls, keep_column=["lang"])
+    [found] = with_night(night(None, []), plan, Meter())
+    assert found["details"]["job"]["settings"] == {
+        "head": {"model": "/m", "input": "s3://u:***@b/i"},
+        "keep_column": ["lang"],
+    }
 
 
 def test_a_night_is_compared_with_the_one_before_which_is_then_shortened() -> None:

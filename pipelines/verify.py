@@ -24,7 +24,7 @@ from pipelines.read import ids_of
 from pipelines.spec import DEFAULT_ID_COLUMN
 from pipelines.storage import Location, locate, many_at_a_time, open_input, redacted
 from pipelines.units import shard_at
-from pipelines.write import UNREADABLE, Part, files_of
+from pipelines.write import UNREADABLE, Part, files_of, read_schema
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,31 @@ def verify(output_url: str) -> Verdict:
         failed=sum(count.failed for count in counts),
         faults=[
             *(f"{name} is there, but the manifest does not name it" for name in strays),
+            *_unlike_columns(output, [name for part in manifest.parts for name in files_of(part)]),
             *chain.from_iterable(count.faults for count in counts),
         ],
         changed=[url for count in counts for url in count.changed],
         hidden=[url for count in counts for url in count.hidden],
         unanswered=[url for count in counts for url in count.unanswered],
     )
+
+
+def _unlike_columns(output: Location, names: list[str]) -> Iterator[str]:
+    """What is wrong with files whose columns or their types are not those of the first that can be read."""
+
+    def types(name: str) -> dict[str, pa.DataType] | None:
+        try:
+            schema = read_schema(output.child(name))
+        except UNREADABLE:  # the recount says so
+            return None
+        return dict(zip(schema.names, schema.types, strict=True))
+
+    found = [(name, its) for name, its in zip(names, many_at_a_time(types, names), strict=True) if its is not None]
+    for name, its in found[1:]:
+        first, wanted = found[0]
+        for column in sorted(its.keys() | wanted.keys()):
+            if (here := its.get(column)) != (there := wanted.get(column)):
+                yield f"column {column!r} is {here or 'missing'} in {name}, but {there or 'missing'} in {first}"
 
 
 def _recount(output: Location, manifest: Manifest, entries: list[ShardEntry], parts: list[Part]) -> _Count:

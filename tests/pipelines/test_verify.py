@@ -98,6 +98,19 @@ def test_parts_that_nobody_knows_are_faults(labelled: Path) -> None:
     ]
 
 
+def test_parts_whose_columns_differ_from_the_others_are_faults(labelled: Path) -> None:
+    first, part = (min((labelled / "out").glob(f"part-{stem}-*")) for stem in ("a", "b"))
+    rewrite(lambda t: t.set_column(2, "error", t["error"].cast(pa.binary())))(part)
+    assert verify(str(labelled / "out")).faults == [
+        f"column 'error' is binary in {part.name}, but string in {first.name}"
+    ]
+    rewrite(lambda t: t.rename_columns(["id", "prediction", "wrong"]))(part)
+    assert verify(str(labelled / "out")).faults[:2] == [
+        f"column 'error' is missing in {part.name}, but string in {first.name}",
+        f"column 'wrong' is binary in {part.name}, but missing in {first.name}",
+    ]
+
+
 def test_shards_that_have_changed_are_named(labelled: Path) -> None:
     shard = labelled / "in/b.jsonl"
     shard.rename(labelled / "away")

@@ -27,7 +27,7 @@ from pipelines.manifest import (
 )
 from pipelines.models import EncoderPass, plan_passes
 from pipelines.morning import FIGURES_NAME, REPORT_NAME
-from pipelines.partitions import NULL_VALUE, escaped, files_parted_otherwise, own_files
+from pipelines.partitions import NULL_VALUE, escaped, own_files, parted_otherwise
 from pipelines.read import Columns
 from pipelines.resources import choose_device, choose_precision
 from pipelines.spec import DEFAULT_ID_COLUMN, JobSpec
@@ -153,7 +153,7 @@ def make_plan(spec: JobSpec) -> JobPlan:
         _check_same_job(previous, recipe, output)
     key = recipe_key(recipe)
 
-    present = own_files(output, [recipe, *([previous.recipe] if previous else [])])
+    present = own_files(output)
     labelled = [] if previous is None or spec.overwrite else [group for group in previous.groups() if group.entries]
     fingerprints = {name: shard.fingerprint(key) for name, shard in shards.items()}
     stay = _staying(labelled, fingerprints, present, prune=spec.prune)
@@ -409,7 +409,7 @@ def _lost_manifest(
 
     Parts that no piece makes are what a killed run has left, unless a run has finished here: then they are its own.
     """
-    if otherwise := files_parted_otherwise(output, recipe):
+    if otherwise := parted_otherwise(present, recipe):
         folders = sorted({name.partition("/")[0] for name in otherwise})
         return (
             f"{redacted(output.url)} has no {MANIFEST_NAME}, and {len(otherwise):,} files of a job with another "

@@ -97,7 +97,7 @@ def verify(output_url: str) -> Verdict:
     manifest = read_manifest(output)
     if manifest is None:
         raise OutputError(f"{redacted(output_url)} has no _manifest.json: no run has finished there yet")
-    strays = sorted(manifest.strays(own_files(output, [manifest.recipe])))
+    strays = sorted(manifest.strays(own_files(output)))
     counts = many_at_a_time(lambda group: _recount(output, manifest, *group), manifest.groups())
     return Verdict(
         output=redacted(output_url),

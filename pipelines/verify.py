@@ -16,7 +16,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from convbert.stores import reason
-from pipelines.errors import OutputError, SourceError, StoreError
+from pipelines.errors import OutputError, PipelineError, SourceError, StoreError
 from pipelines.manifest import Manifest, ShardEntry, read_manifest
 from pipelines.partitions import own_files
 from pipelines.plan import recipe_key
@@ -166,7 +166,7 @@ def _recount(output: Location, manifest: Manifest, entries: list[ShardEntry], pa
         shards = [shard_at(url) for url in urls]
     except FileNotFoundError:
         return _Count(rows, failed, lost, changed=urls)
-    except OSError as error:
+    except (OSError, PipelineError) as error:
         return _Count(rows, failed, lost, unanswered=[f"{url} ({reason(error)})" for url in urls])
     key = recipe_key(manifest.recipe)
     if [shard.fingerprint(key) for shard in shards] != [entry.fingerprint for entry in entries]:

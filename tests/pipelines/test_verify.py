@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import verify as module
-from pipelines.errors import OutputError, SourceError
+from pipelines.errors import OutputError, SourceError, StoreError
 from pipelines.run import run
 from pipelines.spec import JobSpec
 from pipelines.units import Shard, shard_at
@@ -155,10 +155,15 @@ def test_a_store_that_does_not_answer_has_not_said_that_shards_are_gone(
     assert verdict.lines()[-1].endswith("none of the shards could be compared")
 
 
+def unopened(url: str) -> Shard:
+    raise StoreError(f"{url} cannot be opened (Connection refused): check the address and credentials")
+
+
+@pytest.mark.parametrize("not_showing", [refusing, unopened])
 def test_some_shards_that_a_store_does_not_show_are_not_good_either(
-    labelled: Path, monkeypatch: pytest.MonkeyPatch
+    not_showing: Callable[[str], Shard], labelled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "shard_at", lambda url: (refusing if url.endswith("b.jsonl") else shard_at)(url))
+    monkeypatch.setattr(module, "shard_at", lambda url: (not_showing if url.endswith("b.jsonl") else shard_at)(url))
     verdict = verify(str(labelled / "out"))
     assert [line.split(" (")[0] for line in verdict.unanswered] == [str(labelled / "in/b.jsonl")]
     assert not verdict.is_good

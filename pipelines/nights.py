@@ -26,6 +26,7 @@ MOST_NIGHTS = 400  # entries that a manifest keeps
 _MOST_SLOTS = 60
 _MOST_INPUTS = 50
 _MOST_REASONS = 10
+_TOLD = {"task", "input", "output", "model", "dry_run", "max_failed_fraction"}  # settings that the report has elsewhere
 
 Night = dict[str, Any]  # JSON: docs/report.md tells its fields
 
@@ -145,7 +146,7 @@ def _night(manifest: Manifest, plan: JobPlan, meter: Meter) -> Night:
                 "device": plan.device,
                 "precision": plan.precision,
                 "max_failed_fraction": spec.max_failed_fraction,
-                "settings": _settings(spec.model_dump(exclude_defaults=True)),
+                "settings": _settings(spec.model_dump(exclude_defaults=True, exclude=_TOLD)),
             },
             "keys": keys,
             "units": len(parts),
@@ -177,16 +178,17 @@ def _before(previous: Manifest | None, keys: Mapping[str, str]) -> dict[str, Any
         return None
     night = previous.nights[-1]
     details = night["details"]
-    if not details["units"]:  # it only dropped something
-        inherited: dict[str, Any] | None = details["before"]
-        return inherited
     same = [name for name, key in keys.items() if details["keys"].get(name) == key]
-    if not same:
+    if details["units"]:
+        found = {"started": night["started"], "labels": details["labels"], "figures": details["figures"]}
+    else:  # it only dropped something
+        found = details["before"]
+    if not (same and found):
         return None
-    figures = details["figures"]
+    labels, figures = found["labels"], found["figures"]
     return {
-        "started": night["started"],
-        "labels": {name: its for name, its in details["labels"].items() if name in same},
+        "started": found["started"],
+        "labels": {name: its for name, its in labels.items() if name in same},
         "figures": {**figures, "scores": {name: its for name, its in figures["scores"].items() if name in same}},
     }
 
@@ -206,10 +208,9 @@ def _reference(name: str, before: dict[str, Any] | None, everything: dict[str, d
 
 
 def _settings(values: Any) -> Any:
-    """Settings as they were given, without secrets; what the report tells elsewhere is left out."""
+    """Settings as they were given, without secrets."""
     if isinstance(values, dict):
-        told = ("task", "input", "output", "model", "dry_run", "max_failed_fraction")
-        return {key: _settings(value) for key, value in values.items() if key not in told}
+        return {key: _settings(value) for key, value in values.items()}
     if isinstance(values, (list, tuple)):
         return [_settings(value) for value in values]
     return redacted(values) if isinstance(values, str) else values

@@ -145,10 +145,10 @@ def _names_folders(type_: pa.DataType) -> bool:
     return any(is_kind(type_) for is_kind in kinds)
 
 
-def own_files(output: Location, recipes: Iterable[Mapping[str, Any]]) -> dict[str, Info]:
+def own_files(output: Location) -> dict[str, Info]:
     """Files of an output folder that a job has made, by their names below it, and what the store says of each.
 
-    Folders are looked into only where these recipes part rows. What has another name than a part has is not
+    Those in folders of whatever ``--partition-by`` are among them. What has another name than a part has is not
     ours, such as Spark's part-00000-….parquet.
 
     Raises:
@@ -156,30 +156,15 @@ def own_files(output: Location, recipes: Iterable[Mapping[str, Any]]) -> dict[st
     """
     files, folders = listed(output)
     found = {name: info for name, info in files.items() if fingerprint_of(name) or is_data_file(name)}
-    keys = _keys(recipes)
-    if not keys:
-        return found
-    its = [name for name in folders if name == INDEX_FOLDER or name.partition("=")[0] in keys]
+    its = [name for name in folders if name == INDEX_FOLDER or "=" in name]
     return {**found, **_own_files_in(output, its)}
 
 
-def files_parted_otherwise(output: Location, recipe: Mapping[str, Any]) -> list[str]:
-    """Files that jobs have made in folders into which ``own_files`` does not look for this recipe.
-
-    Raises:
-        OutputError: the output cannot be listed.
-    """
-    keys = _keys([recipe])
-    folders = [
-        name
-        for name in listed(output).folders
-        if (name == INDEX_FOLDER and not keys) or ("=" in name and name.partition("=")[0] not in keys)
-    ]
-    return sorted(_own_files_in(output, folders))
-
-
-def _keys(recipes: Iterable[Mapping[str, Any]]) -> set[str]:
-    return {escaped(its.key) for its in map(Partitioning.of_recipe, recipes) if its}
+def parted_otherwise(names: Iterable[str], recipe: Mapping[str, Any]) -> list[str]:
+    """Those of an output's own files that lie in folders of another ``--partition-by`` than this recipe's."""
+    its = Partitioning.of_recipe(recipe)
+    keys = {INDEX_FOLDER, escaped(its.key)} if its else set()
+    return sorted(name for name in names if "/" in name and name.partition("/")[0].partition("=")[0] not in keys)
 
 
 def _own_files_in(output: Location, folders: Sequence[str]) -> dict[str, Info]:

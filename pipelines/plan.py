@@ -27,7 +27,7 @@ from pipelines.manifest import (
 )
 from pipelines.models import EncoderPass, plan_passes
 from pipelines.morning import FIGURES_NAME, REPORT_NAME
-from pipelines.partitions import NULL_VALUE, escaped, files_parted_otherwise, own_files
+from pipelines.partitions import NULL_VALUE, escaped, own_files, parted_otherwise
 from pipelines.read import Columns
 from pipelines.resources import choose_device, choose_precision
 from pipelines.spec import DEFAULT_ID_COLUMN, JobSpec
@@ -51,6 +51,7 @@ from pipelines.write import UNREADABLE, Part, part_figures, read_schema
 
 logger = logging.getLogger(__name__)
 _SAMPLED_SHARDS = 64  # small shards whose columns are looked at before the job starts
+_SHOWN = 5  # parts that cannot be used and are named
 
 Names = dict[str, dict[str, Any]]  # files of an output folder and what the store says of each
 
@@ -156,7 +157,7 @@ def make_plan(spec: JobSpec) -> JobPlan:
         _check_same_job(kept, recipe, output)
     key = recipe_key(recipe)
 
-    present = own_files(output, [recipe, *([previous.recipe] if previous else [])])
+    present = own_files(output)
     labelled = [group for group in kept.groups() if group.entries] if kept else []
     fingerprints = {name: shard.fingerprint(key) for name, shard in shards.items()}
     stay = _staying(labelled, fingerprints, present, prune=spec.prune)
@@ -166,9 +167,10 @@ def make_plan(spec: JobSpec) -> JobPlan:
         if exists(output.child(MANIFEST_NAME)):  # another run has written it meanwhile
             return make_plan(spec)
         raise OutputError(lost)
-    resumed = _resumed(output, pieces, present)
+    staying = [part for group in stay for part in group.parts]
+    columns = _columns(spec, passes, inspections, output.child(staying[0].name) if staying else None)
+    resumed = _resumed(output, pieces, present, columns.kept)
     pending = [task for piece in pieces for task in _pending(piece, resumed.get(piece.fingerprint, []))]
-    parts = [*(part for group in stay for part in group.parts), *(part for its in resumed.values() for part in its)]
     entries = [entry for group in stay for entry in group.entries]
     entries += [
         ShardEntry(shard.name, fingerprints[shard.name], _n_units(piece, resumed), piece.fingerprint)
@@ -180,12 +182,12 @@ def make_plan(spec: JobSpec) -> JobPlan:
         passes=passes,
         device=device,
         precision=precision,
-        columns=_columns(spec, passes, inspections, output.child(parts[0].name) if parts else None),
+        columns=columns,
         recipe=recipe,
         previous=previous,
         strays=[] if previous is None else previous.strays(present),
         shards=sorted(entries, key=lambda entry: entry.url),
-        parts=parts,
+        parts=[*staying, *(part for its in resumed.values() for part in its)],
         pending=pending,
         vanished=[entry.url for group in labelled for entry in group.entries if entry.url not in fingerprints],
         seen_columns=len(inspections),
@@ -266,26 +268,29 @@ def _pieces(shards: list[Shard], spec: JobSpec, key: str) -> tuple[list[_Piece],
     return pieces, [*inspections, *seen]
 
 
-def _resumed(output: Location, pieces: list[_Piece], present: Names) -> dict[str, list[Part]]:
+def _resumed(output: Location, pieces: list[_Piece], present: Names, kept: pa.Schema) -> dict[str, list[Part]]:
     """The parts that an interrupted run has left, by fingerprint and in their order.
 
-    One that is damaged, or not what its name says, counts as not there: it is made again under this name.
+    One that is damaged, not what its name says, or has kept columns of other types, as from a run over other inputs,
+    counts as not there: it is made again under this name.
     """
 
-    def figures(name: str) -> Part | None:
-        place = output.child(name)
+    def figures(name: str) -> Part | str:
         try:
-            found = part_figures(place, int(present[name]["size"]))
-            if found.name != name:
-                raise ValueError(f"it was written as {found.name}")
+            found = part_figures(output.child(name), int(present[name]["size"]), kept)
+            return found if found.name == name else f"it was written as {found.name}"
         except UNREADABLE as error:
-            logger.warning("%s cannot be read (%s): its unit is labelled again", redacted(place.url), reason(error))
-            return None
-        return found
+            return reason(error)
 
     wanted = {piece.fingerprint for piece in pieces}
-    parts = many_at_a_time(figures, [name for name in present if fingerprint_of(name) in wanted])
-    return by_group(part for part in parts if part and is_there(part, present))
+    names = [name for name in present if fingerprint_of(name) in wanted]
+    found = dict(zip(names, many_at_a_time(figures, names), strict=True))
+    useless = [(name, why) for name, why in found.items() if isinstance(why, str)]
+    for name, why in useless[:_SHOWN]:
+        logger.warning("%s cannot be used (%s): its unit is labelled again", redacted(output.child(name).url), why)
+    if len(useless) > _SHOWN:
+        logger.warning("… and so are the units of %d more parts", len(useless) - _SHOWN)
+    return by_group(part for part in found.values() if isinstance(part, Part) and is_there(part, present))
 
 
 def _pending(piece: _Piece, resumed: list[Part]) -> Iterator[Task]:
@@ -318,7 +323,7 @@ def is_whole_stream(parts: Sequence[Part]) -> bool:
 
 
 def _columns(spec: JobSpec, passes: list[EncoderPass], inspections: list[Inspection], made: Location | None) -> Columns:
-    """What to read from each record; kept columns keep the types that a part made earlier has."""
+    """What to read from each record; kept columns have the types that a finished part has, else those of the shards."""
     read = [encoder_pass.encoding.inputs for encoder_pass in passes]
     lists = tuple(dict.fromkeys(name for inputs in read for name in inputs.lists))
     texts = tuple(dict.fromkeys(name for inputs in read for name in inputs.columns if name not in lists))
@@ -415,7 +420,7 @@ def _lost_manifest(
     They may be all that is left of finished work, which this run would remove, or leave beside its own parts. Only
     where no run has ever finished are they known to be what a killed one has left.
     """
-    if otherwise := files_parted_otherwise(output, recipe):
+    if otherwise := parted_otherwise(present, recipe):
         folders = sorted({name.partition("/")[0] for name in otherwise})
         return (
             f"{redacted(output.url)} has no {MANIFEST_NAME}, and {len(otherwise):,} files of a job with another "

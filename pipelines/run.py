@@ -146,7 +146,7 @@ def _commit(plan: JobPlan, labelled: list[Part], output: Location, meter: Meter)
     current = read_manifest(output)
     if current is not None and current.is_same_state(manifest):
         return current
-    present = own_files(output, [plan.recipe, *([plan.previous.recipe] if plan.previous else [])])
+    present = own_files(output)
     if current != plan.previous:
         return None
     if missing := [part for part in manifest.parts if not is_there(part, present)]:

@@ -16,7 +16,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from convbert.stores import reason
-from pipelines.errors import OutputError, SourceError, StoreError
+from pipelines.errors import OutputError, PipelineError, SourceError, StoreError
 from pipelines.manifest import Manifest, ShardEntry, read_manifest
 from pipelines.partitions import own_files
 from pipelines.plan import recipe_key
@@ -24,7 +24,7 @@ from pipelines.read import ids_of
 from pipelines.spec import DEFAULT_ID_COLUMN
 from pipelines.storage import Location, locate, many_at_a_time, open_input, redacted
 from pipelines.units import shard_at
-from pipelines.write import UNREADABLE, Part, files_of
+from pipelines.write import UNREADABLE, Part, files_of, read_schema
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def verify(output_url: str) -> Verdict:
     manifest = read_manifest(output)
     if manifest is None:
         raise OutputError(f"{redacted(output_url)} has no _manifest.json: no run has finished there yet")
-    strays = sorted(manifest.strays(own_files(output, [manifest.recipe])))
+    strays = sorted(manifest.strays(own_files(output)))
     counts = many_at_a_time(lambda group: _recount(output, manifest, *group), manifest.groups())
     return Verdict(
         output=redacted(output_url),
@@ -107,12 +107,31 @@ def verify(output_url: str) -> Verdict:
         failed=sum(count.failed for count in counts),
         faults=[
             *(f"{name} is there, but the manifest does not name it" for name in strays),
+            *_unlike_columns(output, [name for part in manifest.parts for name in files_of(part)]),
             *chain.from_iterable(count.faults for count in counts),
         ],
         changed=[url for count in counts for url in count.changed],
         hidden=[url for count in counts for url in count.hidden],
         unanswered=[url for count in counts for url in count.unanswered],
     )
+
+
+def _unlike_columns(output: Location, names: list[str]) -> Iterator[str]:
+    """What is wrong with files whose columns or their types are not those of the first that can be read."""
+
+    def types(name: str) -> dict[str, pa.DataType] | None:
+        try:
+            schema = read_schema(output.child(name))
+        except UNREADABLE:  # the recount says so
+            return None
+        return dict(zip(schema.names, schema.types, strict=True))
+
+    found = [(name, its) for name, its in zip(names, many_at_a_time(types, names), strict=True) if its is not None]
+    for name, its in found[1:]:
+        first, wanted = found[0]
+        for column in sorted(its.keys() | wanted.keys()):
+            if (here := its.get(column)) != (there := wanted.get(column)):
+                yield f"column {column!r} is {here or 'missing'} in {name}, but {there or 'missing'} in {first}"
 
 
 def _recount(output: Location, manifest: Manifest, entries: list[ShardEntry], parts: list[Part]) -> _Count:
@@ -147,7 +166,7 @@ def _recount(output: Location, manifest: Manifest, entries: list[ShardEntry], pa
         shards = [shard_at(url) for url in urls]
     except FileNotFoundError:
         return _Count(rows, failed, lost, changed=urls)
-    except OSError as error:
+    except (OSError, PipelineError) as error:
         return _Count(rows, failed, lost, unanswered=[f"{url} ({reason(error)})" for url in urls])
     key = recipe_key(manifest.recipe)
     if [shard.fingerprint(key) for shard in shards] != [entry.fingerprint for entry in entries]:

@@ -7,7 +7,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -206,9 +206,17 @@ def read_schema(part: Location) -> pa.Schema:
         return pa.ipc.open_file(file).schema
 
 
-def part_figures(part: Location, n_bytes: int) -> Part:
-    """The figures that a part file carries about itself."""
-    metadata = read_schema(part).metadata
+def part_figures(part: Location, n_bytes: int, kept: Iterable[pa.Field] = ()) -> Part:
+    """The figures that a part file carries about itself.
+
+    Raises:
+        ValueError: one of the kept columns has another type than it should.
+    """
+    schema = read_schema(part)
+    for f in kept:
+        if (found := schema.field(f.name).type) != f.type:
+            raise ValueError(f"its {f.name} is {found}, not {f.type}")
+    metadata = schema.metadata
     own: dict[str, Any] = json.loads(metadata[_PART])
-    found = Part(**own, figures=metadata.get(_FIGURES, b"").decode())
-    return replace(found, bytes=_n_bytes(found, n_bytes))
+    figures = Part(**own, figures=metadata.get(_FIGURES, b"").decode())
+    return replace(figures, bytes=_n_bytes(figures, n_bytes))

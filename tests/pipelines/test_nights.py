@@ -8,8 +8,8 @@ import pytest
 
 from pipelines import nights
 from pipelines.figures import Figures, lengths
-from pipelines.nights import Meter, Timeline
-from tests.pipelines.nights import head, night, part
+from pipelines.nights import Meter, Timeline, with_night
+from tests.pipelines.nights import head, night, part, plan_of
 
 
 def test_a_timeline_spreads_work_over_the_time_that_it_took() -> None:
@@ -63,6 +63,16 @@ def test_a_night_holds_what_its_parts_tell_together() -> None:
     assert "SECRET" not in json.dumps(found)
 
 
+def test_settings_name_every_head_whatever_it_is_called() -> None:
+    urls = {"model": "/m", "input": "s3://u:SECRET@b/i"}
+    plan = plan_of(None, model=None, head=urls, keep_column=["lang"])
+    [found] = with_night(night(None, []), plan, Meter())
+    assert found["details"]["job"]["settings"] == {
+        "head": {"model": "/m", "input": "s3://u:***@b/i"},
+        "keep_column": ["lang"],
+    }
+
+
 def test_a_night_is_compared_with_the_one_before_which_is_then_shortened() -> None:
     first = night(None, [part(1, {"spam": {"ham": 800, "spam": 200}})])
     second = night(first, [part(2, {"spam": {"ham": 200, "spam": 800}})])
@@ -101,6 +111,13 @@ def test_a_night_that_only_drops_records_leaves_the_one_before_to_compare_with()
     last = night(pruned, [part(3, {"spam": {"ham": 795, "spam": 205}})])
     assert last.nights[-1]["details"]["before"]["started"] == first.nights[-1]["started"]
     assert last.nights[-1]["drift"]["spam"]["verdict"] == "steady"
+
+
+def test_another_model_is_not_compared_behind_a_night_that_only_drops_records() -> None:
+    pruned = night(night(None, [part(1, {"spam": {"ham": 800, "spam": 200}})]), [])
+    other = night(pruned, [part(2, {"spam": {"ham": 200, "spam": 800}})], [head(fingerprint="0" * 64)])
+    assert other.nights[-1]["drift"] == {}
+    assert other.nights[-1]["details"]["before"] is None
 
 
 def test_a_manifest_keeps_so_many_nights_and_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from pipelines.storage import locate
 from pipelines.verify import verify
 from pipelines.write import part_figures
 from tests.fault_proxy import FaultProxy
-from tests.pipelines.labelling import manifest, parts, run_here
+from tests.pipelines.labelling import label_here, manifest, parts, run_here
 from tests.pipelines.labelling import whole_job as job
 
 PART = "part-a-0123456789abcdef-00000"
@@ -200,6 +200,25 @@ def test_units_that_are_not_whole_are_labelled_again(ray_cluster: None, labelled
     assert run(labelled).new_rows == sum(one.rows for one in figures) > 0
     assert data_files(output) == before
     check(output, IDS)
+
+
+@pytest.mark.parametrize("other", ["prediction.label", None])
+def test_what_a_killed_overwrite_has_left_goes_however_it_was_parted(
+    other: str | None, labelled: JobSpec, tmp_path: Path
+) -> None:
+    output, overwriting = tmp_path / "out", labelled.model_copy(update={"partition_by": other, "overwrite": True})
+    finished = data_files(output)
+    label_here(overwriting)
+    left = [name for name in data_files(output) if name not in finished]
+    assert left
+    assert {fault.partition(" ")[0] for fault in verify(str(output)).faults} == set(left)
+    run(labelled)
+    assert data_files(output) == finished
+    run_here(overwriting)
+    label_here(labelled.model_copy(update={"overwrite": True}))
+    run(overwriting.model_copy(update={"overwrite": False}))
+    assert not any(name.startswith("lang=") for name in data_files(output))
+    assert verify(str(output)).faults == []
 
 
 def test_files_of_a_unit_that_was_done_twice_are_those_that_its_index_names(labelled: JobSpec, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -196,6 +197,31 @@ def test_what_a_killed_first_run_has_left_of_other_inputs_holds_up_nothing(
     assert len(parts(tmp_path / "out")) == 4
 
 
+def test_kept_columns_have_one_type_whatever_inputs_killed_runs_had(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name, value in (("a", "5"), ("b", '"five"')):
+        lines = (f'{{"id": "{name}{i:02}", "text": "free mail", "n": {value}}}\n' for i in range(42))
+        (tmp_path / f"in/{name}.jsonl").write_text("".join(lines))
+    spec = job(tmp_path / "in", tmp_path / "out", checkpoint, keep_column=["n"])
+    for name in ("a", "b"):
+        label_here(spec.model_copy(update={"input": [str(tmp_path / f"in/{name}.jsonl")]}))
+    with caplog.at_level(logging.WARNING):
+        plan = make_plan(spec)
+    assert [name.split("-")[1] for name in pending(plan)] == ["a"] * 7
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 6
+    assert all(re.search(r"/part-a-.* cannot be used \(its n is int64, not string\)", text) for text in messages[:5])
+    assert messages[5] == "… and so are the units of 2 more parts"
+    run_here(spec)
+    undisturbed = job(tmp_path / "in", tmp_path / "whole", checkpoint, keep_column=["n"])
+    run_here(undisturbed)
+    for part in parts(tmp_path / "whole"):
+        assert (tmp_path / "out" / part.name).read_bytes() == part.read_bytes()
+    assert pq.read_table(parts(tmp_path / "out"))["n"].to_pylist() == ["5"] * 42 + ["five"] * 42
+
+
 def test_a_part_that_goes_while_it_is_looked_at_is_labelled_again(
     corpus: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,9 +229,9 @@ def test_a_part_that_goes_while_it_is_looked_at_is_labelled_again(
     label_here(spec)
     gone, read = parts(tmp_path / "out")[3], module.part_figures
 
-    def read_after_it_went(place: Location, n_bytes: int) -> Part:
+    def read_after_it_went(place: Location, n_bytes: int, kept: pa.Schema) -> Part:
         gone.unlink(missing_ok=True)
-        return read(place, n_bytes)
+        return read(place, n_bytes, kept)
 
     monkeypatch.setattr(module, "part_figures", read_after_it_went)
     assert pending(make_plan(spec)) == [gone.name.removesuffix(".parquet")]

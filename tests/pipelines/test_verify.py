@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import verify as module
-from pipelines.errors import OutputError, SourceError
+from pipelines.errors import OutputError, SourceError, StoreError
 from pipelines.run import run
 from pipelines.spec import JobSpec
 from pipelines.units import Shard, shard_at
@@ -98,6 +98,19 @@ def test_parts_that_nobody_knows_are_faults(labelled: Path) -> None:
     ]
 
 
+def test_parts_whose_columns_differ_from_the_others_are_faults(labelled: Path) -> None:
+    first, part = (min((labelled / "out").glob(f"part-{stem}-*")) for stem in ("a", "b"))
+    rewrite(lambda t: t.set_column(2, "error", t["error"].cast(pa.binary())))(part)
+    assert verify(str(labelled / "out")).faults == [
+        f"column 'error' is binary in {part.name}, but string in {first.name}"
+    ]
+    rewrite(lambda t: t.rename_columns(["id", "prediction", "wrong"]))(part)
+    assert verify(str(labelled / "out")).faults[:2] == [
+        f"column 'error' is missing in {part.name}, but string in {first.name}",
+        f"column 'wrong' is binary in {part.name}, but missing in {first.name}",
+    ]
+
+
 def test_shards_that_have_changed_are_named(labelled: Path) -> None:
     shard = labelled / "in/b.jsonl"
     shard.rename(labelled / "away")
@@ -142,10 +155,15 @@ def test_a_store_that_does_not_answer_has_not_said_that_shards_are_gone(
     assert verdict.lines()[-1].endswith("none of the shards could be compared")
 
 
+def unopened(url: str) -> Shard:
+    raise StoreError(f"{url} cannot be opened (Connection refused): check the address and credentials")
+
+
+@pytest.mark.parametrize("not_showing", [refusing, unopened])
 def test_some_shards_that_a_store_does_not_show_are_not_good_either(
-    labelled: Path, monkeypatch: pytest.MonkeyPatch
+    not_showing: Callable[[str], Shard], labelled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "shard_at", lambda url: (refusing if url.endswith("b.jsonl") else shard_at)(url))
+    monkeypatch.setattr(module, "shard_at", lambda url: (not_showing if url.endswith("b.jsonl") else shard_at)(url))
     verdict = verify(str(labelled / "out"))
     assert [line.split(" (")[0] for line in verdict.unanswered] == [str(labelled / "in/b.jsonl")]
     assert not verdict.is_good

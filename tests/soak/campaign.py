@@ -205,7 +205,7 @@ def parts_in(output: str) -> Files:
     place = locate(output)
     manifest = read_manifest(place)
     assert manifest is not None
-    names = own_files(place, [manifest.recipe])
+    names = own_files(place)
     return {name: read_bytes(place.child(name)) for name in names if name.rsplit("/", 1)[-1].startswith("part-")}
 
 

@@ -181,10 +181,10 @@ def _commonest(table: pa.Table) -> tuple[dict[str, int], dict[str, str]]:
     """
     failed = table.select(["id", "error"]).filter(pc.is_valid(table["error"]))
     reasons = [_NUMBER.sub("#", _QUOTED.sub(" holds ..., not ", error)) for error in failed["error"].to_pylist()]
-    ids = [redacted(place[:MOST_ID_CHARACTERS]) for place in failed["id"].to_pylist()]
+    ids = failed["id"].to_pylist()
     examples = dict(zip(reversed(reasons), reversed(ids), strict=True))  # the first of each
     counts = sorted(Counter(reasons).items(), key=lambda entry: (-entry[1], entry[0]))[:MOST_REASONS]
-    return dict(counts), {reason: examples[reason] for reason, _ in counts}
+    return dict(counts), {reason: redacted(examples[reason])[:MOST_ID_CHARACTERS] for reason, _ in counts}
 
 
 def serialised(table: pa.Table, output_format: Format) -> bytes:

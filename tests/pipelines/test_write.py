@@ -143,19 +143,22 @@ def test_reasons_that_differ_in_numbers_count_as_one(tmp_path: Path) -> None:
 
 
 def test_figures_hold_no_values_and_no_secrets_of_records(tmp_path: Path) -> None:
-    table = block(4)
+    table = block(5)
     errors = [
         "note holds 'patient John Doe, not int64 but i, not int64",
         "note holds 'another', not int64",
         None,
         "text is null",
+        "text is a list",
     ]
-    ids = ["https://store/a.jsonl?X-Amz-Signature=secret", "b", "c", "long" * 9999]
+    long_password = f"secret{'x' * 200}"  # whose end would be cut off
+    ids = ["https://store/a?X-Amz-Signature=secret", "b", "c", "long" * 9999, f"https://me:{long_password}@store/a"]
     table = table.set_column(1, "error", pa.array(errors)).set_column(0, "id", pa.array(ids))
     part = write(table, tmp_path)
-    assert part.reasons == {"note holds ..., not int64": 2, "text is null": 1}
+    assert part.reasons == {"note holds ..., not int64": 2, "text is a list": 1, "text is null": 1}
     assert part.examples == {
-        "note holds ..., not int64": "https://store/a.jsonl?X-Amz-Signature=***",
+        "note holds ..., not int64": "https://store/a?X-Amz-Signature=***",
         "text is null": "long" * 50,
+        "text is a list": "https://***@store/a",
     }
     assert pq.read_table(tmp_path)["error"].to_pylist() == errors

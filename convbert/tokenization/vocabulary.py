@@ -174,12 +174,18 @@ class Vocabulary:
             How many of them were not in the vocabulary.
 
         Raises:
-            TokenizerError: no such role, or one that frames the texts already.
+            TokenizerError: no such role, one that frames the texts already, or what is no token.
         """
         roles: dict[str, Any] = dict(special_tokens_dict)
         extra = roles.pop("extra_special_tokens", None) or roles.pop("additional_special_tokens", None) or ()
+        extra = [extra] if isinstance(extra, (str, AddedToken)) else list(extra)
         for role, token in roles.items():
             self._check_role(role, str(token))
+        for name, token in [*roles.items(), *(("extra_special_tokens", token) for token in extra)]:
+            if not isinstance(token, (str, AddedToken)):
+                raise TokenizerError(
+                    f"{name} ({token!r:.80}) must be a token: tokenizer.pad_token = None leaves one out"
+                )
         n_added = self.add_tokens([*roles.values(), *extra], special_tokens=True)
         for role, token in roles.items():
             self._set_role(role, str(token))

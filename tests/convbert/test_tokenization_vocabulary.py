@@ -147,6 +147,29 @@ def test_what_frames_every_text_cannot_be_changed_later(tokenizer: ConvBertToken
     assert tokenizer.add_special_tokens({role: tokenizer.special_tokens[role]}) == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "stray"),
+    [
+        ("pad_token", None, "None"),
+        ("pad_token", 5, "5"),
+        ("eos_token", ["<x>"], r"\['<x>'\]"),
+        ("extra_special_tokens", ["<x>", None], "None"),
+    ],
+)
+def test_what_is_no_token_is_refused_before_any_is_added(
+    tokenizer: ConvBertTokenizer, name: str, given: object, stray: str
+) -> None:
+    n_before = len(tokenizer)
+    with pytest.raises(TokenizerError, match=rf"{name} \({stray}\) must be a token: tokenizer.pad_token = None"):
+        tokenizer.add_special_tokens({"mask_token": "<m>", name: given})  # type: ignore[dict-item]
+    assert (len(tokenizer), tokenizer.mask_token) == (n_before, "[MASK]")
+
+
+def test_one_extra_token_is_one_and_not_its_characters(tokenizer: ConvBertTokenizer) -> None:
+    assert tokenizer.add_special_tokens({"extra_special_tokens": "<xy>"}) == 1
+    assert tokenizer.extra_special_tokens == ["<xy>"]
+
+
 def test_an_unknown_role_is_refused(tokenizer: ConvBertTokenizer) -> None:
     with pytest.raises(TokenizerError, match="'sap_token' is no special token: choose one of bos_token"):
         tokenizer.add_special_tokens({"sap_token": "a"})

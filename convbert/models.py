@@ -569,7 +569,10 @@ class ConvBertForMultipleChoice(TaskModel):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> LogitsOutput:
-        """Logits (B, C) of padded choices, all inputs (B, C, …); else as for the other classes."""
+        """Logits (B, C) of padded choices, all inputs (B, C, …); else as for the other classes.
+
+        Mask, types and positions may also be (1, L), for all choices alike.
+        """
         batch_size, n_choices = _given(input_ids, inputs_embeds, axes="BCL").shape[:2]
         flat = super().forward(
             _flat(input_ids),
@@ -781,7 +784,8 @@ def _given(input_ids: Tensor | None, inputs_embeds: Tensor | None, *, axes: str)
 
 
 def _flat(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.flatten(0, 1)  # (B, C, …) -> (B·C, …)
+    """(B, C, …) -> (B·C, …); what has two axes is for all choices alike, or flat already."""
+    return tensor if tensor is None or tensor.dim() < 3 else tensor.flatten(0, 1)
 
 
 def _check_shape(name: str, tensor: Tensor, full: tuple[int, ...]) -> None:

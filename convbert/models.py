@@ -22,11 +22,10 @@ from convbert.activations import ACTIVATIONS, Activation
 from convbert.checkpoints import (
     Checkpoint,
     LoadReport,
-    check_fit,
     check_saving,
+    fitted,
     load_into,
     located,
-    missing_names,
     own_settings,
     read_config,
     read_weights,
@@ -144,24 +143,24 @@ class PreTrainedModel(nn.Module):
         wanted = None if dtype == "auto" else _floating_point(dtype)
         checkpoint = located(folder_or_url)
         config = _checked(config) or read_config(checkpoint)
-        names = {"base_prefix": cls.base_prefix, "source": checkpoint.source}
         weights = read_weights(checkpoint)
-        model = cls._without_memory(config, source=names["source"])
+        model = cls._without_memory(config, source=checkpoint.source)
         if ignore_mismatched_sizes:
             weights, mismatched = without_mismatched(model, weights, base_prefix=cls.base_prefix)
             if mismatched:
                 shapes = ", ".join(mismatched)
                 logger.warning("%s holds weights of other shapes, which are left out: %s", checkpoint.source, shapes)
-        found = check_fit(model, weights, **names)
+        found, report = fitted(model, weights, base_prefix=cls.base_prefix, source=checkpoint.source)
         if dtype == "auto":
             wanted = _saved_dtype(config, weights)
         wanted = wanted or torch.float32
-        if missing_names(model, found) or cls.__module__ != __name__:  # a subclass may hold tensors that no file does
+        if report.missing or cls.__module__ != __name__:  # a subclass may hold tensors that no file does
             model = cls(config).to(wanted)  # what is missing keeps its initialisation
         else:
             model.to(wanted).to_empty(device="cpu")
             model.tie_weights()
-        return model.eval(), load_into(model, weights, **names)
+        load_into(model, found, source=checkpoint.source)
+        return model.eval(), report
 
     @property
     def device(self) -> torch.device:

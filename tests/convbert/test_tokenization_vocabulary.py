@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,9 +166,16 @@ def test_what_is_no_token_is_refused_before_any_is_added(
     assert (len(tokenizer), tokenizer.mask_token) == (n_before, "[MASK]")
 
 
-def test_one_extra_token_is_one_and_not_its_characters(tokenizer: ConvBertTokenizer) -> None:
-    assert tokenizer.add_special_tokens({"extra_special_tokens": "<xy>"}) == 1
-    assert tokenizer.extra_special_tokens == ["<xy>"]
+@pytest.mark.parametrize("given", ["<xy>", ["<xy>"], {"image_token": "<xy>"}])
+def test_one_extra_token_is_one_and_not_its_characters_or_its_name(
+    tokenizer: ConvBertTokenizer, given: Any, tmp_path: Path
+) -> None:
+    assert tokenizer.add_special_tokens({"extra_special_tokens": given}) == 1
+    made = ConvBertTokenizer(tmp_path / "vocab.txt", extra_special_tokens=given)
+    assert tokenizer.extra_special_tokens == made.extra_special_tokens == ["<xy>"]
+    assert ConvBertTokenizer(tmp_path / "vocab.txt", extra_special_tokens=None).extra_special_tokens == []
+    with pytest.raises(TokenizerError, match=r"extra_special_tokens \(5\) must be a token"):
+        ConvBertTokenizer(tmp_path / "vocab.txt", extra_special_tokens=[5])  # type: ignore[list-item]
 
 
 def test_an_unknown_role_is_refused(tokenizer: ConvBertTokenizer) -> None:

@@ -22,11 +22,10 @@ from convbert.activations import ACTIVATIONS, Activation
 from convbert.checkpoints import (
     Checkpoint,
     LoadReport,
-    check_fit,
     check_saving,
+    fitted,
     load_into,
     located,
-    missing_names,
     own_settings,
     read_config,
     read_weights,
@@ -144,24 +143,24 @@ class PreTrainedModel(nn.Module):
         wanted = None if dtype == "auto" else _floating_point(dtype)
         checkpoint = located(folder_or_url)
         config = _checked(config) or read_config(checkpoint)
-        names = {"base_prefix": cls.base_prefix, "source": checkpoint.source}
         weights = read_weights(checkpoint)
-        model = cls._without_memory(config, source=names["source"])
+        model = cls._without_memory(config, source=checkpoint.source)
         if ignore_mismatched_sizes:
             weights, mismatched = without_mismatched(model, weights, base_prefix=cls.base_prefix)
             if mismatched:
                 shapes = ", ".join(mismatched)
                 logger.warning("%s holds weights of other shapes, which are left out: %s", checkpoint.source, shapes)
-        found = check_fit(model, weights, **names)
+        found, report = fitted(model, weights, base_prefix=cls.base_prefix, source=checkpoint.source)
         if dtype == "auto":
             wanted = _saved_dtype(config, weights)
         wanted = wanted or torch.float32
-        if missing_names(model, found) or cls.__module__ != __name__:  # a subclass may hold tensors that no file does
+        if report.missing or cls.__module__ != __name__:  # a subclass may hold tensors that no file does
             model = cls(config).to(wanted)  # what is missing keeps its initialisation
         else:
             model.to(wanted).to_empty(device="cpu")
             model.tie_weights()
-        return model.eval(), load_into(model, weights, **names)
+        load_into(model, found, source=checkpoint.source)
+        return model.eval(), report
 
     @property
     def device(self) -> torch.device:
@@ -569,7 +568,10 @@ class ConvBertForMultipleChoice(TaskModel):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> LogitsOutput:
-        """Logits (B, C) of padded choices, all inputs (B, C, …); else as for the other classes."""
+        """Logits (B, C) of padded choices, all inputs (B, C, …); else as for the other classes.
+
+        Mask, types and positions may also be (1, L), for all choices alike.
+        """
         batch_size, n_choices = _given(input_ids, inputs_embeds, axes="BCL").shape[:2]
         flat = super().forward(
             _flat(input_ids),
@@ -781,7 +783,8 @@ def _given(input_ids: Tensor | None, inputs_embeds: Tensor | None, *, axes: str)
 
 
 def _flat(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.flatten(0, 1)  # (B, C, …) -> (B·C, …)
+    """(B, C, …) -> (B·C, …); what has two axes is for all choices alike, or flat already."""
+    return tensor if tensor is None or tensor.dim() < 3 else tensor.flatten(0, 1)
 
 
 def _check_shape(name: str, tensor: Tensor, full: tuple[int, ...]) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipelines.heads.masked_lm import USUAL_WORDS
 from pipelines.online import MOST_WORDS, RefusedError
 
 EVERY_LABEL = 2**31  # more than any model has
@@ -170,7 +171,7 @@ def check_answer(
     masks = [1] * len(texts)
     if task == "fill-mask":
         masks = [text.count(head["mask_token"]) for text in texts]
-    top_k = settings.get("top_k") or head.get("top_k") or (5 if task == "fill-mask" else 1)
+    top_k = settings.get("top_k") or head.get("top_k") or (USUAL_WORDS if task == "fill-mask" else 1)
     size = top_k * sum(len(text) * n for text, n in zip(texts, masks, strict=True))
     if size > MOST_ANSWER_CHARACTERS:
         raise RefusedError(
@@ -186,7 +187,7 @@ def check_words(records: Sequence[Mapping[str, Any]], heads: Sequence[Mapping[st
         RefusedError: they may be.
     """
     n_words = sum(
-        (head.get("top_k") or 5) * record["text"].count(head["mask_token"])
+        (head.get("top_k") or USUAL_WORDS) * record["text"].count(head["mask_token"])
         for head in heads
         if head["task"] == "fill-mask"
         for record in records

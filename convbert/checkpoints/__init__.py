@@ -8,19 +8,18 @@ from convbert.on_demand import on_demand
 
 if TYPE_CHECKING:
     from convbert.checkpoints.folder import fingerprint, read_config, read_weights
-    from convbert.checkpoints.loading import LoadReport, check_fit, load_into, missing_names, without_mismatched
+    from convbert.checkpoints.loading import LoadReport, fitted, load_into, without_mismatched
     from convbert.checkpoints.saving import save_weights
 
 __all__ = [
     "Checkpoint",
     "LoadReport",
-    "check_fit",
     "check_saving",
     "fingerprint",
+    "fitted",
     "load_into",
     "local_folder",
     "located",
-    "missing_names",
     "own_settings",
     "read_config",
     "read_weights",

@@ -23,43 +23,15 @@ class LoadReport(NamedTuple):
     unexpected: list[str]
 
 
-def load_into(model: nn.Module, weights: Mapping[str, Tensor], *, base_prefix: str, source: str) -> LoadReport:
-    """Copy weights into a model, between base and task checkpoints too.
+def fitted(
+    model: nn.Module, weights: Mapping[str, Tensor], *, base_prefix: str, source: str
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """The weights by the model's names, all of them such as the model has, and the names that did not meet.
 
     Names of the base model carry ``base_prefix`` inside task models; it is added or stripped where the
-    checkpoint and the model differ in that. Weights take the model's dtype. Of tied weights, which a
-    checkpoint may hold under one name or under both, one is enough.
-
-    Raises:
-        WeightsError: a weight of another shape than the model's, of integers or floats of 8 bits, or one that is
-            tied in the model and not in the checkpoint; each is named.
-    """
-    own = model.state_dict()
-    found = check_fit(model, weights, base_prefix=base_prefix, source=source)
-    aliases = tied_names(model)
-    for alias, name in aliases.items():
-        if alias in found and name in found and not _become_equal(found[alias], found[name], own[name].dtype):
-            raise WeightsError(
-                f"{alias} and {name} of {source} differ, but the config ties them: "
-                "set tie_word_embeddings to false in config.json"
-            )
-        if alias in found:
-            found.setdefault(name, found[alias])
-    model.load_state_dict({name: found[name] for name in own.keys() & found.keys()}, strict=False)
-    return LoadReport(missing_names(model, found), sorted(found.keys() - own.keys()))
-
-
-def missing_names(model: nn.Module, found: Mapping[str, Tensor]) -> list[str]:
-    """The model's weights that are not there under any of their names."""
-    aliases = tied_names(model)
-    there = {aliases.get(name, name) for name in found}
-    return sorted(name for name in model.state_dict() if aliases.get(name, name) not in there)
-
-
-def check_fit(model: nn.Module, weights: Mapping[str, Tensor], *, base_prefix: str, source: str) -> dict[str, Tensor]:
-    """The weights by the model's names, all of them such as the model has.
-
-    The model may lie on the meta device: what its config claims is checked before there is memory for it.
+    checkpoint and the model differ in that. Of tied weights, which a checkpoint may hold under one name or under
+    both, one is enough. The model may lie on the meta device: what its config claims is checked before there is
+    memory for it.
 
     Raises:
         WeightsError: a weight of another shape than the model's, or of integers or floats of 8 bits, whose scales
@@ -86,7 +58,28 @@ def check_fit(model: nn.Module, weights: Mapping[str, Tensor], *, base_prefix: s
             f"the config asks for {n_missing:,} weights that {source} does not hold: "
             "config.json and weights do not belong together"
         )
-    return found
+    aliases = tied_names(model)
+    there = {aliases.get(name, name) for name in found}
+    missing = sorted(name for name in own if aliases.get(name, name) not in there)
+    return found, LoadReport(missing, sorted(found.keys() - own.keys()))
+
+
+def load_into(model: nn.Module, found: Mapping[str, Tensor], *, source: str) -> None:
+    """Copy weights, as ``fitted`` gives them, into the model, whose type they take.
+
+    Raises:
+        WeightsError: two that are tied in the model and not in the checkpoint; both are named.
+    """
+    own, weights = model.state_dict(), dict(found)
+    for alias, name in tied_names(model).items():
+        if alias in found and name in found and not _become_equal(found[alias], found[name], own[name].dtype):
+            raise WeightsError(
+                f"{alias} and {name} of {source} differ, but the config ties them: "
+                "set tie_word_embeddings to false in config.json"
+            )
+        if alias in found:
+            weights.setdefault(name, found[alias])
+    model.load_state_dict({name: weights[name] for name in own.keys() & weights.keys()}, strict=False)
 
 
 def without_mismatched(

@@ -27,6 +27,7 @@ from convbert.engine.linear import stacked
 from convbert.engine.packing import Indices, Layout, Packed, Run, layout
 from convbert.engine.precision import Kernels, kernels_for
 from convbert.engine.transfer import send, send_tensor
+from convbert.errors import InputError
 from convbert.models import ConvBertModel
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -59,10 +60,12 @@ class PackedEncoder:
         dtype: type of the hidden states.
 
     Raises:
-        InputError: the device does not compute in that precision.
+        InputError: no encoder, or the device does not compute in that precision.
     """
 
     def __init__(self, model: ConvBertModel, *, device: torch.device, precision: str = "fp32") -> None:
+        if not isinstance(model, ConvBertModel):
+            raise InputError(f"encoder ({type(model).__name__}) must be a ConvBertModel: give model.base_model")
         kernels = kernels_for(precision, device)
         self.config = model.config
         self.device, self.dtype = device, kernels.dtype

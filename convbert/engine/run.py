@@ -55,7 +55,7 @@ class Engine:
         max_batch_tokens: the budget now: it is halved for good whenever the device runs out of memory.
 
     Raises:
-        InputError: a token budget below 1, or a precision that the device does not compute in.
+        InputError: no encoder, a token budget below 1, or a precision that the device does not compute in.
     """
 
     def __init__(

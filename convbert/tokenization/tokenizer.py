@@ -31,7 +31,7 @@ from convbert.tokenization.files import (
 from convbert.tokenization.inputs import check_texts, encode, library_inputs, paired
 from convbert.tokenization.limits import check_multiple, padding_settings, truncation_settings
 from convbert.tokenization.padding import columns_of, padded
-from convbert.tokenization.vocabulary import DEFAULT_TOKENS, Vocabulary
+from convbert.tokenization.vocabulary import DEFAULT_TOKENS, Vocabulary, extra_tokens
 
 DEFAULT_MAX_LENGTH = 512
 DEFAULT_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
@@ -116,13 +116,14 @@ class ConvBertTokenizer(Vocabulary):
         frame: bool = True,
         clean_up_tokenization_spaces: bool = False,
         split_special_tokens: bool = False,
-        extra_special_tokens: Sequence[str | AddedToken] = (),
+        extra_special_tokens: Sequence[str | AddedToken] | Mapping[str, str | AddedToken] | None = (),
         added_tokens: Mapping[int, AddedToken] | None = None,
         **special_tokens: str | AddedToken | None,
     ) -> None:
         unknown = sorted(special_tokens.keys() - set(ROLES))
         if unknown:
             raise TypeError(f"ConvBertTokenizer has no setting {unknown[0]!r}: check its name")
+        extra = extra_tokens(extra_special_tokens)
         self.model_max_length = model_max_length
         self.model_input_names = list(model_input_names)
         self.never_split = sorted(never_split)
@@ -144,14 +145,14 @@ class ConvBertTokenizer(Vocabulary):
                 "tokenize_chinese_chars": tokenize_chinese_chars,
             },
         )
-        whole = {str(token) for token in (*DEFAULT_TOKENS.values(), *special_tokens.values(), *extra_special_tokens)}
+        whole = {str(token) for token in (*DEFAULT_TOKENS.values(), *special_tokens.values(), *extra)}
         if words := set(self.never_split) - whole:  # special tokens are never split
             library.set_never_split(backend, words)
         super().__init__(
             backend,
             added_tokens=added_tokens or {},
             special_tokens=special_tokens,
-            extra_special_tokens=extra_special_tokens,
+            extra_special_tokens=extra,
             clean_up_tokenization_spaces=clean_up_tokenization_spaces,
             split_special_tokens=split_special_tokens,
         )

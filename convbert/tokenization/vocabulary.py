@@ -174,12 +174,13 @@ class Vocabulary:
             How many of them were not in the vocabulary.
 
         Raises:
-            TokenizerError: no such role, or one that frames the texts already.
+            TokenizerError: no such role, one that frames the texts already, or what is no token.
         """
         roles: dict[str, Any] = dict(special_tokens_dict)
-        extra = roles.pop("extra_special_tokens", None) or roles.pop("additional_special_tokens", None) or ()
+        extra = extra_tokens(roles.pop("extra_special_tokens", None) or roles.pop("additional_special_tokens", None))
         for role, token in roles.items():
             self._check_role(role, str(token))
+            _check_token(role, token)
         n_added = self.add_tokens([*roles.values(), *extra], special_tokens=True)
         for role, token in roles.items():
             self._set_role(role, str(token))
@@ -356,3 +357,22 @@ class Vocabulary:
                 f"{role}_id ({token_id!r:.80}) is the id of no token: give one of the vocabulary's, below {len(self)}"
             )
         return token
+
+
+def extra_tokens(given: Any) -> list[str | AddedToken]:
+    """Special tokens without a role as a list, where one is given alone or each has a name, too.
+
+    Raises:
+        TokenizerError: what is no token.
+    """
+    if isinstance(given, (str, AddedToken)):
+        return [given]
+    tokens = list(given.values() if isinstance(given, Mapping) else given or ())
+    for token in tokens:
+        _check_token("extra_special_tokens", token)
+    return tokens
+
+
+def _check_token(name: str, token: object) -> None:
+    if not isinstance(token, (str, AddedToken)):
+        raise TokenizerError(f"{name} ({token!r:.80}) must be a token: tokenizer.pad_token = None leaves one out")

@@ -22,6 +22,7 @@ from pipelines.spec import JobSpec
 if TYPE_CHECKING:
     from convbert import ConvBertForMaskedLM
 
+USUAL_WORDS = 5  # for a [MASK], where nobody says how many
 _WORD = pa.struct(
     [
         pa.field("token", pa.string()),  # the word piece
@@ -45,7 +46,7 @@ class FillMask(Head):
         self.labels = []
         self.mask_id = _mask_id(tokenizer)
         self.mask_token = tokenizer.mask_token
-        self.top_k = min(spec.top_k or 5, config.vocab_size)
+        self.top_k = min(spec.top_k or USUAL_WORDS, config.vocab_size)
         self.words = _words(tokenizer, config.vocab_size)
 
     def on_encoder(self, model: ConvBertForMaskedLM) -> engine.Head:

@@ -203,6 +203,16 @@ class TestInputs:
         flat = model(ids, mask).logits
         torch.testing.assert_close(model(ids, mask[:, :, None].expand(2, 3, 5, 5)).logits, flat)
 
+    @pytest.mark.parametrize("name", ["position_ids", "token_type_ids", "attention_mask"])
+    def test_one_row_stands_for_all_choices(self, name: str) -> None:
+        model = ConvBertForMultipleChoice(CONFIG).eval()
+        ids, row = IDS[:, None].expand(2, 3, 5), torch.tensor([[1, 1, 0, 1, 0]])
+        one, whole = (model(ids, **{name: values}).logits for values in (row, row.expand(2, 3, 5)))
+        torch.testing.assert_close(one, whole)
+        assert not torch.allclose(one, model(ids).logits)
+        with pytest.raises(InputError, match=rf"{name} has the shape \(2, "):
+            model(ids, **{name: row.expand(2, 5)})
+
 
 class TestTraining:
     @pytest.mark.parametrize("model_class", CLASSES[1:], ids=lambda c: c.__name__)

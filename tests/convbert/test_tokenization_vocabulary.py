@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,6 +146,36 @@ def test_what_frames_every_text_cannot_be_changed_later(tokenizer: ConvBertToken
     with pytest.raises(TokenizerError, match="is part of every text"):
         setattr(tokenizer, f"{role}_id", 5)
     assert tokenizer.add_special_tokens({role: tokenizer.special_tokens[role]}) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "stray"),
+    [
+        ("pad_token", None, "None"),
+        ("pad_token", 5, "5"),
+        ("eos_token", ["<x>"], r"\['<x>'\]"),
+        ("extra_special_tokens", ["<x>", None], "None"),
+    ],
+)
+def test_what_is_no_token_is_refused_before_any_is_added(
+    tokenizer: ConvBertTokenizer, name: str, given: object, stray: str
+) -> None:
+    n_before = len(tokenizer)
+    with pytest.raises(TokenizerError, match=rf"{name} \({stray}\) must be a token: tokenizer.pad_token = None"):
+        tokenizer.add_special_tokens({"mask_token": "<m>", name: given})  # type: ignore[dict-item]
+    assert (len(tokenizer), tokenizer.mask_token) == (n_before, "[MASK]")
+
+
+@pytest.mark.parametrize("given", ["<xy>", ["<xy>"], {"image_token": "<xy>"}])
+def test_one_extra_token_is_one_and_not_its_characters_or_its_name(
+    tokenizer: ConvBertTokenizer, given: Any, tmp_path: Path
+) -> None:
+    assert tokenizer.add_special_tokens({"extra_special_tokens": given}) == 1
+    made = ConvBertTokenizer(tmp_path / "vocab.txt", extra_special_tokens=given)
+    assert tokenizer.extra_special_tokens == made.extra_special_tokens == ["<xy>"]
+    assert ConvBertTokenizer(tmp_path / "vocab.txt", extra_special_tokens=None).extra_special_tokens == []
+    with pytest.raises(TokenizerError, match=r"extra_special_tokens \(5\) must be a token"):
+        ConvBertTokenizer(tmp_path / "vocab.txt", extra_special_tokens=[5])  # type: ignore[list-item]
 
 
 def test_an_unknown_role_is_refused(tokenizer: ConvBertTokenizer) -> None:

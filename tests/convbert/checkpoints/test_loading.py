@@ -19,7 +19,7 @@ from convbert import (
     ConvBertModel,
     WeightsError,
 )
-from convbert.checkpoints import LoadReport, load_into
+from convbert.checkpoints import LoadReport, fitted, load_into
 from convbert.checkpoints.loading import tied_names
 
 HEAD = [f"classifier.{part}" for part in ("dense.bias", "dense.weight", "out_proj.bias", "out_proj.weight")]
@@ -27,7 +27,9 @@ WORDS, LM_HEAD = "convbert.embeddings.word_embeddings.weight", "generator_lm_hea
 
 
 def load(model: ConvBertModel, weights: dict[str, torch.Tensor]) -> LoadReport:
-    return load_into(model, weights, base_prefix="convbert.", source="here")
+    found, report = fitted(model, weights, base_prefix="convbert.", source="here")
+    load_into(model, found, source="here")
+    return report
 
 
 def test_base_weights_go_into_a_task_model(

@@ -131,6 +131,8 @@ def test_the_engine_leaves_the_model_as_it_is(checkpoint: Path) -> None:
 
 def test_bad_input_is_named(checkpoint: Path) -> None:
     model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
+    with pytest.raises(InputError, match=r"encoder \(ConvBertForSequenceClassification\) must be .*model.base_model"):
+        Engine(model, {"head": FirstToken(model.classifier)})  # type: ignore[arg-type]
     with pytest.raises(InputError, match="max_batch_tokens"):
         Engine(model.base_model, {}, max_batch_tokens=0)
     with pytest.raises(InputError, match="precision"):

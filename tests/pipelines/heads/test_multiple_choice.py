@@ -5,8 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from convbert import ConvBertConfig, ConvBertTokenizer
+from convbert.engine import Packed
 from pipelines.errors import ModelError
+from pipelines.heads import Results
+from pipelines.heads.multiple_choice import MultipleChoice
 from pipelines.models import plan_passes
+from pipelines.sequences import Sequences
 from tests.conftest import save_checkpoint
 from tests.oracle import choose
 from tests.pipelines.labelling import job, label
@@ -35,6 +40,17 @@ def test_what_else_is_in_the_block_changes_nothing(model: Path, sentences: list[
     for i in range(6):
         alone = label(job(model), text=prompts[i : i + 1], choices=choices[i : i + 1])["prediction"].to_pylist()
         np.testing.assert_allclose(alone[0]["scores"], together[i]["scores"], atol=1e-5)
+
+
+def test_logits_of_any_size_have_probabilities(model: Path) -> None:
+    head = MultipleChoice(ConvBertConfig(), ConvBertTokenizer.from_pretrained(model), job(model))
+    logits = np.array([[1000], [1001], [-1000], [-1001], [3e38]], np.float32)  # exp of them is inf or 0
+    offsets = np.array([0, 2, 4, 5])
+    packed = Packed(np.zeros(5, np.int32), np.arange(6))
+    rows = head.to_arrow(Results(logits, offsets, Sequences(offsets, packed))).to_pylist()
+    low, high = 1 / (1 + np.e), 1 / (1 + 1 / np.e)
+    assert [row["index"] for row in rows] == [1, 0, 0]
+    np.testing.assert_allclose(np.concatenate([row["scores"] for row in rows]), [low, high, high, low, 1], rtol=1e-5)
 
 
 def test_long_choices_can_be_errors_but_not_windows(model: Path) -> None:

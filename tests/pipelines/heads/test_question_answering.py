@@ -8,7 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from convbert import ConvBertConfig, ConvBertTokenizer
+from convbert.engine import Packed
+from pipelines.heads import Results
 from pipelines.heads.question_answering import QuestionAnswering
+from pipelines.sequences import Sequences
 from tests.oracle import answer
 from tests.pipelines.labelling import job, label
 
@@ -90,6 +94,18 @@ def test_long_contexts_are_read_in_windows_unless_told_otherwise() -> None:
     assert windows["error"].null_count == cut["error"].null_count == len(RECORDS)
     assert cut["prediction"].to_pylist()[row]["end"] < 200
     assert "more than the model's 48" in refused["error"][row].as_py()
+
+
+def test_logits_of_any_size_have_probabilities() -> None:
+    tokenizer = ConvBertTokenizer.from_pretrained(FOLDER)
+    head = QuestionAnswering(ConvBertConfig(), tokenizer, job(FOLDER))
+    ids = np.array([tokenizer.cls_token_id, 0, 0, 0], np.int32)
+    spans = np.array([[0, 0, -1], [0, 0, -1], [0, 1, 0], [2, 3, 1]], np.int32)  # [CLS], the question, "a b"
+    logits = np.array([[-1000, 999], [3e38, 3e38], [1000, 1000], [999, 1001]], np.float32)  # exp of them is inf or 0
+    sequences = Sequences(np.array([0, 1]), Packed(ids, np.array([0, 4])), spans)
+    (row,) = head.to_arrow(Results(logits, np.array([0, 4]), sequences, ["a b"])).to_pylist()
+    assert (row["answer"], row["start"], row["end"], row["no_answer"]) == ("a b", 0, 3, 0)
+    np.testing.assert_allclose(row["score"], 1 / (1 + np.exp(-1)) / (1 + np.exp(-1) + np.exp(-2)), rtol=1e-6)
 
 
 def test_counts_tell_answers_from_none() -> None:

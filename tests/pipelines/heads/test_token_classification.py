@@ -84,6 +84,10 @@ def test_ends_and_single_labels_close_an_entity(end: str, single: str) -> None:
     assert entities_of("I-X", f"{single}-X", "I-X") == ["X a", "X b", "X c"]
 
 
+def test_a_dash_alone_is_no_prefix() -> None:
+    assert entities_of("NOUN-SG", "NOUN-SG", "NOUN-PL", "b-X", "X-O") == ["NOUN-SG ab", "NOUN-PL c", "b-X d", "X-O e"]
+
+
 def test_labels_can_be_left_out(model: Path, sentences: list[str]) -> None:
     everything = entities(model, sentences, ignore_label=[])
     some = entities(model, sentences, ignore_label=["O", "PER"])

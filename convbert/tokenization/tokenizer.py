@@ -91,7 +91,8 @@ class ConvBertTokenizer(Vocabulary):
         clean_up_tokenization_spaces: whether ``decode`` removes the spaces before punctuation and English
             contractions that the text had none of.
         split_special_tokens: take a special token's characters in a text for text, such as those of [MASK].
-        extra_special_tokens: special tokens without a role, added where the vocabulary lacks them.
+        extra_special_tokens: special tokens without a role, added where the vocabulary lacks them; also called
+            ``additional_special_tokens``.
         added_tokens: tokens beyond the vocabulary by id, as checkpoints record them.
         special_tokens: ``unk_token``, ``sep_token``, ``pad_token``, ``cls_token``, ``mask_token``,
             ``bos_token`` and ``eos_token``; [UNK], [SEP], [PAD], [CLS] and [MASK] where the vocabulary has them.
@@ -118,8 +119,10 @@ class ConvBertTokenizer(Vocabulary):
         split_special_tokens: bool = False,
         extra_special_tokens: Sequence[str | AddedToken] | Mapping[str, str | AddedToken] | None = (),
         added_tokens: Mapping[int, AddedToken] | None = None,
-        **special_tokens: str | AddedToken | None,
+        **special_tokens: Any,
     ) -> None:
+        if "additional_special_tokens" in special_tokens:  # as Transformers 4 called them
+            extra_special_tokens = special_tokens.pop("additional_special_tokens")
         unknown = sorted(special_tokens.keys() - set(ROLES))
         if unknown:
             raise TypeError(f"ConvBertTokenizer has no setting {unknown[0]!r}: check its name")

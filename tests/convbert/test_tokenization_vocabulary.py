@@ -173,6 +173,8 @@ def test_one_extra_token_is_one_and_not_its_characters_or_its_name(
     assert tokenizer.add_special_tokens({"extra_special_tokens": given}) == 1
     made = ConvBertTokenizer(tmp_path / "vocab.txt", extra_special_tokens=given)
     assert tokenizer.extra_special_tokens == made.extra_special_tokens == ["<xy>"]
+    older = ConvBertTokenizer(tmp_path / "vocab.txt", additional_special_tokens=given)
+    assert older.extra_special_tokens == ["<xy>"]
     assert ConvBertTokenizer(tmp_path / "vocab.txt", extra_special_tokens=None).extra_special_tokens == []
     with pytest.raises(TokenizerError, match=r"extra_special_tokens \(5\) must be a token"):
         ConvBertTokenizer(tmp_path / "vocab.txt", extra_special_tokens=[5])  # type: ignore[list-item]

@@ -193,8 +193,8 @@ _OF_QUERIES = (
 )
 _SECRETS = (
     (re.compile(r"(?i)(https?://)[^/\s]+@"), r"\1***@"),  # over the web a user alone may be a token
-    (re.compile(r"(\w+://[^/:\s]*:)[^/\s]+@"), r"\1***@"),  # CONTAINER@ACCOUNT and USER@HOST are no secrets
-    (re.compile(r"(\w+://[^/:\s]*:)(?!\d*/|:|\*\*\*@)\S+@"), r"\1***@"),  # S3's keys have slashes; a port is none
+    (re.compile(r"(\b\w+://[^/:\s]*:)[^/\s]+@"), r"\1***@"),  # CONTAINER@ACCOUNT and USER@HOST are no secrets
+    (re.compile(r"(\b\w+://[^/:\s]*:)(?!\d*/|:|\*\*\*@)\S+@"), r"\1***@"),  # S3's keys have slashes; a port is none
     (re.compile(rf"(?i)([?&](?:{_OF_QUERIES}))=[^&\s;,'\"()<>]+"), r"\1=***"),
     (re.compile(rf"(?i)(?<=/)({_SECRET_NAMES})=[^/&\s;,'\"()<>]+"), r"\1=***"),  # a folder's name, and no more
     (re.compile(rf"(?i)(?<![\w/-])({_SECRET_NAMES})=[^&\s;,'\"()<>]+"), r"\1=***"),  # keys in base64 have slashes

@@ -113,6 +113,29 @@ class _Variant:
     encoding: Encoding
 
 
+@dataclass(eq=False)
+class _Asked:
+    """A request on its way to its answer.
+
+    Attributes:
+        records: the request's.
+        variants: the heads that it asks, by the encoding that they share.
+        rows: for each record the structs found so far by head, or an ``error``.
+        n_tokens: encoded so far.
+        refusal: why it cannot be answered, or None.
+    """
+
+    records: Sequence[Record]
+    variants: Mapping[Encoding, list[_Variant]]
+    rows: list[dict[str, Any]]
+    n_tokens: int = 0
+    refusal: str | None = None
+
+    def answer(self) -> Answer:
+        rows = ({"error": row["error"]} if "error" in row else {"error": None, **row} for row in self.rows)
+        return Answer(tuple(rows), self.n_tokens, self.refusal)
+
+
 class _Found(NamedTuple):
     """What the models gave for some of the records of a batch.
 
@@ -220,25 +243,14 @@ class OnlinePredictor:
             RunError: a model fails on every record.
             DeviceError: only a new process can go on.
         """
-        asked: dict[int, Mapping[Encoding, list[_Variant]]] = {}
-        answers: dict[int, Answer] = {}
-        for number, request in enumerate(requests):
-            try:
-                asked[number] = self._encodings(request.heads)
-            except RefusedError as error:
-                answers[number] = Answer(refusal=str(error))
-        together: dict[Encoding, list[int]] = defaultdict(list)
-        for number, encodings in asked.items():
-            for encoding in encodings:
-                together[encoding].append(number)
-        rows: dict[int, list[dict[str, Any]]] = {number: [{} for _ in requests[number].records] for number in asked}
-        n_tokens = dict.fromkeys(asked, 0)
-        for encoding, numbers in together.items():
-            self._answer_together(encoding, numbers, requests, asked, rows, n_tokens)
-        for number in asked:
-            done = tuple({"error": row["error"]} if "error" in row else {"error": None, **row} for row in rows[number])
-            answers[number] = Answer(done, n_tokens[number])
-        return [answers[number] for number in range(len(requests))]
+        asked = [self._asked(request) for request in requests]
+        together: dict[Encoding, list[_Asked]] = defaultdict(list)
+        for one in asked:
+            for encoding in one.variants:
+                together[encoding].append(one)
+        for encoding, its in together.items():
+            self._answer_together(encoding, its)
+        return [one.answer() for one in asked]
 
     def speed(self) -> Speed:
         """As fast as full micro-batches are, the faster of two each: the machine may be busy with a start just now."""
@@ -260,31 +272,30 @@ class OnlinePredictor:
             if name not in worked:
                 predictor.check()
 
-    def _answer_together(
-        self,
-        encoding: Encoding,
-        numbers: Sequence[int],
-        requests: Sequence[Request],
-        asked: Mapping[int, Mapping[Encoding, list[_Variant]]],
-        rows: Mapping[int, list[dict[str, Any]]],
-        n_tokens: dict[int, int],
-    ) -> None:
-        """Fill in what the heads with this encoding say."""
-        needs_spans = any(variant.encoding.needs_spans for number in numbers for variant in asked[number][encoding])
-        records = [record for number in numbers for record in requests[number].records]
-        owners = np.repeat(numbers, [len(requests[number].records) for number in numbers])
-        targets = [row for number in numbers for row in rows[number]]
+    def _asked(self, request: Request) -> _Asked:
+        try:
+            variants = self._encodings(request.heads)
+        except RefusedError as error:
+            return _Asked((), {}, [], refusal=str(error))
+        return _Asked(request.records, variants, [{} for _ in request.records])
+
+    def _answer_together(self, encoding: Encoding, asked: Sequence[_Asked]) -> None:
+        """Fill in what the heads with this encoding say of the records of all these requests."""
+        needs_spans = any(variant.encoding.needs_spans for one in asked for variant in one.variants[encoding])
+        records = [record for one in asked for record in one.records]
+        owners = np.repeat(np.arange(len(asked)), [len(one.records) for one in asked])
+        rows = [row for one in asked for row in one.rows]
         found = self._found(records, replace(encoding, needs_spans=needs_spans))
-        for record, n in found.n_tokens.items():
-            n_tokens[owners[record]] += n
+        for record, n_tokens in found.n_tokens.items():
+            asked[owners[record]].n_tokens += n_tokens
         alike: dict[tuple[_Variant, ...], list[int]] = defaultdict(list)
-        for number in numbers:
-            alike[tuple(asked[number][encoding])].append(number)
+        for number, one in enumerate(asked):
+            alike[tuple(one.variants[encoding])].append(number)
         for variants, its in alike.items():
             theirs = found if len(alike) == 1 else found.take(np.flatnonzero(np.isin(owners[found.records], its)))
-            self._fill(targets, theirs, variants)
+            self._fill(rows, theirs, variants)
         for record, error in found.errors.items():
-            targets[record].setdefault("error", error)
+            rows[record].setdefault("error", error)
 
     def _found(self, records: Sequence[Record], encoding: Encoding) -> _Found:
         """What tokenising and the model make of records."""
@@ -307,8 +318,8 @@ class OnlinePredictor:
             self._worked.add(encoding.name)
         return found.sound()._replace(results=labelled.results)
 
-    def _fill(self, targets: Sequence[dict[str, Any]], found: _Found, variants: Sequence[_Variant]) -> None:
-        """Give each record its structs, or note its error."""
+    def _fill(self, rows: Sequence[dict[str, Any]], found: _Found, variants: Sequence[_Variant]) -> None:
+        """Put the structs of each record into its row, or note its error in ``found``."""
         if not len(found.records):
             return
         plans, results = [variant.plan for variant in variants], {}
@@ -323,7 +334,7 @@ class OnlinePredictor:
         for plan in plans:
             columns = plan.head.columns(Results(*found.results[plan.name], found.sequences, found.texts))
             for record, struct in zip(found.records.tolist(), rows_of(columns), strict=True):
-                targets[record][plan.name] = struct
+                rows[record][plan.name] = struct
 
     def _most_general(self, plan: HeadPlan) -> HeadPlan:
         """The head with the settings under which the model gives enough for any request (``Head.narrowed``)."""

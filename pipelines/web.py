@@ -96,7 +96,6 @@ def create_app(
     posts: dict[str, Handler] = {}
     app = FastAPI(title="ConvBERT service", version=str(info["versions"]["convbert"]), docs_url=None, redoc_url=None)
     heads = {head["name"]: head for head in info["heads"]}
-
     answers = _Answers(spec, backend, heads)
 
     def add_head(name: str, task: str) -> None:

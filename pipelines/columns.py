@@ -73,7 +73,8 @@ def arrow_of(column: Column, type_: pa.DataType) -> pa.Array:
         return column.names.array.take(pa.array(column.places))
     if isinstance(column, np.ndarray):
         if column.ndim == 2:
-            return pa.FixedSizeListArray.from_arrays(arrow_of(column.ravel(), type_.value_type), type=type_)
+            n, width = column.shape
+            return arrow_of(Lists(column.ravel(), np.arange(n + 1) * width), type_)
         return pa.array(column)
     return pa.array(column, type_)
 

@@ -16,7 +16,7 @@ from pipelines.partitions import Partitioning
 from pipelines.storage import redacted
 
 DEFAULT_ID_COLUMN = "id"
-CUTS = 4  # version of the rules by which shards are cut into units: part of the recipe, raised when they change
+CUTS = 5  # version of how shards are cut into units and of parts' columns: in the recipe, raised when either changes
 OWN_COLUMNS = ("id", "error")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _Url = Annotated[str, Field(min_length=1)]  # an empty one would be the current folder

@@ -30,8 +30,9 @@ class Embedding(Head):
         self.pooling = spec.pooling
         self.normalize = spec.normalize
         self.dtype = np.dtype(spec.embedding_type)
-        numbers = pa.list_(pa.from_numpy_dtype(self.dtype), config.hidden_size)
-        self.schema = pa.struct([pa.field("embedding", numbers)])  # hidden_size numbers
+        self._width = config.hidden_size
+        # no fixed-size lists: before pyarrow 26 those with nulls cannot be written to Parquet, or not read from it
+        self.schema = pa.struct([pa.field("embedding", pa.list_(pa.from_numpy_dtype(self.dtype)))])
 
     def on_encoder(self, model: ConvBertModel) -> engine.Head:
         """A vector a sequence."""
@@ -52,6 +53,5 @@ class Embedding(Head):
         """The length of the vectors, where it is not 1 by wish."""
         if self.normalize:
             return {}
-        lists = column.field("embedding")
-        vectors = lists.flatten().to_numpy(zero_copy_only=False).reshape(-1, lists.type.list_size)
+        vectors = column.field("embedding").flatten().to_numpy(zero_copy_only=False).reshape(-1, self._width)
         return {"norm": numbers(np.linalg.norm(vectors.astype(np.float64), axis=1))}

@@ -56,7 +56,7 @@ def test_the_image_can_compile_and_start_workers_on_aws() -> None:
 
 
 @pytest.mark.parametrize(
-    ("extras", "stores"), [(None, {"s3fs>=2025.9"}), ("s3,gcs", {"s3fs>=2025.9", "gcsfs>=2025.9"})]
+    ("extras", "stores"), [(None, {"s3fs>=2025.10"}), ("s3,gcs", {"s3fs>=2025.10", "gcsfs>=2025.10"})]
 )
 def test_the_layer_of_dependencies_installs_what_the_project_names(extras: str | None, stores: set[str]) -> None:
     """The program in RUN, run here up to pip."""
@@ -70,7 +70,7 @@ def test_the_layer_of_dependencies_installs_what_the_project_names(extras: str |
     run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     installed = set(run.stdout.splitlines())
     assert {"ray[data,serve]>=2.60,<2.64", "torch>=2.8"} <= installed
-    assert {line for line in installed if "fs>=" in line} - {"fsspec>=2025.9"} == stores
+    assert {line for line in installed if "fs>=" in line} - {"fsspec>=2025.10"} == stores
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd here")

@@ -28,7 +28,7 @@ def columns(draw: st.DrawFn, n: int, depth: int = 2) -> tuple[Column, pa.DataTyp
         if kind == "vectors":
             width = draw(st.integers(1, 3))
             values = [[draw(st.integers(-9, 9)) for _ in range(width)] for _ in range(n)]
-            return np.array(values, dtype).reshape(n, width), pa.list_(type_, width), values
+            return np.array(values, dtype).reshape(n, width), pa.list_(type_), values
         values = [draw(st.integers(-9, 9)) for _ in range(n)]
         if kind == "numbers":
             return np.array(values, dtype), type_, values

@@ -94,8 +94,6 @@ def test_every_architecture_has_a_case() -> None:
 
 def in_words(type_: pa.DataType) -> str:
     """A type as the page writes it."""
-    if pa.types.is_fixed_size_list(type_):
-        return f"fixed-size list of {in_words(type_.value_type)}"
     if pa.types.is_list(type_):
         return f"list of {in_words(type_.value_type)}"
     if pa.types.is_struct(type_):

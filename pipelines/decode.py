@@ -42,7 +42,7 @@ def has_no_number(rows: Rows) -> NDArray[np.bool_]:
 
 def no_number(plan: HeadPlan) -> str:
     """The error of such a record."""
-    return f"{plan.name}: the model's result is no finite number: try --precision fp32"
+    return f"{plan.name}: the model's result is no finite number: try precision fp32"
 
 
 def _columns(block: pa.Table, encoder_pass: EncoderPass, rows: pa.Array) -> dict[str, pa.StructArray]:

@@ -37,7 +37,7 @@ def test_what_is_no_number_is_an_error(bad: float, checkpoint: Path) -> None:
     result = decode(given.set_column(place, RESULT + "prediction", pa.array(broken, type_)), passes)
     assert result["error"].to_pylist() == [
         None,
-        "prediction: the model's result is no finite number: try --precision fp32",
+        "prediction: the model's result is no finite number: try precision fp32",
         "missing",
     ]
     assert [row is None for row in result["prediction"].to_pylist()] == [False, True, True]

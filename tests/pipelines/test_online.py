@@ -294,7 +294,7 @@ def test_a_record_that_cannot_be_tokenised_is_nobody_else_s_affair(
             lambda patch: break_the_encoder(patch, zebra),
             "spam, names, words, vectors: the model failed on this record: RuntimeError: no kernel for z",
         ),
-        (spoil_the_results, "{}: the model's result is no finite number: try --precision fp32"),
+        (spoil_the_results, "{}: the model's result is no finite number: try precision fp32"),
     ],
     ids=["error", "nan"],
 )

@@ -42,7 +42,7 @@ def test_texts_without_a_mask_say_so(model: Path) -> None:
 def test_a_mask_that_was_cut_off_is_told_from_one_that_is_not_there(model: Path) -> None:
     result = label(job(model, max_length=8), text=["free mail " * 9 + "[MASK]", "free mail"])
     assert result["error"].to_pylist() == [
-        "the text has no [MASK] in its first 8 tokens: --long-text window reads the rest",
+        "the text has no [MASK] in its first 8 tokens: long_text window reads the rest",
         "the text has no [MASK]",
     ]
 

@@ -171,9 +171,10 @@ def path_beside(index: Path, name: object) -> Path:
         is_there = False
     if not is_there:
         raise CheckpointError(f"{name} is missing from {index.parent}, but {index.name} names it: copy every file")
-    homes = [index.parent.resolve()]
-    if index.parent.parent.name == "snapshots":
-        homes.append((index.parent.parent.parent / "blobs").resolve())
+    home = index.parent.resolve()
+    homes = [home]
+    if home.parent.name == "snapshots":
+        homes.append((home.parent.parent / "blobs").resolve())
     if path.resolve().parent not in homes:
         raise CheckpointError(f"{path}, which {index.name} names, is a link out of its folder: refused")
     return path

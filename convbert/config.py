@@ -289,10 +289,11 @@ class ConvBertConfig(_Fields):
         Raises:
             CheckpointError: a URL in place of a folder.
         """
-        from convbert.checkpoints.location import folder_to_write
+        from convbert.checkpoints.location import swapped_in
 
         text = json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False)
-        (folder_to_write(folder) / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+        with swapped_in(folder) as new:
+            (new / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
 
 
 _LABEL_KEYS = {"num_labels", "id2label", "label2id"}

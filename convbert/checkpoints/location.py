@@ -7,7 +7,8 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -71,6 +72,22 @@ def folder_to_write(folder: str | Path) -> Path:
     path = Path(folder).expanduser()
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+@contextmanager
+def swapped_in(folder: str | Path) -> Iterator[Path]:
+    """A folder to write files into, which take their places in a local folder when all of them are written.
+
+    A link there is replaced, not followed: in the Hugging Face cache its file is of other revisions, too.
+
+    Raises:
+        CheckpointError: a URL.
+    """
+    target = folder_to_write(folder)
+    with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as scratch:
+        yield Path(scratch)
+        for path in Path(scratch).iterdir():
+            path.replace(target / path.name)
 
 
 def local_folder(folder_or_url: str | Path) -> Path:
@@ -171,9 +188,10 @@ def path_beside(index: Path, name: object) -> Path:
         is_there = False
     if not is_there:
         raise CheckpointError(f"{name} is missing from {index.parent}, but {index.name} names it: copy every file")
-    homes = [index.parent.resolve()]
-    if index.parent.parent.name == "snapshots":
-        homes.append((index.parent.parent.parent / "blobs").resolve())
+    home = index.parent.resolve()
+    homes = [home]
+    if home.parent.name == "snapshots":
+        homes.append((home.parent.parent / "blobs").resolve())
     if path.resolve().parent not in homes:
         raise CheckpointError(f"{path}, which {index.name} names, is a link out of its folder: refused")
     return path

@@ -47,7 +47,7 @@ def save_weights(
     folder = folder_to_write(folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
         for name, shard in zip(names, shards, strict=True):
-            save_file(shard, Path(scratch) / name, metadata={"format": "pt"})
+            _save(shard, Path(scratch) / name)
         if len(shards) > 1:
             (Path(scratch) / SAFETENSORS.index_name).write_text(_index(names, shards), encoding="utf-8")
             names.append(SAFETENSORS.index_name)  # last: without it the shards are no checkpoint
@@ -61,6 +61,14 @@ def save_weights(
                 path.unlink(missing_ok=True)
         for name in names:
             (Path(scratch) / name).replace(folder / name)
+
+
+def _save(shard: dict[str, Tensor], path: Path) -> None:
+    """Write one file, which who may read other new files may read: safetensors from 0.8 on let its owner alone."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(shard, path, metadata={"format": "pt"})
+    path.chmod(mode)
 
 
 def _shards(weights: Mapping[str, Tensor], max_bytes: int | None) -> list[dict[str, Tensor]]:

@@ -59,9 +59,9 @@ class Packed(NamedTuple):
         offsets = np.asarray(self.offsets, np.int64)
         own = slice(offsets[0], offsets[-1])
         return self._replace(
-            input_ids=self.input_ids[own],
+            input_ids=np.asarray(self.input_ids)[own],
             offsets=offsets - offsets[0],
-            token_type_ids=None if self.token_type_ids is None else self.token_type_ids[own],
+            token_type_ids=None if self.token_type_ids is None else np.asarray(self.token_type_ids)[own],
             attended=None if self.attended is None else np.asarray(self.attended, np.int64),
             counted=None if self.counted is None else np.asarray(self.counted, np.int64),
         )

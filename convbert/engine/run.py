@@ -55,7 +55,8 @@ class Engine:
         max_batch_tokens: the budget now: it is halved for good whenever the device runs out of memory.
 
     Raises:
-        InputError: no encoder, a token budget below 1, or a precision that the device does not compute in.
+        InputError: no encoder, a module that is no head, a token budget below 1, or a precision that the device does
+            not compute in.
     """
 
     def __init__(
@@ -69,6 +70,12 @@ class Engine:
     ) -> None:
         if max_batch_tokens is not None and max_batch_tokens < 1:
             raise InputError(f"max_batch_tokens ({max_batch_tokens}) must be at least 1")
+        for name, head in heads.items():
+            if not isinstance(head, (Head, PseudoLikelihood)):
+                raise InputError(
+                    f"head {name!r} ({type(head).__name__}) must say what it reads: wrap it in one of "
+                    "convbert.engine's heads, such as FirstToken or EachToken"
+                )
         self.device = torch.device(device)
         self.encoder = PackedEncoder(encoder, device=self.device, precision=precision)
         there = {name: placed(head, self.device, self.encoder.dtype) for name, head in heads.items()}

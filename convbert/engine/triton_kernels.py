@@ -21,13 +21,13 @@ def summed_and_normalised(x: Tensor, residual: Tensor, weight: Tensor, bias: Ten
     """``precision.summed_and_normalised``: (T, O) -> (T, O), written over ``x``."""
     n_tokens, width = x.shape
     _sum_and_normalise[(n_tokens,)](
-        x, residual, weight, bias, n_tokens, eps, WIDTH=width, COLUMNS=triton.next_power_of_2(width), num_warps=4
+        x, residual, weight, bias, eps, WIDTH=width, COLUMNS=triton.next_power_of_2(width), num_warps=4
     )
     return x
 
 
-@triton.jit(**_N_TOKENS)
-def _sum_and_normalise(x, residual, weight, bias, n_tokens, eps, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):
+@triton.jit
+def _sum_and_normalise(x, residual, weight, bias, eps, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):
     columns = tl.arange(0, COLUMNS)
     is_there = columns < WIDTH
     places = tl.program_id(0).to(tl.int64) * WIDTH + columns

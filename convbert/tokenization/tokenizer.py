@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Encoding
 from tokenizers.models import WordPiece
 
 from convbert.checkpoints.arguments import own_settings
-from convbert.checkpoints.location import Checkpoint, folder_to_write, located
+from convbert.checkpoints.location import Checkpoint, folder_to_write, located, swapped_in
 from convbert.errors import TokenizerError
 from convbert.tokenization import backend as library
 from convbert.tokenization.batch_encoding import BatchEncoding, as_tensors
@@ -189,6 +189,8 @@ class ConvBertTokenizer(Vocabulary):
     def save_pretrained(self, folder: str | Path) -> tuple[str, ...]:
         """Write tokenizer.json, tokenizer_config.json and for WordPiece vocab.txt into a local folder.
 
+        Old files of these names are replaced when all new ones are written.
+
         Returns:
             Paths of the files.
 
@@ -197,12 +199,10 @@ class ConvBertTokenizer(Vocabulary):
         """
         folder = folder_to_write(folder)
         with self._configured() as backend:
-            (folder / TOKENIZER_NAME).write_text(backend.to_str(pretty=True), encoding="utf-8")
+            algorithm = backend.to_str(pretty=True)
             added = {index: added_token_fields(token) for index, token in backend.get_added_tokens_decoder().items()}
         is_wordpiece = isinstance(self._backend.model, WordPiece)
         is_framed = is_wordpiece and self._backend.post_processor is not None
-        if is_wordpiece:
-            self.save_vocabulary(folder)
         config = {
             "tokenizer_class": "ConvBertTokenizer" if is_framed else "PreTrainedTokenizerFast",
             **dict.fromkeys(DEFAULT_TOKENS),  # null is none, where a reader would look for BERT's
@@ -218,7 +218,11 @@ class ConvBertTokenizer(Vocabulary):
             "additional_special_tokens": self.extra_special_tokens,
             "added_tokens_decoder": added,
         }
-        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with swapped_in(folder) as new:
+            (new / TOKENIZER_NAME).write_text(algorithm, encoding="utf-8")
+            if is_wordpiece:
+                self.save_vocabulary(new)
+            (new / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         names = [CONFIG_NAME, TOKENIZER_NAME, *([VOCAB_NAME] if is_wordpiece else [])]
         return tuple(str(folder / name) for name in names)
 
@@ -238,11 +242,14 @@ class ConvBertTokenizer(Vocabulary):
             CheckpointError: a URL in place of a folder.
         """
         folder = folder_to_write(save_directory)
-        if not isinstance(self._backend.model, WordPiece):
-            return tuple(self._backend.model.save(str(folder), filename_prefix))
-        path = folder / (f"{filename_prefix}-{VOCAB_NAME}" if filename_prefix else VOCAB_NAME)
-        path.write_text("".join(f"{line}\n" for line in library.vocab_lines(self._backend)), encoding="utf-8")
-        return (str(path),)
+        with swapped_in(folder) as new:
+            if isinstance(self._backend.model, WordPiece):
+                written = [str(new / (f"{filename_prefix}-{VOCAB_NAME}" if filename_prefix else VOCAB_NAME))]
+                lines = "".join(f"{line}\n" for line in library.vocab_lines(self._backend))
+                Path(written[0]).write_text(lines, encoding="utf-8")
+            else:
+                written = self._backend.model.save(str(new), filename_prefix)
+        return tuple(str(folder / Path(path).name) for path in written)
 
     def fingerprint(self) -> str:
         """SHA-256 over all that decides the ids of a text."""

@@ -439,15 +439,29 @@ class TestPathBeside:
         with pytest.raises(CheckpointError, match=r"is missing from .*index.json names it"):
             path_beside(index, "a" * 300 + ".bin")  # a name that no file can have
 
-    def test_the_hubs_cache_links_into_its_blobs(self, tmp_path: Path) -> None:
+    @pytest.fixture
+    def snapshot(self, tmp_path: Path) -> Path:
+        """A model in the hub's cache, whose files are links."""
         snapshot = tmp_path / "models--someone--model" / "snapshots" / "0123abc"
         snapshot.mkdir(parents=True)
         blobs = tmp_path / "models--someone--model" / "blobs"
         blobs.mkdir()
         (blobs / "d41d8").write_bytes(b"weights")
         (snapshot / "shard.bin").symlink_to("../../blobs/d41d8")
+        return snapshot
+
+    def test_the_hubs_cache_links_into_its_blobs(self, snapshot: Path, tmp_path: Path) -> None:
         assert path_beside(snapshot / "index.json", "shard.bin").read_bytes() == b"weights"
         (snapshot / "bad.bin").symlink_to(tmp_path / "elsewhere")
         (tmp_path / "elsewhere").write_bytes(b"secret")
         with pytest.raises(CheckpointError, match="refused"):
             path_beside(snapshot / "index.json", "bad.bin")
+
+    @pytest.mark.parametrize("path", ["{tmp_path}/link", ".", "../0123abc"])
+    def test_the_hubs_cache_is_known_by_every_path(
+        self, snapshot: Path, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "link").symlink_to(snapshot)
+        monkeypatch.chdir(snapshot)
+        folder = Path(path.format(tmp_path=tmp_path))
+        assert path_beside(folder / "index.json", "shard.bin").read_bytes() == b"weights"

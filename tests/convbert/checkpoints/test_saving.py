@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -60,6 +61,18 @@ def test_shards_hold_all_and_keep_to_the_limit(language_model: ConvBertForMasked
     assert ConvBertForMaskedLM.load(tmp_path)[1] == ([], [])
     language_model.save_pretrained(tmp_path / "whole")
     assert fingerprint(read_weights(tmp_path)) == fingerprint(read_weights(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("max_shard_bytes", [None, 2000])
+def test_weights_are_as_readable_as_other_files(
+    classifier: ConvBertForSequenceClassification, tmp_path: Path, max_shard_bytes: int | None
+) -> None:
+    before = os.umask(0o027)
+    try:
+        classifier.save_pretrained(tmp_path, max_shard_bytes=max_shard_bytes)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
 
 
 def test_a_tensor_above_the_limit_has_its_own_file(
@@ -192,6 +205,38 @@ def test_a_tilde_is_the_home(save: Saving, tmp_path: Path, monkeypatch: pytest.M
     save("~/new")
     assert files(tmp_path) == ["home", "vocab.txt"]
     assert files(tmp_path / "home" / "new")
+
+
+def test_a_link_is_replaced_and_its_file_left(save: Saving, tmp_path: Path) -> None:
+    save(tmp_path / "names")
+    (tmp_path / "blob").write_text("of other revisions, too")
+    (tmp_path / "new").mkdir()
+    for name in files(tmp_path / "names"):
+        (tmp_path / "new" / name).symlink_to("../blob")
+    save(tmp_path / "new")
+    assert (tmp_path / "blob").read_text() == "of other revisions, too"
+    assert files(tmp_path / "new") == files(tmp_path / "names")
+    assert not any(path.is_symlink() for path in (tmp_path / "new").iterdir())
+
+
+def test_a_failure_leaves_the_old_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "vocab.txt").write_text("[UNK]\n[CLS]\n[SEP]\n")
+    tokenizer = ConvBertTokenizer(tmp_path / "vocab.txt")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    before = tokenizer.fingerprint()
+    tokenizer.add_tokens("new")
+    write_text = Path.write_text
+
+    def full_disk(path: Path, text: str, **options: str) -> int:
+        if path.name == "tokenizer_config.json":
+            raise OSError("No space left on device")
+        return write_text(path, text, **options)
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        tokenizer.save_pretrained(tmp_path / "saved")
+    assert ConvBertTokenizer.from_pretrained(tmp_path / "saved").fingerprint() == before
+    assert files(tmp_path / "saved") == ["tokenizer.json", "tokenizer_config.json", "vocab.txt"]
 
 
 def test_the_type_in_an_old_config_follows_the_weights(

@@ -137,6 +137,8 @@ def test_bad_input_is_named(checkpoint: Path) -> None:
         Engine(model.base_model, {}, max_batch_tokens=0)
     with pytest.raises(InputError, match="precision"):
         Engine(model.base_model, {}, precision="fp8")
+    with pytest.raises(InputError, match=r"head 'topic' \(ClassificationHead\) must say what it reads: wrap it"):
+        Engine(model.base_model, {"topic": model.classifier})  # type: ignore[dict-item]
     engine = Engine(model.base_model, {"head": FirstToken(model.classifier)})
     with pytest.raises(InputError, match="129 tokens, more than max_position_embeddings"):
         engine(packed([129], 60))
@@ -150,6 +152,15 @@ def test_bad_input_is_named(checkpoint: Path) -> None:
     masks = Engine(model.base_model, {"masks": TokensWithId(model.classifier.dense, token_id=4)})
     with pytest.raises(InputError, match="record 1 of the batch has no tokens"):
         masks(Packed(np.array([4, 5]), np.array([0, 2, 2])))
+
+
+def test_lists_are_taken_as_arrays_are(checkpoint: Path) -> None:
+    model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
+    engine = Engine(model.base_model, {"first": FirstToken(model.classifier), "mean": Pooled("mean")})
+    fields = [8, 9, 7, 10, 11], [1, 3, 5], [0, 0, 1, 1, 0], [2, 1], [[0, 1], [1, 2]]
+    rows, expected = engine(Packed(*fields)), engine(Packed(*map(np.array, fields)))  # type: ignore[arg-type]
+    for name in rows:
+        np.testing.assert_array_equal(rows[name].values, expected[name].values)
 
 
 @pytest.mark.parametrize(

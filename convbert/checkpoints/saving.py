@@ -68,7 +68,8 @@ def _save(shard: dict[str, Tensor], path: Path) -> None:
     path.touch()
     mode = path.stat().st_mode
     save_file(shard, path, metadata={"format": "pt"})
-    path.chmod(mode)
+    if path.stat().st_mode != mode:  # a mount that has but one mode may refuse to change it
+        path.chmod(mode)
 
 
 def _shards(weights: Mapping[str, Tensor], max_bytes: int | None) -> list[dict[str, Tensor]]:

@@ -119,6 +119,7 @@ def test_the_speed_is_that_of_the_latest_batches_that_were_half_full_at_least() 
     speed = Speed()
     assert speed.tokens_per_s == math.inf
     speed.note(10, 1.0, budget=100)
+    speed.note(10, 0.0, budget=100)  # a clock that did not move
     assert speed.tokens_per_s == math.inf
     speed.note(100, 1.0, budget=100)
     speed.note(1, 1.0, budget=100)
@@ -210,6 +211,8 @@ def test_others_have_their_turns_between_the_items_of_one_caller() -> None:
         await settle(lambda: batches.queued_tokens == 30)
         with pytest.raises(QueueFullError, match="30 tokens wait already: with these, 35.0 s of work"):
             await ask(batches, 5, n_tokens=25)  # 10 seconds are before it, and 20 that are not
+        with pytest.raises(QueueFullError, match="with these, 52.0 s of work"):
+            await batches.submit([(5, 10), (6, 11), (7, 1)])  # before the last of which all are
         gate.open.set()
         assert await asyncio.gather(other, many) == [16, [1, 4, 9]]
         assert gate.batches == [[1], [4], [2], [3]]

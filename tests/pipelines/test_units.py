@@ -111,12 +111,13 @@ def test_a_name_that_is_no_text_is_refused(pattern: str, tmp_path: Path) -> None
 
 
 def test_the_report_of_a_job_is_no_shard_for_the_next(tmp_path: Path) -> None:
-    for name in ("out/part-a-0-0.parquet", "out/report.html", "out/report.json", "in/report.json"):
+    outputs, inputs = ("out/part-a-0-0.parquet", "out/report.html", "out/report.json"), ("in/report.json", "in/a.json")
+    for name in (*outputs, *inputs, "in/a.html"):  # a page beside an input makes no report of it
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"{}")
     for pattern in ("", "*", "**", "[io]*"):
         found = [Path(shard.url).relative_to(tmp_path).as_posix() for shard in list_shards([f"{tmp_path}/{pattern}"])]
-        assert found == ["in/report.json", "out/part-a-0-0.parquet"]
+        assert found == ["in/a.json", "in/report.json", "out/part-a-0-0.parquet"]
 
 
 def test_hidden_names_above_an_input_hide_nothing(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 from pipelines.values import checked_texts, kept_array, kept_column
 
+NOON_IN_DELHI = dt.datetime(2026, 11, 27, 12, tzinfo=dt.timezone(dt.timedelta(hours=5.5)))
+
 
 @pytest.mark.parametrize(
     ("type_", "fits", "misfits"),
@@ -19,7 +21,7 @@ from pipelines.values import checked_texts, kept_array, kept_column
         (pa.bool_(), [True, None], [1, 0]),
         (pa.float64(), [0.5, 3, math.nan], [True, 2**53 + 1]),
         (pa.float32(), [0.1, 3], [1e300]),
-        (pa.timestamp("us"), [dt.datetime(2026, 11, 27, 1, 2, 3, 4)], [1_700_000_000, 0.5]),
+        (pa.timestamp("us"), [dt.datetime(2026, 11, 27, 1, 2, 3, 4), NOON_IN_DELHI], [1_700_000_000, 0.5]),
         (
             pa.timestamp("s", "UTC"),
             [dt.datetime(2026, 11, 27, tzinfo=dt.timezone.utc)],

@@ -44,8 +44,8 @@ def estimate(plan: JobPlan) -> Estimate:
     """
     connect()
     hardware = share_out(plan.spec, plan.device, n_units=plan.n_units)
-    resources = ray.cluster_resources()
-    return Estimate.of(plan, hardware, take_sample(plan, hardware), n_cpus=resources.get("CPU", 0.0))
+    present = ray.cluster_resources()
+    return Estimate.of(plan, hardware, take_sample(plan, hardware), present=present)
 
 
 def take_sample(plan: JobPlan, hardware: Hardware) -> Sample:

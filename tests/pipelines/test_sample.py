@@ -138,7 +138,7 @@ def test_shards_count_for_as_much_as_is_in_them(
             file.write_bytes(gzip.compress(lines) if suffix == "jsonl.gz" else lines)
     monkeypatch.setattr(sample, "_label", lambda *_: (None, "nobody asks", 0.0))
     plan = make_plan(job(tmp_path / "in", tmp_path / "out", checkpoint))
-    work = Estimate.of(plan, ON_ONE_CPU, take_sample(plan, ON_ONE_CPU), n_cpus=1).work
+    work = Estimate.of(plan, ON_ONE_CPU, take_sample(plan, ON_ONE_CPU), present={"CPU": 1}).work
     assert work.rows == pytest.approx(sum(n_rows for n_rows, _ in shards), rel=0.1)
     assert work.tokens == pytest.approx(sum(n_rows * (n_words + 2) for n_rows, n_words in shards), rel=0.1)
 

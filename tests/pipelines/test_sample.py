@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
 
 from pipelines import sample
 from pipelines.estimate import Estimate
@@ -89,6 +90,22 @@ def test_the_sample_is_labelled_where_the_actors_will_be(
     monkeypatch.setattr(sample, "WAIT_S", 2.0)
     monkeypatch.setattr(sample, "LIMIT_S", 1.0)
     assert take_sample(plan, replace(ON_ONE_CPU, actor_nodes=(nowhere,))).why_not.startswith("the cluster has given no")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("error", [WorkerCrashedError(), OutOfMemoryError("a long\ntext"), NodeDiedError("a text")])
+def test_a_process_that_dies_of_the_sample_gives_no_time(
+    error: Exception, corpus: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get(result: object) -> None:
+        raise error
+
+    monkeypatch.setattr(sample.ray, "get", get)
+    found = take_sample(make_plan(job(corpus, tmp_path / "out", checkpoint)), ON_ONE_CPU)
+    assert (found.timing, found.why_not) == (
+        None,
+        "the process that labelled the sample has died, of its memory or of a record",
+    )
 
 
 def test_a_corpus_of_blank_lines_has_no_records(

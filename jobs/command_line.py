@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -51,18 +51,17 @@ def main(doc: str, *, task: str, arguments: Sequence[str] | None = None) -> int:
         return fail(error, MISUSED)
     prepare_environment()
     begun = Outcome.begun(utc_now())
-    if not spec.dry_run:
-        write_outcome(spec.output, begun)
     end = End("failed", FAILED)
-    try:
-        with _terminable():
-            end = _attempt(spec)
-    except BaseException as error:  # a fault of ours: the trace follows
-        end = End("failed", FAILED, f"{type(error).__name__}: {error}", type(error).__name__)
-        raise
-    finally:
-        if not spec.dry_run:
-            write_outcome(spec.output, begun.ended(utc_now(), **vars(end)))
+    with _on_sigterm(signal.SIG_IGN):  # while the result is written
+        try:
+            with _on_sigterm(_terminate):
+                end = _attempt(spec, begun)
+        except BaseException as error:  # a fault of ours: the trace follows
+            end = End("failed", FAILED, f"{type(error).__name__}: {error}", type(error).__name__)
+            raise
+        finally:
+            if not spec.dry_run:
+                write_outcome(spec.output, begun.ended(utc_now(), **vars(end)))
     return fail(end.error, end.exit_code) if end.error else end.exit_code
 
 
@@ -84,9 +83,11 @@ class End:
     summary: Summary | None = None
 
 
-def _attempt(spec: JobSpec) -> End:
-    """Run the job and print its summary."""
+def _attempt(spec: JobSpec, begun: Outcome) -> End:
+    """Say that the job runs, run it and print its summary."""
     try:
+        if not spec.dry_run:
+            write_outcome(spec.output, begun)
         import_at_once("torch", "ray.data")  # Ray reads its environment then and never again
         from pipelines.run import run
 
@@ -108,18 +109,19 @@ def _attempt(spec: JobSpec) -> End:
 _GO_ON = "finished parts stay: start the same command again to go on"
 
 
+def _terminate(number: int, frame: types.FrameType | None) -> NoReturn:
+    """End the run as Ctrl-C does, with its result written: schedulers stop jobs that way."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Ray and `timeout` both send it: one ends the run
+    sys.exit(TERMINATED)
+
+
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the run as Ctrl-C does, with its result written: schedulers stop jobs that way."""
+def _on_sigterm(action: Callable[..., object] | signal.Handlers) -> Iterator[None]:
+    """Let SIGTERM do this meanwhile; beside the main thread nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    def end(number: int, frame: types.FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Ray and `timeout` both send it: one ends the run
-        sys.exit(TERMINATED)
-
-    before = signal.signal(signal.SIGTERM, end)
+    before = signal.signal(signal.SIGTERM, action)
     try:
         yield
     finally:

@@ -68,6 +68,7 @@ class Work:
         is_exact: every shard says how many it has.
         tokens: to encode, about.
         n_cpus: all CPUs of the cluster.
+        grown_cpus: those that it has once there is room for ``most`` actors.
         fewest, most: model actors.
         gpus: that each of them takes.
         actor_cpus: that each of them reserves.
@@ -77,10 +78,15 @@ class Work:
     is_exact: bool
     tokens: int
     n_cpus: float
+    grown_cpus: float
     fewest: int
     most: int
     gpus: float
     actor_cpus: float
+
+    def cpus_of(self, n_actors: int) -> float:
+        """All CPUs of a cluster that has room for so many actors."""
+        return max(self.n_cpus, self.grown_cpus * n_actors / self.most)
 
 
 def stratum_of(shard: Shard, *, in_group: bool) -> Stratum:
@@ -117,10 +123,11 @@ def duration_s(work: Work, sample: Sample, timing: Timing, *, n_actors: int) -> 
     """
     label_s = work.tokens * timing.seconds / timing.tokens / n_actors
     beside_s = work.tokens * sample.beside_s / sample.tokens
+    n_cpus = work.cpus_of(n_actors)
     if work.gpus:
-        busy_s = max(label_s, beside_s / max(1.0, work.n_cpus - n_actors * work.actor_cpus))
+        busy_s = max(label_s, beside_s / max(1.0, n_cpus - n_actors * work.actor_cpus))
     else:
-        busy_s = label_s + beside_s / max(1.0, work.n_cpus)
+        busy_s = label_s + beside_s / max(1.0, n_cpus)
     return timing.ready_s + busy_s
 
 
@@ -152,8 +159,10 @@ class Estimate:
     seen_columns: int
 
     @classmethod
-    def of(cls, plan: JobPlan, hardware: Hardware, sample: Sample, *, n_cpus: float) -> Estimate:
-        """The estimate for a plan that has something to label."""
+    def of(cls, plan: JobPlan, hardware: Hardware, sample: Sample, *, present: Mapping[str, float]) -> Estimate:
+        """The estimate for a plan that has something to label, on a cluster with these resources."""
+        n_cpus = present.get("CPU", 0.0)
+        has_gpus = hardware.max_actors * hardware.actor_gpus <= present.get("GPU", 0.0)
         shards = {shard for task in plan.pending for shard in shards_of(task)}
         rows, is_exact = count_rows(plan.pending, sample.rows_per_byte)
         return cls(
@@ -172,6 +181,7 @@ class Estimate:
                 is_exact=is_exact,
                 tokens=round(sum(n_rows * sample.tokens_per_row[stratum] for stratum, n_rows in rows.items())),
                 n_cpus=n_cpus,
+                grown_cpus=n_cpus if hardware.actor_gpus and has_gpus else hardware.max_cpus,
                 fewest=hardware.min_actors,
                 most=hardware.max_actors,
                 gpus=hardware.actor_gpus,
@@ -205,7 +215,7 @@ class Estimate:
         measured = (
             f"{timing.records:,} of them labelled, {timing.tokens / timing.seconds:,.0f} tokens a second in one actor"
         )
-        unit, each = ("GPU", work.gpus) if work.gpus else ("CPU", work.n_cpus / work.most)
+        unit, each = ("GPU", work.gpus) if work.gpus else ("CPU", work.grown_cpus / work.most)
         lines = []
         for n_actors in dict.fromkeys((work.most, work.fewest)):
             seconds = duration_s(work, self.sample, timing, n_actors=n_actors)

@@ -224,7 +224,8 @@ def _run(run: Mapping[str, Any], seconds: float) -> Values:
 
 _HELD_BACK = {
     "nothing": "Nothing was computed in this run.",
-    "starting": "Starting Ray and loading the models took most of the time: a longer run loses less to it.",
+    "starting": "Starting Ray, waiting for machines and loading the models took most of the time. A longer run loses "
+    "less to it, but not one whose cluster never has room for all actors.",
     "model": "The model: its actors hardly ever waited for work. More or faster actors make the run faster.",
     "reading": "Reading: the actors waited for work, and of the stages around the model reading took longest. Look at "
     "the store and at how many tasks may read at once.",

@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from pipelines.drift import drift
-from pipelines.figures import total_figures
+from pipelines.figures import Figures, total_figures
 from pipelines.manifest import Manifest, total_labels, total_reasons
 from pipelines.models import JOBS
 from pipelines.storage import redacted
@@ -179,17 +179,21 @@ def _before(previous: Manifest | None, keys: Mapping[str, str]) -> dict[str, Any
     night = previous.nights[-1]
     details = night["details"]
     same = [name for name, key in keys.items() if details["keys"].get(name) == key]
-    if details["units"]:
+    if night["rows"] > night["failed"]:
         found = {"started": night["started"], "labels": details["labels"], "figures": details["figures"]}
-    else:  # it only dropped something
+    else:  # it labelled nothing
         found = details["before"]
     if not (same and found):
         return None
     labels, figures = found["labels"], found["figures"]
+    lengths = figures if details["keys"] == keys else Figures().to_values()  # they are of all encoder passes together
     return {
         "started": found["started"],
         "labels": {name: its for name, its in labels.items() if name in same},
-        "figures": {**figures, "scores": {name: its for name, its in figures["scores"].items() if name in same}},
+        "figures": {
+            "lengths": lengths["lengths"],
+            "scores": {name: its for name, its in figures["scores"].items() if name in same},
+        },
     }
 
 

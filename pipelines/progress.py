@@ -37,6 +37,7 @@ class Progress:
         self._n_actors = n_actors
         self._n_at_work = 0
         self._done = self._rows = self._failed = self._tokens = 0
+        self._told = 0  # units in the last line
         self._logged = time.monotonic()
         self._recent = deque([(self._logged, 0, 0)])  # when, rows and tokens by then
         self._bar = _Bar() if sys.stderr.isatty() else None
@@ -52,6 +53,8 @@ class Progress:
     ) -> None:
         if self._bar:
             self._bar.stop()
+        elif kind is None and self._done > self._told:
+            self._tell()
 
     def add(self, parts: Iterable[Part], *, n_at_work: int) -> None:
         """Count finished parts.
@@ -76,7 +79,11 @@ class Progress:
             self._bar.update(self._task, description="labelling", completed=min(self._rows, expected), total=expected)
         elif now - self._logged >= LOG_INTERVAL_S or self._done == self._n_units:
             self._logged = now
-            logger.info("%s", self._figures())
+            self._tell()
+
+    def _tell(self) -> None:
+        self._told = self._done
+        logger.info("%s", self._figures())
 
     @property
     def _expected_rows(self) -> int:

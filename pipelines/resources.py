@@ -20,6 +20,7 @@ from convbert.stores import reason, redacted
 from pipelines.errors import RunError, SpecError
 from pipelines.spec import JobSpec, node_labels
 
+logger = logging.getLogger(__name__)
 MAX_THREADS_PER_ACTOR = 8  # a base model's products gain little from more
 CPUS_PER_GPU = 8  # that may be started to feed one
 
@@ -181,7 +182,8 @@ def share_out(spec: JobSpec, device: str, *, n_units: int) -> Hardware:
     one, and grows to ``--max-actors``.
 
     Raises:
-        SpecError: no CPU is there to be shared out, and nothing says how many an actor gets.
+        SpecError: no CPU is there to be shared out, and nothing says how many an actor gets; or this machine alone has
+            fewer than are asked for.
     """
     nodes = tuple(node_labels(labels) for labels in spec.actor_nodes)
     node_cpus = [int(node.get("CPU", 0)) for node in nodes_alive()]
@@ -194,6 +196,7 @@ def share_out(spec: JobSpec, device: str, *, n_units: int) -> Hardware:
         if spec.actor_cpus:
             fewest, most = _pool(spec, max(1, sum(cpus // spec.actor_cpus for cpus in node_cpus)), n_units)
             threads, n_cpus = spec.actor_cpus, most * spec.actor_cpus
+            _check_room(fewest, spec.actor_cpus, sum(node_cpus))
         elif any(node_cpus):
             per_node = [-(-cpus // MAX_THREADS_PER_ACTOR) for cpus in node_cpus if cpus]
             most = min(spec.max_actors or max(sum(per_node), spec.min_actors or 1), n_units)
@@ -207,6 +210,20 @@ def share_out(spec: JobSpec, device: str, *, n_units: int) -> Hardware:
             task_cpus *= 0.8
         shares = {"actor_cpus": actor_cpus, "actor_gpus": 0, "n_threads": threads, "task_cpus": task_cpus}
     return Hardware(fewest, most, max_cpus=max(sum(node_cpus), n_cpus), actor_nodes=nodes, **shares)
+
+
+def _check_room(n_actors: int, actor_cpus: int, present: int) -> None:
+    """Warn where actors would wait for nodes, or hold all CPUs while the tasks that feed them wait.
+
+    Raises:
+        SpecError: the Ray is the job's own and never grows.
+    """
+    if n_actors * actor_cpus <= present:
+        return
+    asked = f"{n_actors} model actor{'s' if n_actors > 1 else ''} of --actor-cpus {actor_cpus}"
+    if present and not os.environ.get("RAY_ADDRESS"):
+        raise SpecError(f"{asked}: this machine has {present} CPUs: lower --actor-cpus or --min-actors")
+    logger.warning("%s: the cluster has %d CPUs, and the job waits until it has grown", asked, present)
 
 
 def _pool(spec: JobSpec, present: int, n_units: int) -> tuple[int, int]:

@@ -76,10 +76,9 @@ def run(spec: JobSpec) -> Summary:
             state = _confirm(plan, output)
         else:
             check_writable(output)
+            hardware = _hardware(plan)
             unmark_success(output)
-            if plan.pending:
-                connect()
-                hardware = share_out(plan.spec, plan.device, n_units=plan.n_units)
+            if hardware:
                 n_actors = max(n_actors, hardware.max_actors)
                 meter.hardware = hardware
                 new = _label(plan, hardware, meter)
@@ -100,6 +99,14 @@ def run(spec: JobSpec) -> Summary:
     else:
         mark_success(output)
     return summary
+
+
+def _hardware(plan: JobPlan) -> Hardware | None:
+    """The job's share of the cluster; None where there is nothing to label."""
+    if not plan.pending:
+        return None
+    connect()
+    return share_out(plan.spec, plan.device, n_units=plan.n_units)
 
 
 def _dry_run(plan: JobPlan, output: Location) -> Summary:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 from numpy.typing import NDArray
-from ray.exceptions import WorkerCrashedError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
 
 from convbert.stores import read_range
 from pipelines.culprits import good_rows
@@ -44,8 +44,8 @@ def estimate(plan: JobPlan) -> Estimate:
     """
     connect()
     hardware = share_out(plan.spec, plan.device, n_units=plan.n_units)
-    resources = ray.cluster_resources()
-    return Estimate.of(plan, hardware, take_sample(plan, hardware), n_cpus=resources.get("CPU", 0.0))
+    present = ray.cluster_resources()
+    return Estimate.of(plan, hardware, take_sample(plan, hardware), present=present)
 
 
 def take_sample(plan: JobPlan, hardware: Hardware) -> Sample:
@@ -149,7 +149,7 @@ def _label(encoded: pa.Table, plan: JobPlan, hardware: Hardware) -> tuple[Timing
         return None, f"the cluster has given no process for the sample in {WAIT_S + LIMIT_S:.0f} s", 0.0
     try:
         labelled, timing, taken_s = ray.get(result)
-    except WorkerCrashedError:
+    except (WorkerCrashedError, OutOfMemoryError, NodeDiedError):
         return None, "the process that labelled the sample has died, of its memory or of a record", 0.0
     started = time.perf_counter()
     decode(labelled, plan.passes)

@@ -15,6 +15,8 @@ from jobs.command_line import import_at_once, main, parse, prepare_environment
 from jobs.serve_online import parse as serving_spec_of
 from pipelines.errors import SpecError
 from pipelines.spec import JobSpec, flag
+from pipelines.storage import put
+from tests.pipelines.nights import SUMMARY
 
 
 def spec_of(*arguments: str) -> JobSpec:
@@ -172,6 +174,31 @@ def test_a_second_sigterm_does_not_disturb_the_end(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("pipelines.run.run", stopped)
     assert start(tmp_path) == 143
     assert done == ["tidied up"]
+
+
+@pytest.mark.parametrize(
+    ("stop", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
+)
+def test_a_signal_before_the_work_begins_stops_it_too(
+    stop: signal.Signals, exit_code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The output's store may take long to answer."""
+    stores = iter([lambda *given: signal.raise_signal(stop), put])
+    monkeypatch.setattr("pipelines.outcome.put", lambda *given: next(stores)(*given))
+    assert start(tmp_path) == exit_code
+    assert (result(tmp_path)["status"], result(tmp_path)["exit_code"]) == ("interrupted", exit_code)
+
+
+def test_sigterm_does_not_disturb_the_writing_of_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def disturbed(*given: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        put(*given)
+
+    stores = iter([put, disturbed])
+    monkeypatch.setattr("pipelines.outcome.put", lambda *given: next(stores)(*given))
+    monkeypatch.setattr("pipelines.run.run", lambda spec: SUMMARY)
+    assert start(tmp_path) == 0
+    assert result(tmp_path)["status"] == "succeeded"
 
 
 def test_a_fault_of_ours_shows_its_trace_and_leaves_its_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

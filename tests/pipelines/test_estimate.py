@@ -15,13 +15,17 @@ from pipelines.estimate import (
     stratum_of,
     time_in_words,
 )
+from pipelines.resources import Hardware
 from pipelines.units import Shard, Stream, Unit
+from tests.pipelines.nights import plan_of
 
 TIMING = Timing(records=200, tokens=20_000, seconds=10.0, ready_s=3.0)  # 0.0005 s a token
 SAMPLE = Sample(
     records=400, shards=4, failed=2, tokens=40_000, rows_per_byte={}, tokens_per_row={}, beside_s=2.0, timing=TIMING
 )  # 0.00005 s a token beside the model
-ON_CPUS = Work(rows=100_000, is_exact=True, tokens=10_000_000, n_cpus=8, fewest=2, most=2, gpus=0, actor_cpus=2)
+ON_CPUS = Work(
+    rows=100_000, is_exact=True, tokens=10_000_000, n_cpus=8, grown_cpus=8, fewest=2, most=2, gpus=0, actor_cpus=2
+)
 ON_GPUS = replace(ON_CPUS, gpus=1, actor_cpus=1)
 
 
@@ -33,6 +37,32 @@ def test_on_cpus_the_works_add_up() -> None:
     assert duration_s(ON_CPUS, SAMPLE, TIMING, n_actors=2) == pytest.approx(
         3 + 10_000_000 * 0.0005 / 2 + 10_000_000 * 0.00005 / 8
     )
+
+
+def test_a_cluster_grows_with_its_actors() -> None:
+    grown = replace(ON_CPUS, grown_cpus=80, fewest=1, most=10, actor_cpus=4)
+    assert [grown.cpus_of(n_actors) for n_actors in (1, 2, 10)] == [8, 16, 80]
+    seconds = 3 + 10_000_000 * 0.0005 / 10 + 10_000_000 * 0.00005 / 80
+    assert duration_s(grown, SAMPLE, TIMING, n_actors=10) == pytest.approx(seconds)
+    most, fewest = replace(ESTIMATE, work=grown).lines()[-2:]
+    assert f"with 10 actors, {seconds * 80 / 3600:.2f} CPU-hours" in most
+    assert f"with 1 actor, {(3 + 10_000_000 * (0.0005 + 0.00005 / 8)) * 8 / 3600:.2f} CPU-hours" in fewest
+
+
+@pytest.mark.parametrize(
+    ("hardware", "present", "grown"),
+    [
+        (Hardware(1, 10, 4, 0, 8, 0.5, max_cpus=80), {"CPU": 8}, 80),
+        (Hardware(2, 2, 2, 0, 4, 0.5, max_cpus=8), {"CPU": 8}, 8),
+        (Hardware(1, 8, 0, 1, None, 0.5, max_cpus=64), {"CPU": 4, "GPU": 1}, 64),
+        (Hardware(1, 1, 0, 1, None, 0.5, max_cpus=8), {"CPU": 4, "GPU": 1}, 4),  # one that is there may be all
+    ],
+)
+def test_a_cluster_without_room_for_all_actors_is_one_that_grows(
+    hardware: Hardware, present: dict[str, float], grown: float
+) -> None:
+    work = Estimate.of(plan_of(None), hardware, SAMPLE, present=present).work
+    assert (work.n_cpus, work.grown_cpus) == (present["CPU"], grown)
 
 
 def test_short_records_take_as_long_for_each_token() -> None:

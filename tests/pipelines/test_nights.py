@@ -113,6 +113,25 @@ def test_a_night_that_only_drops_records_leaves_the_one_before_to_compare_with()
     assert last.nights[-1]["drift"]["spam"]["verdict"] == "steady"
 
 
+def test_a_night_in_which_every_record_failed_leaves_the_one_before_to_compare_with() -> None:
+    first = night(None, [part(1, {"spam": {"ham": 800, "spam": 200}})])
+    broken = night(first, [part(2, {"spam": {}}, failed=50)])
+    assert broken.nights[-1]["drift"] == {}
+    last = night(broken, [part(3, {"spam": {"ham": 200, "spam": 800}})])
+    assert last.nights[-1]["details"]["before"]["labels"] == {"spam": {"ham": 800, "spam": 200}}
+    assert last.nights[-1]["drift"]["spam"]["verdict"] == "changed"
+
+
+def test_lengths_are_compared_where_all_heads_are_the_same() -> None:
+    heads = [head("spam"), head("topic")]
+    first = night(None, [part(1, {"spam": {"ham": 10}})], heads[:1])
+    more = night(first, [part(2, {"spam": {"ham": 10}, "topic": {"a": 10}})], heads)
+    before = Figures.of_values(more.nights[-1]["details"]["before"]["figures"])
+    assert (before.lengths.n, list(before.scores)) == (0, ["spam"])
+    same = night(more, [part(3, {"spam": {"ham": 10}, "topic": {"a": 10}})], heads)
+    assert Figures.of_values(same.nights[-1]["details"]["before"]["figures"]).lengths.n == 10
+
+
 def test_another_model_is_not_compared_behind_a_night_that_only_drops_records() -> None:
     pruned = night(night(None, [part(1, {"spam": {"ham": 800, "spam": 200}})]), [])
     other = night(pruned, [part(2, {"spam": {"ham": 200, "spam": 800}})], [head(fingerprint="0" * 64)])

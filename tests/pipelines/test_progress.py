@@ -45,6 +45,18 @@ def test_the_last_unit_is_always_told(caplog: pytest.LogCaptureFixture) -> None:
     assert line.startswith("3 of 3 units: 30 of about 30 rows (3 failed), ")
 
 
+@pytest.mark.parametrize("n_units", [2, 5])
+def test_the_end_is_told_where_the_number_of_units_was_an_estimate(
+    n_units: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "pipelines.progress"), Progress(n_units=n_units) as shown:
+        for n in range(3):
+            shown.add([part(n)], n_at_work=1)
+    assert [message.split(":")[0] for message in caplog.messages if message.startswith("3 of ")] == [
+        f"3 of {max(n_units, 3)} units"
+    ]
+
+
 def test_rows_that_nobody_knows_are_estimated(caplog: pytest.LogCaptureFixture, clock: list[float]) -> None:
     with caplog.at_level(logging.INFO, "pipelines.progress"), Progress(n_units=8) as shown:
         clock[0] += 10

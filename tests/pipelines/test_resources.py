@@ -26,6 +26,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(resources.ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
         monkeypatch.setattr(resources.ray, "cluster_resources", lambda: totals)
         monkeypatch.setattr(resources.ray, "is_initialized", lambda: True)
+        monkeypatch.setenv("RAY_ADDRESS", "auto")
 
     return report
 
@@ -94,6 +95,22 @@ def test_a_cluster_grows_to_the_actors_that_are_asked_for(cluster: Any, nodes: A
     assert (hardware.min_actors, hardware.max_actors) == actors
     assert (hardware.n_threads, hardware.actor_cpus) == (8, 4)  # half is for the tasks that feed it
     assert hardware.max_cpus == max(40, sum(node.get("CPU", 0) for node in nodes))
+
+
+@pytest.mark.parametrize("changes", [{"actor_cpus": 8}, {"actor_cpus": 2, "min_actors": 3}])
+def test_actors_that_leave_no_cpu_to_the_tasks_that_feed_them_are_refused_or_told(
+    cluster: Any, changes: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster({"CPU": 4})
+    share_out(spec(actor_cpus=2, min_actors=2, max_actors=9), "cpu", n_units=100)
+    assert caplog.messages == []
+    share_out(spec(**changes), "cpu", n_units=100)
+    (told,) = caplog.messages
+    assert "the cluster has 4 CPUs, and the job waits until it has grown" in told
+    monkeypatch.delenv("RAY_ADDRESS")
+    with pytest.raises(SpecError, match=r"of --actor-cpus \d: this machine has 4 CPUs: lower --actor-cpus"):
+        share_out(spec(**changes), "cpu", n_units=100)
+    share_out(spec(actor_cpus=2, max_actors=9), "cpu", n_units=100)
 
 
 def test_actors_begin_where_there_is_room_on_growing_gpu_clusters(cluster: Any) -> None:

@@ -626,6 +626,21 @@ def test_a_night_is_judged_by_itself_too(small: Path, checkpoint: Path, tmp_path
     assert not marker.exists()  # what the run says and what the folder says agree
 
 
+def test_a_run_that_gets_no_cluster_leaves_the_marker_of_the_night_before(
+    small: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = job(small / "a.parquet", tmp_path / "out", checkpoint)
+    run_here(spec)
+
+    def refused() -> None:
+        raise RunError("the cluster is down")
+
+    monkeypatch.setattr(module, "connect", refused)
+    with pytest.raises(RunError, match="the cluster is down"):
+        run(spec.model_copy(update={"input": [str(small)]}))
+    assert (tmp_path / "out/_SUCCESS").exists()
+
+
 def test_vanished_shards_are_named_and_many_are_counted(caplog: pytest.LogCaptureFixture) -> None:
     plan = replace(plan_of(None), vanished=[f"/in/{n}.jsonl" for n in range(7)])
     with caplog.at_level(logging.WARNING):

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
 
 from pipelines import sample
 from pipelines.estimate import Estimate
@@ -91,6 +92,22 @@ def test_the_sample_is_labelled_where_the_actors_will_be(
     assert take_sample(plan, replace(ON_ONE_CPU, actor_nodes=(nowhere,))).why_not.startswith("the cluster has given no")
 
 
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("error", [WorkerCrashedError(), OutOfMemoryError("a long\ntext"), NodeDiedError("a text")])
+def test_a_process_that_dies_of_the_sample_gives_no_time(
+    error: Exception, corpus: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get(result: object) -> None:
+        raise error
+
+    monkeypatch.setattr(sample.ray, "get", get)
+    found = take_sample(make_plan(job(corpus, tmp_path / "out", checkpoint)), ON_ONE_CPU)
+    assert (found.timing, found.why_not) == (
+        None,
+        "the process that labelled the sample has died, of its memory or of a record",
+    )
+
+
 def test_a_corpus_of_blank_lines_has_no_records(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,7 +155,7 @@ def test_shards_count_for_as_much_as_is_in_them(
             file.write_bytes(gzip.compress(lines) if suffix == "jsonl.gz" else lines)
     monkeypatch.setattr(sample, "_label", lambda *_: (None, "nobody asks", 0.0))
     plan = make_plan(job(tmp_path / "in", tmp_path / "out", checkpoint))
-    work = Estimate.of(plan, ON_ONE_CPU, take_sample(plan, ON_ONE_CPU), n_cpus=1).work
+    work = Estimate.of(plan, ON_ONE_CPU, take_sample(plan, ON_ONE_CPU), present={"CPU": 1}).work
     assert work.rows == pytest.approx(sum(n_rows for n_rows, _ in shards), rel=0.1)
     assert work.tokens == pytest.approx(sum(n_rows * (n_words + 2) for n_rows, n_words in shards), rel=0.1)
 

@@ -247,11 +247,12 @@ def pipeline(
         "heads": heads,
         "partitioning": plan.spec.partitioning,
     }
+    source = TaskSource(plan.pending, plan.columns, ledger)
     return (
         ray.data.read_datasource(
-            TaskSource(plan.pending, plan.columns, ledger),
+            source,
             num_cpus=hardware.read_cpus,
-            override_num_blocks=len(plan.pending),
+            override_num_blocks=len(source.read_tasks),
         )
         .map_batches(
             surviving(encode, ledger, doing="encoding", timed_as="encode_s"),

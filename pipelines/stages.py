@@ -25,13 +25,19 @@ from pipelines.survive import counted
 from pipelines.units import Stream, Task
 from pipelines.write import write_part
 
+MOST_READ_TASKS = 10_000  # Ray stores all of them before the first begins, some 3 ms each
+
 
 class TaskSource(Datasource):
-    """What is pending as a Ray datasource: a read task each, which yields its units one by one."""
+    """What is pending as a Ray datasource: a read task each, or shared ones, which yield their units one by one.
+
+    Attributes:
+        read_tasks: what each of them reads.
+    """
 
     def __init__(self, tasks: list[Task], columns: Columns, ledger: ActorHandle[Ledger]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._tasks = tasks
+        self.read_tasks = [tasks[first::MOST_READ_TASKS] for first in range(min(len(tasks), MOST_READ_TASKS))]
         self._columns = columns
         self._ledger = ledger
 
@@ -42,9 +48,16 @@ class TaskSource(Datasource):
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
-        """One task each, whatever parallelism Ray proposes."""
+        """All of them, whatever parallelism Ray proposes."""
         nothing_known = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
-        return [ReadTask(partial(_read, task, self._columns, self._ledger), nothing_known) for task in self._tasks]
+        return [
+            ReadTask(partial(_read_all, its, self._columns, self._ledger), nothing_known) for its in self.read_tasks
+        ]
+
+
+def _read_all(tasks: list[Task], columns: Columns, ledger: ActorHandle[Ledger]) -> Iterator[pa.Table]:
+    for task in tasks:
+        yield from _read(task, columns, ledger)
 
 
 def _read(task: Task, columns: Columns, ledger: ActorHandle[Ledger]) -> Iterator[pa.Table]:

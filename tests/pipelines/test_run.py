@@ -21,9 +21,11 @@ import transformers
 from ray.exceptions import RayError
 
 from pipelines import run as module
+from pipelines import stages
 from pipelines.errors import ModelError, OutputError, PipelineError, RunError, SourceError, StoreError
 from pipelines.nights import Meter
 from pipelines.plan import JobPlan, make_plan
+from pipelines.read import Columns
 from pipelines.resources import Hardware
 from pipelines.run import pipeline, run
 from pipelines.spec import JobSpec
@@ -121,11 +123,14 @@ def test_arrow_parts_hold_the_same_table_and_a_second_run_does_nothing(
 
 
 @on_ray
-def test_an_interrupted_run_goes_on_to_the_same_bytes(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_goes_on_to_the_same_bytes(
+    corpus: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(job(corpus, tmp_path / "out", checkpoint))
     before = {path.name: path.read_bytes() for path in parts(tmp_path / "out")}
     for name in ("_manifest.json", "_SUCCESS", *list(before)[1::2]):
         (tmp_path / "out" / name).unlink()
+    monkeypatch.setattr(stages, "MOST_READ_TASKS", 2)  # as in a corpus of very many shards
     summary = run(job(corpus, tmp_path / "out", checkpoint))
     assert {path.name: path.read_bytes() for path in parts(tmp_path / "out")} == before
     assert 0 < summary.new_rows < summary.rows == sum(part["rows"] for part in manifest(tmp_path / "out")["parts"])
@@ -265,6 +270,15 @@ def put_into_store(corpus: Path, checkpoint: Path) -> JobSpec:
 def stored_files(folder: str) -> dict[str, bytes]:
     store = fsspec.filesystem("s3")
     return {path.rsplit("/", 1)[-1]: store.cat_file(path) for path in store.ls(folder, detail=False, refresh=True)}
+
+
+def test_many_tasks_share_as_many_read_tasks_as_ray_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "MOST_READ_TASKS", 3)
+    tasks: Any = list(range(8))
+    for n, expected in ((0, []), (2, [[0], [1]]), (8, [[0, 3, 6], [1, 4, 7], [2, 5]])):
+        source = stages.TaskSource(tasks[:n], Columns(("text",), "id", pa.schema([])), ledger=None)  # type: ignore[arg-type]
+        assert source.read_tasks == expected
+        assert len(source.get_read_tasks(1)) == len(expected)
 
 
 @on_ray

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
@@ -22,6 +23,7 @@ POLICY = (
 """The page's own style and nothing else: no script, no request, whatever a label holds."""
 MOST_LABELS, MOST_NIGHTS, MOST_FAILURES = 20, 30, 10
 _MOST_MOVED, _LEAST_MOVE = 5, 0.005
+_FEWEST_EXPECTED = math.log(100)  # labels, of which chance alone leaves none once in a hundred times
 
 Values = dict[str, Any]  # JSON
 
@@ -117,9 +119,27 @@ def notices(report: Values) -> list[Notice]:
                     f"(PSI {drift['psi']:.2f}).",
                 )
             )
+        elif (n := _expected_labels(head, night, output)) >= _FEWEST_EXPECTED:
+            found.append(
+                Notice(
+                    "act",
+                    f"{head['name']} has found no label in {night['rows'] - night['failed']:,} new records, where some "
+                    f"{n:,.0f} are to be expected from those before: find out why before you rely on it.",
+                )
+            )
     if job["vanished"]:
         found.append(Notice("look", f"{job['vanished']:,} labelled shards are no longer among the inputs."))
     return found
+
+
+def _expected_labels(head: Values, night: Values, output: Values) -> float:
+    """Labels that the new records would have if they were like the others of the output; 0 where some were found."""
+    if any(label["count"] for label in head["labels"]):
+        return 0.0
+    n_new = night["rows"] - night["failed"]
+    n_others = output["rows"] - output["failed"] - n_new
+    n_labels = sum(label["count_in_output"] for label in head["labels"])
+    return float(n_labels * n_new / n_others) if n_others > 0 else 0.0
 
 
 def _too_many(records: str, its: Values, where: str, limit: float) -> Notice:

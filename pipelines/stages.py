@@ -25,7 +25,7 @@ from pipelines.survive import counted
 from pipelines.units import Stream, Task
 from pipelines.write import write_part
 
-MOST_READ_TASKS = 10_000  # Ray stores all of them before the first begins, some 3 ms each
+MOST_READ_TASKS = 10_000  # Ray stores all of them before the first begins, some 2 ms each
 
 
 class TaskSource(Datasource):

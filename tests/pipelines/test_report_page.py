@@ -18,6 +18,7 @@ from selenium.webdriver.common.by import By
 from pipelines.figures import Histogram, numbers, shares
 from pipelines.morning import report_of
 from pipelines.report_page import (
+    Notice,
     duration,
     label_rows,
     moved_most,
@@ -152,6 +153,18 @@ def test_the_notices_say_what_to_do(report: Values) -> None:
     assert [notice.kind for notice in notices(exactly)] == ["good"]  # 0.29 * 100 is less than 29 in floats
     gone = {**calm, "job": {**report["job"], "vanished": 3}}
     assert notices(gone)[-1].text == "3 labelled shards are no longer among the inputs."
+
+
+@pytest.mark.parametrize(("n_records", "is_told"), [(50, True), (4, False)])
+def test_a_head_that_finds_nothing_any_more_is_told(n_records: int, is_told: bool) -> None:
+    """Where a night has no label there is nothing to compare, and a page without a word would look sound."""
+    before = night(None, [part(1, {"spam": {"ham": 30, "spam": 70}})])  # as many labels as records
+    last = night(before, [part(2, {"spam": {}}, rows=n_records + 2, failed=2)])
+    text = (
+        "spam has found no label in 50 new records, where some 50 are to be expected from those before: "
+        "find out why before you rely on it."
+    )
+    assert notices(report_of(last))[1:] == ([Notice("act", text)] if is_told else [])
 
 
 def test_what_is_clear_is_told_before_what_chance_may_have_done() -> None:

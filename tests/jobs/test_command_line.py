@@ -185,7 +185,11 @@ def test_a_signal_before_the_work_begins_stops_it_too(
     """The output's store may take long to answer."""
     stores = iter([lambda *given: signal.raise_signal(stop), put])
     monkeypatch.setattr("pipelines.outcome.put", lambda *given: next(stores)(*given))
-    assert start(tmp_path) == exit_code
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        assert start(tmp_path) == exit_code
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (result(tmp_path)["status"], result(tmp_path)["exit_code"]) == ("interrupted", exit_code)
 
 

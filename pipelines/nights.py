@@ -186,12 +186,12 @@ def _before(previous: Manifest | None, keys: Mapping[str, str]) -> dict[str, Any
     if not (same and found):
         return None
     labels, figures = found["labels"], found["figures"]
-    lengths = figures if details["keys"] == keys else Figures().to_values()  # they are of all encoder passes together
+    is_same_job = details["keys"] == keys  # lengths are of all encoder passes together
     return {
         "started": found["started"],
         "labels": {name: its for name, its in labels.items() if name in same},
         "figures": {
-            "lengths": lengths["lengths"],
+            "lengths": figures["lengths"] if is_same_job else Figures().lengths.to_values(),
             "scores": {name: its for name, its in figures["scores"].items() if name in same},
         },
     }

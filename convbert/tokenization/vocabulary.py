@@ -229,8 +229,9 @@ class Vocabulary:
         """
         plain = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
         try:
+            ids = [plain] if isinstance(plain, int) else list(plain)
             with self._lock:
-                text = self._backend.decode([plain] if isinstance(plain, int) else list(plain), skip_special_tokens)
+                text = self._backend.decode(ids, bool(skip_special_tokens))
         except (TypeError, OverflowError) as error:
             raise TokenizerError(
                 f"token_ids ({plain!s:.80}) must be ids of at least 0 ({error}): use batch_decode for several texts"

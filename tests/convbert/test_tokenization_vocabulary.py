@@ -87,6 +87,7 @@ def test_special_tokens_are_added_by_role(tokenizer: ConvBertTokenizer) -> None:
     assert tokenizer.extra_special_tokens == ["<y>"]
     assert tokenizer.all_special_tokens[-2:] == ["b", "<y>"]
     assert tokenizer.decode([5, 6, 7, 5], skip_special_tokens=True) == "a a"
+    assert tokenizer.decode([5, 6, 7, 5], skip_special_tokens=1) == "a a"
 
 
 def test_roles_can_be_assigned(tokenizer: ConvBertTokenizer) -> None:

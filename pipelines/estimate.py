@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from pipelines.plan import JobPlan
     from pipelines.resources import Hardware
 
+DRIVER_S = 0.09
+"""Seconds of the driver for a unit, of which no cluster has a second one (docs/performance.md)."""
+
 Stratum = tuple[str, bool, int]
 """Shards of one kind, that are read whole or in pieces, and whose sizes differ by a factor of four at most."""
 
@@ -64,7 +67,8 @@ class Work:
     """What is to be done, and with what.
 
     Attributes:
-        rows: records to label.
+        units: to label.
+        rows: records in them.
         is_exact: every shard says how many it has.
         tokens: to encode, about.
         n_cpus: all CPUs of the cluster.
@@ -74,6 +78,7 @@ class Work:
         actor_cpus: that each of them reserves.
     """
 
+    units: int
     rows: int
     is_exact: bool
     tokens: int
@@ -115,7 +120,17 @@ def count_rows(pending: Iterable[Task], rows_per_byte: Mapping[Stratum, float]) 
 
 
 def duration_s(work: Work, sample: Sample, timing: Timing, *, n_actors: int) -> float:
-    """Seconds from the moment the actors' machines are up.
+    """Seconds from the moment the actors' machines are up; no number of them is faster than the driver."""
+    return timing.ready_s + max(labelling_s(work, sample, timing, n_actors=n_actors), driver_s(work))
+
+
+def driver_s(work: Work) -> float:
+    """Seconds that handing out all units takes."""
+    return work.units * DRIVER_S
+
+
+def labelling_s(work: Work, sample: Sample, timing: Timing, *, n_actors: int) -> float:
+    """Seconds of the actors, and of what feeds them.
 
     All of it goes by tokens: nothing is padded, so that short records take as long for each as long ones. Reading,
     tokenising and decoding run beside the model. On a GPU the slower of the two decides, on CPUs they share the same
@@ -125,10 +140,8 @@ def duration_s(work: Work, sample: Sample, timing: Timing, *, n_actors: int) -> 
     beside_s = work.tokens * sample.beside_s / sample.tokens
     n_cpus = work.cpus_of(n_actors)
     if work.gpus:
-        busy_s = max(label_s, beside_s / max(1.0, n_cpus - n_actors * work.actor_cpus))
-    else:
-        busy_s = label_s + beside_s / max(1.0, n_cpus)
-    return timing.ready_s + busy_s
+        return max(label_s, beside_s / max(1.0, n_cpus - n_actors * work.actor_cpus))
+    return label_s + beside_s / max(1.0, n_cpus)
 
 
 @dataclass(frozen=True)
@@ -138,7 +151,7 @@ class Estimate:
     Attributes:
         shards, n_bytes: files to read.
         all_shards: files among the inputs, those that are labelled already among them.
-        units, kept_units: work units to do, and those that are there.
+        kept_units: work units that are there already.
         sharing, hardware, tasks, precision: in words.
         work: what is to be done.
         sample: what was measured.
@@ -148,7 +161,6 @@ class Estimate:
     shards: int
     n_bytes: int
     all_shards: int
-    units: int
     kept_units: int
     sharing: str
     hardware: str
@@ -169,7 +181,6 @@ class Estimate:
             shards=len(shards),
             n_bytes=sum(shard.size for shard in shards),
             all_shards=len(plan.shards),
-            units=plan.n_units,
             kept_units=len(plan.parts),
             sharing=describe_sharing(plan.passes),
             hardware=hardware.describe(),
@@ -177,6 +188,7 @@ class Estimate:
             f"{' and a GPU' if hardware.actor_gpus else ''}, a task beside it {hardware.task_cpus:g}",
             precision=plan.precision,
             work=Work(
+                units=plan.n_units,
                 rows=round(sum(rows.values())),
                 is_exact=is_exact,
                 tokens=round(sum(n_rows * sample.tokens_per_row[stratum] for stratum, n_rows in rows.items())),
@@ -197,7 +209,7 @@ class Estimate:
         about = "" if work.is_exact else "about "
         failed = f", {sample.failed:,} of them cannot be labelled" if sample.failed else ""
         return [
-            f"dry run: {self.units:,} units to label, {self.kept_units:,} already there; nothing was written",
+            f"dry run: {work.units:,} units to label, {self.kept_units:,} already there; nothing was written",
             f"input: {about}{work.rows:,} rows, about {work.tokens:,} tokens, {size_in_words(self.n_bytes)} "
             f"in {self.shards:,} of {self.all_shards:,} shards",
             self.sharing,
@@ -222,6 +234,11 @@ class Estimate:
             lines.append(
                 f"estimate: {time_in_words(seconds)} with {n_actors:,} actor{'s' if n_actors > 1 else ''}, "
                 f"{seconds * n_actors * each / 3600:,.2f} {unit}-hours ({measured})"
+            )
+        if labelling_s(work, self.sample, timing, n_actors=work.most) < driver_s(work):
+            lines.append(
+                f"the driver, which hands out about {1 / DRIVER_S:.0f} units a second, is slower than the actors: "
+                "give a new output a higher --unit-rows"
             )
         return lines
 

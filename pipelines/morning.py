@@ -17,6 +17,7 @@ REPORT_NAME = "report.html"
 FIGURES_NAME = "report.json"
 FORMAT = 1
 _LITTLE_WAITING = 0.15  # of the time that actors could have worked: below it the model is what a run waits for
+_BUSY_DRIVER = 0.6  # of a core: from there on its loop hardly ever waits
 _FEEDING = ("reading", "tokenising", "decoding", "writing")
 
 logger = logging.getLogger(__name__)
@@ -194,7 +195,8 @@ def _run(run: Mapping[str, Any], seconds: float) -> Values:
     waiting_s, busy_s = stages.pop("waiting", 0.0), stages.get("model", 0.0)
     actors_s = max(run["n_actors"] * seconds, busy_s + waiting_s)
     other_s = actors_s - busy_s - waiting_s
-    held_back_by = _held_back_by(stages, busy_s=busy_s, waiting_s=waiting_s, other_s=other_s)
+    driver_busy = run.get("driver_busy", 0.0)  # earlier versions have not measured it
+    held_back_by = _held_back_by(stages, busy_s=busy_s, waiting_s=waiting_s, other_s=other_s, driver_busy=driver_busy)
     return {
         "rows": run["rows"],
         "tokens": run["tokens"],
@@ -208,6 +210,7 @@ def _run(run: Mapping[str, Any], seconds: float) -> Values:
             "starting_and_ending": _share(other_s, actors_s),
         },
         "stages_s": stages,
+        "driver_busy": driver_busy,
         "held_back_by": held_back_by,
         "held_back_in_words": _HELD_BACK[held_back_by],
         "throughput": [
@@ -227,6 +230,8 @@ _HELD_BACK = {
     "starting": "Starting Ray, waiting for machines and loading the models took most of the time. A longer run loses "
     "less to it, but not one whose cluster never has room for all actors.",
     "model": "The model: its actors hardly ever waited for work. More or faster actors make the run faster.",
+    "driver": "The driver: the actors waited for work, and it was busy with handing out units. Larger ones make the "
+    "run faster: give a new output a higher --unit-rows.",
     "reading": "Reading: the actors waited for work, and of the stages around the model reading took longest. Look at "
     "the store and at how many tasks may read at once.",
     "tokenising": "Tokenising: the actors waited for work, and of the stages around the model tokenising took longest. "
@@ -238,13 +243,17 @@ _HELD_BACK = {
 }
 
 
-def _held_back_by(stages: Mapping[str, float], *, busy_s: float, waiting_s: float, other_s: float) -> str:
+def _held_back_by(
+    stages: Mapping[str, float], *, busy_s: float, waiting_s: float, other_s: float, driver_busy: float
+) -> str:
     if not busy_s:
         return "nothing"
     if other_s > busy_s + waiting_s:
         return "starting"
     if waiting_s <= _LITTLE_WAITING * (busy_s + waiting_s):
         return "model"
+    if driver_busy >= _BUSY_DRIVER:
+        return "driver"
     return max(_FEEDING, key=lambda stage: stages.get(stage, 0.0))
 
 

@@ -76,6 +76,14 @@ class Meter:
         self.stages_s: Counter[str] = Counter()
         self.rows = self.tokens = 0
         self.hardware: Hardware | None = None
+        self._first: tuple[float, float] | None = None  # seconds of the run and of its CPU when the first parts came
+        self._last = (0.0, 0.0)  # the newest ones
+
+    @property
+    def driver_busy(self) -> float:
+        """Of a core: how much of it this process, the driver, has taken between the first parts and the newest."""
+        (first_s, first_cpu_s), (last_s, last_cpu_s) = self._first or self._last, self._last
+        return (last_cpu_s - first_cpu_s) / (last_s - first_s) if last_s > first_s else 0.0
 
     @property
     def seconds(self) -> float:
@@ -85,6 +93,8 @@ class Meter:
     def add(self, parts: Iterable[Part]) -> None:
         """Count parts that have just been finished, as if their model had worked until now."""
         now_s = self.seconds
+        self._last = (now_s, time.process_time())
+        self._first = self._first or self._last
         for part in parts:
             self.rows += part.rows
             self.tokens += part.tokens
@@ -99,6 +109,7 @@ class Meter:
             "timeline": self.timeline.to_values(seconds),
             "stages_s": {stage: round(seconds, 3) for stage, seconds in self.stages_s.items()},
             "n_actors": self.hardware.max_actors if self.hardware else 0,
+            "driver_busy": round(self.driver_busy, 3),
             "hardware": self.hardware.describe() if self.hardware else "",
         }
 

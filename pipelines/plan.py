@@ -29,7 +29,7 @@ from pipelines.models import EncoderPass, plan_passes
 from pipelines.morning import FIGURES_NAME, REPORT_NAME
 from pipelines.partitions import NULL_VALUE, escaped, own_files, parted_otherwise
 from pipelines.read import Columns
-from pipelines.resources import choose_device, choose_precision
+from pipelines.resources import choose_device, choose_precision, choose_unit_rows
 from pipelines.spec import DEFAULT_ID_COLUMN, JobSpec
 from pipelines.storage import Location, exists, locate, many_at_a_time, redacted
 from pipelines.units import (
@@ -146,9 +146,12 @@ def make_plan(spec: JobSpec) -> JobPlan:
     shards = _by_name(list_shards(spec.input))
     _check_apart(spec, list(shards.values()), output)
     device = choose_device(spec.device)
-    precision = choose_precision(spec.precision, device, kept=kept.recipe.get("precision") if kept else None)
+    begun_with = kept.recipe if kept else {}
+    precision = choose_precision(spec.precision, device, kept=begun_with.get("precision"))
+    unit_rows = choose_unit_rows(spec.unit_rows, device, kept=begun_with.get("unit_rows"))
     recipe = {
         **spec.recipe(),
+        "unit_rows": unit_rows,
         "heads": [head for encoder_pass in passes for head in encoder_pass.describe()],
         "precision": precision,
         "generation": _generation(spec, previous),
@@ -162,7 +165,7 @@ def make_plan(spec: JobSpec) -> JobPlan:
     fingerprints = {name: shard.fingerprint(key) for name, shard in shards.items()}
     stay = _staying(labelled, fingerprints, present, prune=spec.prune)
     done = {entry.url for group in stay for entry in group.entries}
-    pieces, inspections = _pieces([shard for name, shard in shards.items() if name not in done], spec, key)
+    pieces, inspections = _pieces([shard for name, shard in shards.items() if name not in done], unit_rows, key)
     if previous is None and (lost := _lost_manifest(spec, output, recipe, pieces, present)):
         if exists(output.child(MANIFEST_NAME)):  # another run has written it meanwhile
             return make_plan(spec)
@@ -252,19 +255,19 @@ class _Piece:
     tasks: list[Task]
 
 
-def _pieces(shards: list[Shard], spec: JobSpec, key: str) -> tuple[list[_Piece], list[Inspection]]:
+def _pieces(shards: list[Shard], unit_rows: int, key: str) -> tuple[list[_Piece], list[Inspection]]:
     """Small shards in groups, every other cut into units; and what was seen of their columns."""
-    small = [shard for shard in shards if is_small(shard, spec.unit_rows)]
-    large = [shard for shard in shards if not is_small(shard, spec.unit_rows)]
+    small = [shard for shard in shards if is_small(shard, unit_rows)]
+    large = [shard for shard in shards if not is_small(shard, unit_rows)]
     pieces = []
-    for group in groups_of(small, spec.unit_rows):
+    for group in groups_of(small, unit_rows):
         name = part_name(part_stem(group, key), 0)
         pieces.append(_Piece(group, fingerprint_of(name), [(Unit(name, group),)]))
-    inspections = inspect(large, unit_rows=spec.unit_rows)
+    inspections = inspect(large, unit_rows=unit_rows)
     for inspection in inspections:
         stem = part_stem([inspection.shard], key)
         pieces.append(_Piece((inspection.shard,), fingerprint_of(part_name(stem, 0)), inspection.tasks(stem)))
-    seen = inspect(small[:: max(1, len(small) // _SAMPLED_SHARDS)], unit_rows=spec.unit_rows)
+    seen = inspect(small[:: max(1, len(small) // _SAMPLED_SHARDS)], unit_rows=unit_rows)
     return pieces, [*inspections, *seen]
 
 

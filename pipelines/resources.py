@@ -23,6 +23,8 @@ from pipelines.spec import JobSpec, node_labels
 logger = logging.getLogger(__name__)
 MAX_THREADS_PER_ACTOR = 8  # a base model's products gain little from more
 CPUS_PER_GPU = 8  # that may be started to feed one
+UNIT_ROWS = {"cpu": 5_000, "cuda": 20_000}
+"""By device: a unit should take an actor seconds, since the driver feeds about ten a second (docs/performance.md)."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,11 @@ def choose_precision(precision: str, device: str, *, kept: str | None) -> str:
     if precision == "int8" and device == "cuda":
         raise SpecError("--precision int8 is for CPUs: on a GPU use bf16 or fp16, or choose --device cpu")
     return precision
+
+
+def choose_unit_rows(unit_rows: int | None, device: str, *, kept: int | None) -> int:
+    """What None means: what the output was begun with, else as many as keep such a device busy for seconds."""
+    return unit_rows or kept or UNIT_ROWS[device]
 
 
 def _half_precision(device: str) -> str:

@@ -68,7 +68,11 @@ class JobSpec(BaseModel):
     actor_nodes: list[str] = Field(
         [], description="KEY=VALUE,…: labels of the nodes for model actors; may be repeated, the most wanted first"
     )
-    unit_rows: int = Field(5000, ge=1, description="target rows of a work unit, which becomes one part")
+    unit_rows: int | None = Field(
+        None,
+        ge=1,
+        description="target rows of a work unit, which becomes one part (default: 5000, or 20000 for GPUs)",
+    )
     max_batch_tokens: int | None = Field(None, ge=1, description="token budget of a micro-batch")
     long_text: Literal["truncate", "window", "error"] | None = Field(
         None, description="texts beyond the model's length (default: truncate; window for question answering)"
@@ -184,7 +188,6 @@ class JobSpec(BaseModel):
             "id_column": self.id_column,
             "keep_column": list(self.keep_column),
             "output_format": self.output_format,
-            "unit_rows": self.unit_rows,
             "cuts": CUTS,
             **({"partition_by": self.partition_by} if self.partition_by else {}),  # older outputs know no such setting
         }

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pipelines.estimate import (
+    DRIVER_S,
     Estimate,
     Sample,
     Timing,
@@ -24,7 +25,16 @@ SAMPLE = Sample(
     records=400, shards=4, failed=2, tokens=40_000, rows_per_byte={}, tokens_per_row={}, beside_s=2.0, timing=TIMING
 )  # 0.00005 s a token beside the model
 ON_CPUS = Work(
-    rows=100_000, is_exact=True, tokens=10_000_000, n_cpus=8, grown_cpus=8, fewest=2, most=2, gpus=0, actor_cpus=2
+    units=7,
+    rows=100_000,
+    is_exact=True,
+    tokens=10_000_000,
+    n_cpus=8,
+    grown_cpus=8,
+    fewest=2,
+    most=2,
+    gpus=0,
+    actor_cpus=2,
 )
 ON_GPUS = replace(ON_CPUS, gpus=1, actor_cpus=1)
 
@@ -76,6 +86,15 @@ def test_on_gpus_the_slower_decides(beside_s: float, busy_s: float) -> None:
     assert duration_s(ON_GPUS, sample, TIMING, n_actors=2) == pytest.approx(3 + busy_s)
 
 
+def test_no_number_of_actors_is_faster_than_the_driver() -> None:
+    work = replace(ON_GPUS, units=40_000, fewest=1, most=16)  # of 0.125 s in an actor
+    lines = replace(ESTIMATE, work=work).lines()
+    assert lines[-3].startswith(f"estimate: 60 min with 16 actors, {16 * (3 + 40_000 * DRIVER_S) / 3600:.2f} GPU-hours")
+    assert lines[-2].startswith("estimate: 83 min with 1 actor, ")
+    assert lines[-1].startswith("the driver, which hands out about 11 units a second, is slower than the actors")
+    assert "give a new output a higher --unit-rows" in lines[-1]
+
+
 def test_rows_are_counted_where_they_are_known_and_estimated_from_bytes_elsewhere() -> None:
     big, small, lines = shard("a.parquet", 9000), shard("b.parquet", 50), shard("c.jsonl", 4000)
     packed = shard("d.jsonl.gz", 1000)
@@ -109,7 +128,6 @@ ESTIMATE = Estimate(
     shards=3,
     n_bytes=1_234_567,
     all_shards=5,
-    units=7,
     kept_units=2,
     sharing="one encoder pass: spam (text-classification)",
     hardware="2 model actors with 4 CPU threads each",

@@ -73,20 +73,23 @@ def test_scores_are_compared_by_the_bins_of_the_wider_night() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stages", "busy", "waiting", "other", "expected"),
+    ("stages", "busy", "waiting", "other", "driver", "expected"),
     [
-        ({"reading": 1, "tokenising": 2}, 80, 5, 15, "model"),
-        ({"reading": 9, "tokenising": 2}, 30, 60, 10, "reading"),
-        ({"reading": 1, "tokenising": 50}, 30, 60, 10, "tokenising"),
-        ({"reading": 1, "writing": 50}, 30, 60, 10, "writing"),
-        ({"reading": 1}, 10, 10, 80, "starting"),
-        ({}, 0, 0, 50, "nothing"),
+        ({"reading": 1, "tokenising": 2}, 80, 5, 15, 0.9, "model"),
+        ({"reading": 9, "tokenising": 2}, 30, 60, 10, 0.5, "reading"),
+        ({"reading": 9, "tokenising": 2}, 30, 60, 10, 0.9, "driver"),
+        ({"reading": 1, "tokenising": 50}, 30, 60, 10, 0.1, "tokenising"),
+        ({"reading": 1, "writing": 50}, 30, 60, 10, 0.1, "writing"),
+        ({"reading": 1}, 10, 10, 80, 0.9, "starting"),
+        ({}, 0, 0, 50, 0.0, "nothing"),
     ],
 )
 def test_what_held_a_run_back(
-    stages: dict[str, float], busy: float, waiting: float, other: float, expected: str
+    stages: dict[str, float], busy: float, waiting: float, other: float, driver: float, expected: str
 ) -> None:
-    assert morning._held_back_by(stages, busy_s=busy, waiting_s=waiting, other_s=other) == expected
+    found = morning._held_back_by(stages, busy_s=busy, waiting_s=waiting, other_s=other, driver_busy=driver)
+    assert found == expected
+    assert expected in morning._HELD_BACK
 
 
 def test_the_report_is_json_and_made_of_the_manifest_alone(manifest: Manifest) -> None:

@@ -45,6 +45,20 @@ def test_a_meter_adds_up_stages_and_does_not_grow() -> None:
     assert len(json.dumps(values)) < 1000
 
 
+def test_a_meter_tells_how_busy_the_driver_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = {"monotonic": 100.0, "process_time": 50.0}
+    for name in clock:
+        monkeypatch.setattr(f"pipelines.nights.time.{name}", lambda name=name: clock[name])
+    meter = Meter()
+    assert meter.driver_busy == 0
+    for seconds, cpu_s in ((30, 9), (10, 7), (10, 8)):  # its start does not count
+        clock["monotonic"] += seconds
+        clock["process_time"] += cpu_s
+        meter.add([])
+    assert meter.driver_busy == pytest.approx(0.75)
+    assert meter.to_values(50)["driver_busy"] == 0.75
+
+
 def test_a_night_holds_what_its_parts_tell_together() -> None:
     first, second = (
         part(1, {"spam": {"ham": 70, "spam": 30}}, failed=2),

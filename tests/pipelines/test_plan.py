@@ -68,6 +68,14 @@ def test_a_precision_that_auto_meant_is_kept(corpus: Path, checkpoint: Path, tmp
     assert make_plan(spec.model_copy(update={"overwrite": True})).precision == "fp32"
 
 
+def test_an_output_keeps_its_rows_of_a_unit(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
+    run_here(job(corpus, tmp_path / "out", checkpoint, unit_rows=7))
+    spec = job(corpus, tmp_path / "out", checkpoint, unit_rows=None)
+    assert make_plan(spec).is_done
+    anew = make_plan(spec.model_copy(update={"overwrite": True}))
+    assert anew.recipe["unit_rows"] == 5000
+
+
 def test_a_vanished_shard_whose_part_is_missing_is_named(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
     spec = job(corpus, tmp_path / "out", checkpoint)
     run_here(spec)

@@ -6,7 +6,7 @@ import pytest
 
 from pipelines import resources
 from pipelines.errors import RunError, SpecError
-from pipelines.resources import choose_device, choose_precision, share_out
+from pipelines.resources import choose_device, choose_precision, choose_unit_rows, share_out
 from pipelines.spec import JobSpec
 
 
@@ -181,6 +181,16 @@ def test_auto_is_fp16_on_a_gpu_without_bf16(
     assert choose_precision("auto", "cuda", kept=None) == meant
     assert choose_precision("auto", "cpu", kept=None) == "fp32"
     assert choose_precision("auto", "cuda", kept="bf16") == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "kept", "meant"),
+    [(None, "cpu", None, 5000), (None, "cuda", None, 20_000), (None, "cuda", 5000, 5000), (7, "cuda", 5000, 7)],
+)
+def test_rows_of_a_unit_follow_the_device_or_what_was_begun(
+    asked: int | None, device: str, kept: int | None, meant: int
+) -> None:
+    assert choose_unit_rows(asked, device, kept=kept) == meant
 
 
 @pytest.mark.parametrize(("asked", "kept"), [("int8", None), ("auto", "int8")])

@@ -43,6 +43,16 @@ def test_the_image_is_pinned_complete_and_not_roots() -> None:
     assert [name for name in copied if not (ROOT / name).exists()] == []
 
 
+def test_every_folder_that_the_image_makes_at_home_is_the_users() -> None:
+    """`install -d` gives those on the way to root: with ~/.cache nothing else could keep anything there."""
+    made = re.search(r"install -d -o ray -g users ([^\\\n]+)", DOCKERFILE.read_text(encoding="utf-8"))
+    assert made is not None
+    folders = {Path(name) for name in made[1].split()}
+    assert Path("/home/ray/.cache/convbert") in folders
+    on_the_way = {parent for folder in folders for parent in folder.parents if Path("/home/ray") in parent.parents}
+    assert on_the_way <= folders
+
+
 def test_the_image_can_compile_and_start_workers_on_aws() -> None:
     text = DOCKERFILE.read_text(encoding="utf-8")
     as_root = re.search(r"^USER 0$(.+?)^USER ", text, re.MULTILINE | re.DOTALL)

@@ -132,7 +132,27 @@ def test_a_night_and_a_single_run_are_the_same_job() -> None:
 def test_the_cluster_goes_with_its_job() -> None:
     spec = only("rayjob.yaml")["spec"]
     assert spec["shutdownAfterJobFinishes"]
-    assert spec["activeDeadlineSeconds"] < 24 * 3600  # over before the next night
+    tries = 1 + spec["backoffLimit"]
+    assert tries * spec["activeDeadlineSeconds"] < 24 * 3600  # over before the next night
+
+
+@pytest.mark.parametrize("name", ["rayjob.yaml", "raycronjob.yaml"])
+def test_a_submitter_that_is_lost_is_replaced(name: str) -> None:
+    """The next one follows the job that runs; without it KubeRay would end the cluster and begin anew."""
+    (job,) = (mapping for mapping in mappings(only(name)) if "entrypoint" in mapping)
+    kuberays_own = 2
+    assert job.get("submitterConfig", {}).get("backoffLimit", kuberays_own) > 0
+
+
+@pytest.mark.parametrize("name", [*RAY_KINDS, "cronjob.yaml"])
+def test_machines_are_not_cleared_under_heads_and_submitters(name: str) -> None:
+    """What is lost with a worker is done again; what is lost with these is the night, or word of it."""
+    templates = [mapping for mapping in mappings(only(name)) if "containers" in mapping.get("spec", {})]
+    kept = {"karpenter.sh/do-not-disrupt": "true", "cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
+    assert templates
+    for template in templates:
+        is_worker = template["spec"]["containers"][0]["name"] == "ray-worker"
+        assert template.get("metadata") == (None if is_worker else {"annotations": kept})
 
 
 def test_the_job_understands_its_settings(tmp_path: Path) -> None:
@@ -166,9 +186,22 @@ def test_the_pages_names_are_those_of_the_files() -> None:
 
 
 @pytest.mark.parametrize("name", RAY_KINDS)
+def test_the_page_tells_how_much_disk_pods_want(name: str) -> None:
+    page = (ROOT / "docs/clusters.md").read_text(encoding="utf-8")
+    told = re.search(r"`ephemeral-storage`: (\d+) GiB a head, (\d+) a worker", page)
+    assert told is not None
+    wanted = dict(zip(("ray-head", "ray-worker"), told.groups(), strict=True))
+    containers = [one for pod in pods(only(name)) for one in pod["containers"] if one["name"] in wanted]
+    assert {one["name"] for one in containers} == set(wanted)
+    for container in containers:
+        assert container["resources"]["requests"]["ephemeral-storage"] == f"{wanted[container['name']]}Gi"
+
+
+@pytest.mark.parametrize("name", RAY_KINDS)
 def test_the_pages_monitor_finds_a_port_of_every_pod(name: str) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/monitoring.md").read_text(encoding="utf-8"), re.DOTALL)
     (monitor,) = (block for block in map(yaml.safe_load, blocks) if block.get("kind") == "PodMonitor")
+    assert monitor["metadata"]["labels"]["release"]  # or kube-prometheus-stack passes over it
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     containers = [one for pod in pods(only(name)) for one in pod["containers"] if one["name"] != "submitter"]
     groups = [mapping for mapping in mappings(only(name)) if "rayStartParams" in mapping]

@@ -207,6 +207,20 @@ def test_lines_become_the_same_block_however_few_are_held_at_a_time(
     assert pieces.equals(whole)
 
 
+def test_long_rows_of_parquet_become_the_same_block_a_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [f"{i} " * 200 for i in range(100)], "n": range(100)}), path)
+    planned = unit(path, 3, 98)
+    whole = read_unit(planned, columns(("n", pa.int64())))
+    assert whole["id"].num_chunks == 1
+    monkeypatch.setattr("pipelines.read._BATCH_BYTES", 10_000)
+    pieces = read_unit(planned, columns(("n", pa.int64())))
+    assert max(map(len, pieces["id"].chunks)) < 20
+    assert pieces.equals(whole)
+
+
 def test_a_compressed_shard_without_lines_is_one_empty_unit(tmp_path: Path) -> None:
     (only,) = stream(jsonl(tmp_path / "a.jsonl.gz", b"", b" "), 100)
     assert (only.n_rows, only.is_last) == (0, True)

@@ -258,7 +258,7 @@ def time_in_words(seconds: float) -> str:
 def size_in_words(n_bytes: float) -> str:
     """Bytes in the unit that leaves few digits."""
     for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
+        if n_bytes < 999.5:  # which three digits would make a thousand of
             return f"{n_bytes:.3g} {unit}"
         n_bytes /= 1000
     return f"{n_bytes:,.0f} TB"

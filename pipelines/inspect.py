@@ -16,7 +16,7 @@ from pipelines.errors import SourceError, StoreError
 from pipelines.jsonl import LineError, compression_of, is_unicode, parse, sample_lines, some_of, survey
 from pipelines.storage import many_at_a_time, open_input
 from pipelines.units import MAX_UNIT_BYTES, Range, Shard, Stream, Task, byte_ranges, row_ranges, stretches, units_of
-from pipelines.values import is_string
+from pipelines.values import is_string, kept_type
 
 _COLUMN_BYTES = 8 << 20  # of a column that are read at a time
 MOST_UNITS = 100_000  # of a shard: a footer may claim any number of rows
@@ -249,7 +249,7 @@ def kept_schema(inspections: Iterable[Inspection], names: Sequence[str]) -> pa.S
 
 
 def _common_type(types: Sequence[pa.DataType]) -> pa.DataType:
-    plain = [_without_views(type_.value_type if pa.types.is_dictionary(type_) else type_) for type_ in types]
+    plain = [kept_type(type_.value_type if pa.types.is_dictionary(type_) else type_) for type_ in types]
     if pa.uint64() in plain and any(map(pa.types.is_signed_integer, plain)):
         return pa.string()  # no integer is as wide
     schemas = [pa.schema([("column", type_)]) for type_ in dict.fromkeys(plain)]
@@ -258,18 +258,3 @@ def _common_type(types: Sequence[pa.DataType]) -> pa.DataType:
     except (pa.ArrowTypeError, pa.ArrowInvalid):
         return pa.string()
     return pa.string() if pa.types.is_null(common) else common
-
-
-def _without_views(type_: pa.DataType) -> pa.DataType:
-    """The type with strings and bytes as Arrow's kernels take them, which know few views yet."""
-    types = pa.types
-    if types.is_string_view(type_) or types.is_binary_view(type_):
-        return pa.string() if types.is_string_view(type_) else pa.binary()
-    if types.is_struct(type_):
-        return pa.struct([f.with_type(_without_views(f.type)) for f in type_])
-    if types.is_map(type_):
-        return pa.map_(_without_views(type_.key_type), _without_views(type_.item_type))
-    if types.is_list(type_) or types.is_large_list(type_):
-        make = pa.list_ if types.is_list(type_) else pa.large_list
-        return make(type_.value_field.with_type(_without_views(type_.value_type)))
-    return type_

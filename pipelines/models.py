@@ -207,11 +207,13 @@ def encoding_for(
     if spec.max_length is not None and spec.max_length > longest:
         raise ModelError(f"--max-length ({spec.max_length}) is above the model's {longest} tokens: lower it")
     max_length = spec.max_length or min(longest, head.default_max_length or longest)
+    room = max_length - tokenizer.num_special_tokens_to_add(pair=len(head.inputs.columns) == 2)
+    if room < 1:
+        raise ModelError(f"--max-length ({max_length}) leaves no token for the text beside the special ones: raise it")
     long_text = spec.long_text or head.long_text
     stride = 0
     if long_text == "window":
         stride = min(128, max_length // 2) if spec.stride is None else spec.stride
-        room = max_length - tokenizer.num_special_tokens_to_add(pair=len(head.inputs.columns) == 2)
         if stride >= room:
             raise ModelError(
                 f"--stride ({stride}) leaves no room: a window of {max_length} tokens has {room} for the text"

@@ -73,7 +73,8 @@ class JobPlan:
             for their number shows at its end.
         parts: parts that are there already and stay.
         pending: what to read and label.
-        vanished: labelled shards that are no longer among the inputs; their parts stay, or go with ``--prune``.
+        vanished: labelled shards that are no longer among the inputs; their parts stay, or go with ``--prune`` and
+            ``--overwrite``.
         seen_columns: shards whose columns were looked at; of many small ones only some are.
     """
 
@@ -192,7 +193,7 @@ def make_plan(spec: JobSpec) -> JobPlan:
         shards=sorted(entries, key=lambda entry: entry.url),
         parts=[*staying, *(part for its in resumed.values() for part in its)],
         pending=pending,
-        vanished=[entry.url for group in labelled for entry in group.entries if entry.url not in fingerprints],
+        vanished=[entry.url for entry in (previous.shards if previous else []) if entry.url not in fingerprints],
         seen_columns=len(inspections),
     )
 
@@ -225,9 +226,9 @@ def _staying(labelled: list[Group], fingerprints: dict[str, str], present: Names
         if is_same and _is_whole(group, present):
             stay.append(group)
         elif gone:
-            reason = "parts with its records are missing" if is_same else "a shard that shares its part has changed"
+            why = "parts with its records are missing" if is_same else "a shard that shares its part has changed"
             raise OutputError(
-                f"{gone[0]} is no longer among the inputs and {reason}: bring it back, or drop its records with --prune"
+                f"{gone[0]} is no longer among the inputs and {why}: bring it back, or drop its records with --prune"
             )
     return stay
 

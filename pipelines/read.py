@@ -329,7 +329,7 @@ def _slices(
     present = [name for name in columns.names if name in file.schema_arrow.names]
     position = 0
     try:
-        for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=present):
+        for batch in file.iter_batches(_batch_rows(file, group), row_groups=[group], columns=present):
             first, last = max(start - position, 0), min(stop - position, len(batch))
             if first < last:
                 yield batch.slice(first, last - first)
@@ -341,6 +341,12 @@ def _slices(
         if not is_damage(error):
             raise
         yield f"row group {group} of the shard cannot be read: {error}"
+
+
+def _batch_rows(file: pq.ParquetFile, group: int) -> int:
+    """Rows of a row group to read at a time: the same for whatever columns, so that damage ends at the same row."""
+    rows = file.metadata.row_group(group)
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES * rows.num_rows // max(1, rows.total_byte_size)))
 
 
 def _ids_alone(file: pq.ParquetFile, group: int, column: str | None, start: int, stop: int) -> Iterator[list[Any]]:

@@ -48,6 +48,7 @@ class Summary:
         n_actors, busy_s: model actors that this run had, and the seconds that they computed, all together.
         max_failed_fraction: share of failed records that the job takes.
         n_cut: compressed shards of whose rest nothing can be read.
+        is_done: the output was what the job would make, before it began.
         estimate: what a dry run found to do.
     """
 
@@ -66,6 +67,7 @@ class Summary:
     seconds: float
     max_failed_fraction: float
     n_cut: int = 0
+    is_done: bool = True
     estimate: Estimate | None = None
 
     @classmethod
@@ -108,6 +110,7 @@ class Summary:
             seconds=seconds,
             max_failed_fraction=plan.spec.max_failed_fraction,
             n_cut=sum(part.n_cut for part in parts),
+            is_done=plan.is_done,
             estimate=estimate,
         )
 
@@ -141,7 +144,8 @@ class Summary:
         if self.estimate:
             return self.estimate.lines()
         if not self.seconds:
-            lines = [f"nothing to do: all {self.rows:,} rows are labelled in {self.output}"]
+            what = "do" if self.is_done else "label"  # records may go with --prune
+            lines = [f"nothing to {what}: all {self.rows:,} rows are labelled in {self.output}"]
         else:
             lines = [
                 f"{self.new_rows:,} rows labelled in {self.seconds:,.1f} s "

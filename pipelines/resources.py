@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -202,16 +202,19 @@ def share_out(spec: JobSpec, device: str, *, n_units: int) -> Hardware:
     else:
         if spec.actor_cpus:
             fewest, most = _pool(spec, max(1, sum(cpus // spec.actor_cpus for cpus in node_cpus)), n_units)
+            each: float = spec.actor_cpus
             threads, n_cpus = spec.actor_cpus, most * spec.actor_cpus
-            _check_room(fewest, spec.actor_cpus, sum(node_cpus))
+            _check_room(fewest, spec.actor_cpus, node_cpus)
         elif any(node_cpus):
             per_node = [-(-cpus // MAX_THREADS_PER_ACTOR) for cpus in node_cpus if cpus]
             most = min(spec.max_actors or max(sum(per_node), spec.min_actors or 1), n_units)
             fewest = min(spec.min_actors or most, most)
-            threads, n_cpus = max(1, min(MAX_THREADS_PER_ACTOR, sum(node_cpus) // most)), sum(node_cpus)
+            n_cpus = sum(node_cpus)
+            each = min(n_cpus / most, max(node_cpus))  # few actors on many nodes: none finds more than a node has
+            threads = max(1, min(MAX_THREADS_PER_ACTOR, int(each)))
         else:
             raise SpecError("the cluster has no CPUs yet to share out: give --actor-cpus, such as 8, and --max-actors")
-        actor_cpus = n_cpus / (2 * most)  # actors that reserved every CPU would wait for tasks for ever
+        actor_cpus = each / 2  # actors that reserved every CPU would wait for tasks for ever
         task_cpus = min(0.5, n_cpus / 8)  # where Ray Data cannot set a task of each stage aside, the last ones starve
         if task_cpus == actor_cpus:
             task_cpus *= 0.8
@@ -219,18 +222,21 @@ def share_out(spec: JobSpec, device: str, *, n_units: int) -> Hardware:
     return Hardware(fewest, most, max_cpus=max(sum(node_cpus), n_cpus), actor_nodes=nodes, **shares)
 
 
-def _check_room(n_actors: int, actor_cpus: int, present: int) -> None:
+def _check_room(n_actors: int, actor_cpus: int, node_cpus: Sequence[int]) -> None:
     """Warn where actors would wait for nodes, or hold all CPUs while the tasks that feed them wait.
 
     Raises:
         SpecError: the Ray is the job's own and never grows.
     """
-    if n_actors * actor_cpus <= present:
+    present = sum(node_cpus)
+    n_fitting = sum(2 * cpus // actor_cpus for cpus in node_cpus)  # by what Ray reserves for each
+    if n_actors <= n_fitting and n_actors * actor_cpus <= present:
         return
     asked = f"{n_actors} model actor{'s' if n_actors > 1 else ''} of --actor-cpus {actor_cpus}"
     if present and not os.environ.get("RAY_ADDRESS"):
         raise SpecError(f"{asked}: this machine has {present} CPUs: lower --actor-cpus or --min-actors")
-    logger.warning("%s: the cluster has %d CPUs, and the job waits until it has grown", asked, present)
+    most = f", {max(node_cpus)} at most on a node" if len(node_cpus) > 1 else ""
+    logger.warning("%s: the cluster has %d CPUs%s, and the job waits until it has grown", asked, present, most)
 
 
 def _pool(spec: JobSpec, present: int, n_units: int) -> tuple[int, int]:

@@ -122,7 +122,8 @@ def _dry_run(plan: JobPlan, output: Location) -> Summary:
 
 
 def _warn_of_vanished(plan: JobPlan) -> None:
-    fate = "its records go" if plan.spec.prune else "its records stay (--prune drops them)"
+    goes = plan.spec.prune or plan.spec.overwrite
+    fate = "its records go" if goes else "its records stay (--prune drops them)"
     for url in plan.vanished[:_SHOWN]:
         logger.warning("%s is no longer among the inputs: %s", url, fate)
     if len(plan.vanished) > _SHOWN:

@@ -13,7 +13,6 @@ import ray
 from numpy.typing import NDArray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
 
-from convbert.stores import read_range
 from pipelines.culprits import good_rows
 from pipelines.decode import decode
 from pipelines.encode import encode
@@ -23,9 +22,10 @@ from pipelines.jsonl import compression_of, unpacked_head
 from pipelines.models import EncoderPass
 from pipelines.plan import JobPlan
 from pipelines.predict import Predictor
-from pipelines.read import read, read_unit
+from pipelines.read import read, read_unit, unchanged
 from pipelines.resources import Hardware, connect, nodes_alive, share_out
 from pipelines.sequences import sequences_of
+from pipelines.storage import open_input
 from pipelines.units import Shard, Stream, Unit
 
 RECORDS = 400
@@ -118,8 +118,8 @@ def _about_n_rows(shard: Shard) -> float:
     if shard.is_parquet:
         with open_parquet(shard) as file:
             return float(file.metadata.num_rows)
-    fs, path = shard.location
-    head = read_range(fs, path, 0, min(shard.size, _PIECE_BYTES))
+    with unchanged(shard), open_input(shard.location) as raw:
+        head = raw.read(_PIECE_BYTES)
     plain = unpacked_head(head, compression_of(shard.url))
     n_lines = sum(not line.isspace() for line in plain.split(b"\n") if line)
     return n_lines if len(head) == shard.size else max(1.0, n_lines - 0.5) * shard.size / len(head)

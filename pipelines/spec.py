@@ -121,7 +121,8 @@ class JobSpec(BaseModel):
                 raise ValueError("give --model URL or --head NAME=URL, not both")
             values["head"] = {"prediction": values["model"]}
         if isinstance(name := values.get("partition_by"), str):
-            heads, kept = values.get("head") or {}, values.get("keep_column") or []
+            heads, kept = values.get("head"), values.get("keep_column") or []
+            heads = heads if isinstance(heads, dict) else {}
             by = Partitioning.of(name, heads)
             if by and isinstance(kept, list) and by.column not in (*kept, *heads):
                 values["keep_column"] = [*kept, by.column]  # what rows are parted by is kept

@@ -85,6 +85,30 @@ def is_string(type_: pa.DataType) -> bool:
 # --- kept values --------------------------------------------------------------------------------------
 
 
+def kept_type(type_: pa.DataType) -> pa.DataType:
+    """The type of a kept column for that in a shard: a field that is required there is null in a record that failed.
+
+    Strings and bytes are as Arrow's kernels take them, which know few views yet.
+    """
+    types = pa.types
+    if types.is_string_view(type_) or types.is_binary_view(type_):
+        return pa.string() if types.is_string_view(type_) else pa.binary()
+    if types.is_struct(type_):
+        return pa.struct([_kept_field(f) for f in type_])
+    if types.is_map(type_):
+        return pa.map_(kept_type(type_.key_type), kept_type(type_.item_type))
+    if types.is_list(type_) or types.is_large_list(type_):
+        make = pa.list_ if types.is_list(type_) else pa.large_list
+        return make(_kept_field(type_.value_field))
+    if types.is_fixed_size_list(type_):
+        return pa.list_(_kept_field(type_.value_field), type_.list_size)
+    return type_
+
+
+def _kept_field(f: pa.Field) -> pa.Field:
+    return f.with_type(kept_type(f.type)).with_nullable(True)
+
+
 def kept_column(column: pa.Array, f: pa.Field) -> tuple[pa.Array, Reasons]:
     """The column in the kept type, and for each value that does not fit the reason why."""
     try:
@@ -99,6 +123,8 @@ def _cast(column: pa.Array, type_: pa.DataType) -> pa.Array:
     """The column in another type, or an error of Arrow's, which drops fields and takes numbers for times in silence."""
     if pa.types.is_nested(column.type):
         column.validate(full=True)  # texts in it may be none
+    if column.type != type_:
+        column = column.cast(kept_type(column.type))
     if column.type == type_:
         return column
     if pa.types.is_null(column.type):

@@ -71,6 +71,14 @@ def test_a_default_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert "makes no entity; may be repeated (default: O) --max-answer-tokens" in text
 
 
+def test_an_address_of_nothing_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for the job, which then starts a cluster of its own."""
+    environment = {"RAY_ADDRESS": ""}
+    monkeypatch.setattr(os, "environ", environment)
+    prepare_environment()
+    assert re.fullmatch("[0-9a-f]{64}", environment["RAY_AUTH_TOKEN"])
+
+
 @pytest.mark.parametrize("variable", [None, "RAY_ADDRESS", "RAY_AUTH_MODE"])
 def test_a_cluster_of_the_jobs_own_gets_a_token(variable: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     environment = {} if variable is None else {variable: "given"}

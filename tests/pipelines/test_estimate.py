@@ -172,6 +172,9 @@ def test_times_have_few_digits(seconds: float, words: str) -> None:
     assert time_in_words(seconds) == words
 
 
-@pytest.mark.parametrize(("n_bytes", "words"), [(12, "12 B"), (1500, "1.5 kB"), (2.5e9, "2.5 GB"), (3e15, "3,000 TB")])
+@pytest.mark.parametrize(
+    ("n_bytes", "words"),
+    [(12, "12 B"), (1500, "1.5 kB"), (999_400, "999 kB"), (999_500, "1 MB"), (2.5e9, "2.5 GB"), (3e15, "3,000 TB")],
+)
 def test_sizes_have_few_digits(n_bytes: float, words: str) -> None:
     assert size_in_words(n_bytes) == words

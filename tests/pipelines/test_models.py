@@ -72,6 +72,13 @@ def test_the_shorter_of_model_and_tokenizer_is_the_limit(checkpoint: Path, tmp_p
     assert plan_passes(spec(model=str(folder)))[0].encoding.max_length == 64
 
 
+@pytest.mark.parametrize(("changes", "n_special"), [({}, 2), ({"text_pair_column": "other"}, 3)])
+def test_a_length_without_room_for_text_is_refused(changes: dict[str, Any], n_special: int, checkpoint: Path) -> None:
+    with pytest.raises(ModelError, match=rf"--head prediction: --max-length \({n_special}\) leaves no token for"):
+        plan_passes(spec(model=str(checkpoint), max_length=n_special, **changes))
+    plan_passes(spec(model=str(checkpoint), max_length=n_special + 1, **changes))
+
+
 def test_heads_on_an_identical_encoder_share_its_pass(checkpoint: Path, tmp_path: Path) -> None:
     twin = shutil.copytree(checkpoint, tmp_path / "twin")
     model = transformers.ConvBertForSequenceClassification.from_pretrained(twin)

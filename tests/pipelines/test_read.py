@@ -19,9 +19,11 @@ import pytest
 
 from pipelines.envelope import Envelope
 from pipelines.errors import SourceError, StoreError
+from pipelines.inspect import inspect, kept_schema
 from pipelines.read import Columns, ids_of, read, read_unit, text_name
 from pipelines.storage import locate, put
 from pipelines.units import Stream, Unit, list_shards
+from pipelines.write import serialised
 from tests.fault_proxy import FaultProxy
 from tests.fuzz.strategies import claim_rows
 
@@ -204,6 +206,20 @@ def test_lines_become_the_same_block_however_few_are_held_at_a_time(
     monkeypatch.setattr("pipelines.read._BATCH_BYTES", n_bytes)
     pieces = read_unit(planned, columns(("n", pa.int64())))
     assert pieces["id"].num_chunks > 10
+    assert pieces.equals(whole)
+
+
+def test_long_rows_of_parquet_become_the_same_block_a_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [f"{i} " * 200 for i in range(100)], "n": range(100)}), path)
+    planned = unit(path, 3, 98)
+    whole = read_unit(planned, columns(("n", pa.int64())))
+    assert whole["id"].num_chunks == 1
+    monkeypatch.setattr("pipelines.read._BATCH_BYTES", 10_000)
+    pieces = read_unit(planned, columns(("n", pa.int64())))
+    assert max(map(len, pieces["id"].chunks)) < 20
     assert pieces.equals(whole)
 
 
@@ -422,6 +438,21 @@ def test_a_kept_type_that_arrow_cannot_cast_fails_records_only(tmp_path: Path) -
         None,
         f"vector holds [1.0, 1.0, 1.0, 1.0], not {shorter}",
     ]
+
+
+def test_a_field_that_a_shard_requires_is_null_where_its_record_failed(tmp_path: Path) -> None:
+    required = pa.struct([pa.field("x", pa.timestamp("ns"), nullable=False)])
+    nanosecond = pa.scalar(1, pa.timestamp("ns"))  # which Python's times do not have
+    pq.write_table(
+        pa.table({"text": ["fine"], "meta": pa.array([{"x": nanosecond}], required)}), tmp_path / "a.parquet"
+    )
+    jsonl(tmp_path / "b.jsonl", b"{broken")
+    shards = list_shards([str(tmp_path)])
+    kept = kept_schema(inspect(shards, unit_rows=9), ["meta"])
+    block = read_unit(Unit("part-a-0123456789abcdef-00000", tuple(shards)), Columns(("text",), None, kept))
+    part = pq.read_table(io.BytesIO(serialised(block, "parquet")))
+    assert part["meta"].combine_chunks().field("x").cast(pa.int64()).to_pylist() == [1, None]
+    assert [error is None for error in part["error"].to_pylist()] == [True, False]
 
 
 INFINITY = 9223371331200000000  # PostgreSQL's, as Spark writes it

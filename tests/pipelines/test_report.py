@@ -25,6 +25,8 @@ def test_the_share_of_duplicates_is_told() -> None:
 
 def test_a_run_with_nothing_to_do_says_so() -> None:
     assert replace(SUMMARY, seconds=0.0).lines()[0] == "nothing to do: all 1,000 rows are labelled in out"
+    only_drops = replace(SUMMARY, seconds=0.0, is_done=False)
+    assert only_drops.lines()[0] == "nothing to label: all 1,000 rows are labelled in out"
 
 
 def test_the_share_of_failures_is_judged_over_the_whole_output_and_over_the_newest_night() -> None:

@@ -74,6 +74,21 @@ def test_gpu_actors_take_one_each(cluster: Any) -> None:
     assert growing.describe() == "1 to 16 model actors with a GPU each"
 
 
+@pytest.mark.parametrize(
+    ("node_cpus", "changes", "n_units", "threads"),
+    [([4] * 4, {}, 1, 4), ([8] * 3, {}, 2, 8), ([2] * 8, {"max_actors": 1}, 100, 2), ([16, 4, 4], {}, 1, 8)],
+    ids=str,
+)
+def test_few_actors_on_many_nodes_find_room_on_one(
+    cluster: Any, node_cpus: list[int], changes: Any, n_units: int, threads: int
+) -> None:
+    """A night of one unit would else wait for ever for a node with half of the cluster's CPUs."""
+    cluster(*({"CPU": cpus} for cpus in node_cpus))
+    hardware = share_out(spec(**changes), "cpu", n_units=n_units)
+    assert hardware.actor_cpus <= max(node_cpus) / 2
+    assert (hardware.n_threads, hardware.max_cpus) == (threads, sum(node_cpus))
+
+
 def test_there_are_never_more_actors_than_units(cluster: Any) -> None:
     cluster({"CPU": 64})
     assert share_out(spec(min_actors=4), "cpu", n_units=2).max_actors == 2
@@ -111,6 +126,17 @@ def test_actors_that_leave_no_cpu_to_the_tasks_that_feed_them_are_refused_or_tol
     with pytest.raises(SpecError, match=r"of --actor-cpus \d: this machine has 4 CPUs: lower --actor-cpus"):
         share_out(spec(**changes), "cpu", n_units=100)
     share_out(spec(actor_cpus=2, max_actors=9), "cpu", n_units=100)
+
+
+def test_actors_for_which_no_node_is_large_enough_are_told(cluster: Any, caplog: pytest.LogCaptureFixture) -> None:
+    cluster(*[{"CPU": 4}] * 4)
+    assert share_out(spec(actor_cpus=8), "cpu", n_units=100).actor_cpus == 4  # which a node has
+    assert caplog.messages == []
+    share_out(spec(actor_cpus=16), "cpu", n_units=100)
+    (told,) = caplog.messages
+    assert told.startswith(
+        "1 model actor of --actor-cpus 16: the cluster has 16 CPUs, 4 at most on a node, and the job"
+    )
 
 
 def test_actors_begin_where_there_is_room_on_growing_gpu_clusters(cluster: Any) -> None:

@@ -640,6 +640,16 @@ def test_a_night_is_judged_by_itself_too(small: Path, checkpoint: Path, tmp_path
     assert not marker.exists()  # what the run says and what the folder says agree
 
 
+def test_where_only_records_go_there_is_something_to_do(small: Path, checkpoint: Path, tmp_path: Path) -> None:
+    spec = job(small, tmp_path / "out", checkpoint)
+    run_here(spec)
+    (small / "b.parquet").unlink()
+    for changes in ({"prune": True, "dry_run": True}, {"prune": True}):
+        told = run(spec.model_copy(update=changes)).lines()[0]
+        assert told == f"nothing to label: all 6 rows are labelled in {tmp_path / 'out'}"
+    assert run(spec).lines()[0].startswith("nothing to do: all 6 rows")
+
+
 def test_a_run_that_gets_no_cluster_leaves_the_marker_of_the_night_before(
     small: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -659,11 +669,12 @@ def test_vanished_shards_are_named_and_many_are_counted(caplog: pytest.LogCaptur
     plan = replace(plan_of(None), vanished=[f"/in/{n}.jsonl" for n in range(7)])
     with caplog.at_level(logging.WARNING):
         module._warn_of_vanished(plan)
-        module._warn_of_vanished(replace(plan_of(None, prune=True), vanished=["/in/x.jsonl"]))
+        for goes in ("prune", "overwrite"):
+            module._warn_of_vanished(replace(plan_of(None, **{goes: True}), vanished=["/in/x.jsonl"]))
     told = [record.getMessage() for record in caplog.records]
     assert told[0] == "/in/0.jsonl is no longer among the inputs: its records stay (--prune drops them)"
-    assert (len(told), told[5]) == (7, "… and so are 2 more")
-    assert told[6] == "/in/x.jsonl is no longer among the inputs: its records go"
+    assert told[5] == "… and so are 2 more"
+    assert told[6:] == ["/in/x.jsonl is no longer among the inputs: its records go"] * 2
 
 
 def test_a_complete_state_is_complete_whatever_its_number_of_units() -> None:

@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
 
 from pipelines import sample
+from pipelines.errors import SourceError
 from pipelines.estimate import Estimate
 from pipelines.plan import make_plan
 from pipelines.resources import Hardware
@@ -115,6 +116,24 @@ def test_a_corpus_of_blank_lines_has_no_records(
     plan = make_plan(job(tmp_path / "a.jsonl", tmp_path / "out", checkpoint))
     found = take_sample(plan, ON_ONE_CPU)
     assert (found.records, found.timing, found.rows_per_byte) == (0, None, {(".jsonl", True, 1): 0.0})
+
+
+def test_a_shard_that_goes_while_the_sample_is_taken_is_named(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = tmp_path / "a.jsonl"
+    shard.write_text('{"text": "free"}\n')
+    plan = make_plan(job(shard, tmp_path / "out", checkpoint))
+
+    def encode(*arguments: Any) -> pa.Table:
+        shard.unlink()
+        return sample_encode(*arguments)
+
+    sample_encode = sample.encode
+    monkeypatch.setattr(sample, "encode", encode)
+    monkeypatch.setattr(sample, "_label", lambda *_: (None, "nobody asks", 0.0))
+    with pytest.raises(SourceError, match=r"a\.jsonl has changed since the job was planned"):
+        take_sample(plan, ON_ONE_CPU)
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz"])

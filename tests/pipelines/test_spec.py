@@ -27,6 +27,7 @@ def test_model_is_short_for_a_head_called_prediction() -> None:
         ({"head": {"topic": "other"}}, "not both"),
         ({"model": None}, "give --model URL or --head NAME=URL"),
         ({"model": None, "head": {"a b": "x"}}, "--head a b=.*letters, digits"),
+        ({"model": None, "head": 5, "partition_by": "lang"}, r"--head \(5\): .* valid dictionary"),
         ({"keep_column": ["error"]}, "two output columns would be called 'error'"),
         ({"keep_column": ["prediction"]}, "two output columns would be called 'prediction'"),
         ({"keep_column": ["__unit"]}, "'__unit'.*begin with two underscores"),

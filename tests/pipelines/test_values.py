@@ -3,13 +3,14 @@ from __future__ import annotations
 import datetime as dt
 import math
 import uuid
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from pipelines.values import checked_texts, kept_array, kept_column
+from pipelines.values import checked_texts, kept_array, kept_column, kept_type
 
 NOON_IN_DELHI = dt.datetime(2026, 11, 27, 12, tzinfo=dt.timezone(dt.timedelta(hours=5.5)))
 
@@ -46,6 +47,22 @@ def test_a_kept_value_is_kept_whole_or_is_its_records_error(
         array, reasons = kept_array([*fits, value], pa.field("c", type_))
         assert reasons == [None] * len(fits) + [f"c holds {value!a:.40}, not {type_}"]
         assert array[-1].as_py() is None
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        pa.list_,
+        pa.large_list,
+        lambda type_: pa.list_(type_, 2),
+        lambda type_: pa.map_(pa.string(), type_),
+        lambda type_: pa.struct([("x", type_)]),
+    ],
+    ids=["list", "large list", "list of fixed size", "map", "struct"],
+)
+def test_every_field_of_a_kept_type_may_be_null(of: Callable[[pa.DataType], pa.DataType]) -> None:
+    required = pa.struct([pa.field("a", pa.list_(pa.field("b", pa.int8(), nullable=False)), nullable=False)])
+    assert kept_type(of(required)) == of(pa.struct([("a", pa.list_(pa.field("b", pa.int8())))])) != of(required)
 
 
 def test_a_text_column_of_another_type_fails_record_by_record() -> None:

@@ -52,9 +52,9 @@ def main(doc: str, *, task: str, arguments: Sequence[str] | None = None) -> int:
     prepare_environment()
     begun = Outcome.begun(utc_now())
     end = End("failed", FAILED)
-    with _on_sigterm(signal.SIG_IGN):  # while the result is written
+    with on_sigterm(signal.SIG_IGN):  # while the result is written
         try:
-            with _on_sigterm(_terminate):
+            with on_sigterm(_terminate):
                 end = _attempt(spec, begun)
         except BaseException as error:  # a fault of ours: the trace follows
             end = End("failed", FAILED, f"{type(error).__name__}: {error}", type(error).__name__)
@@ -116,7 +116,7 @@ def _terminate(number: int, frame: types.FrameType | None) -> NoReturn:
 
 
 @contextmanager
-def _on_sigterm(action: Callable[..., object] | signal.Handlers) -> Iterator[None]:
+def on_sigterm(action: Callable[..., object] | signal.Handlers) -> Iterator[None]:
     """Let SIGTERM do this meanwhile; beside the main thread nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield

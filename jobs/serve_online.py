@@ -11,7 +11,17 @@ import threading
 from collections.abc import Sequence
 
 from convbert import ConvBertError
-from jobs.command_line import FAILED, INTERRUPTED, MISUSED, OK, fail, given_values, import_at_once, prepare_environment
+from jobs.command_line import (
+    FAILED,
+    INTERRUPTED,
+    MISUSED,
+    OK,
+    fail,
+    given_values,
+    import_at_once,
+    on_sigterm,
+    prepare_environment,
+)
 from pipelines.errors import PipelineError, SpecError
 from pipelines.serve_spec import ServeSpec
 
@@ -24,8 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import_at_once("torch", "ray.serve")  # Ray reads its environment then and never again
         from pipelines import serving
 
-        serving.connect()
-        url = serving.start(spec)
+        with on_sigterm(signal.default_int_handler):
+            serving.connect()
+            url = serving.start(spec)
     except SpecError as error:
         return fail(error, MISUSED)
     except (PipelineError, ConvBertError) as error:
@@ -37,7 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
     stopped.wait()
-    serving.stop()
+    try:
+        serving.stop()
+    except PipelineError as error:
+        return fail(error, FAILED)
     return OK
 
 

@@ -104,12 +104,12 @@ def plan_passes(spec: JobSpec) -> list[EncoderPass]:
         found = ", ".join(f"--head {name} is for {task}" for name, task in tasks.items())
         jobs = " or ".join(sorted({JOBS[task] for task in tasks.values()}))
         raise ModelError(f"this job is for {spec.task}, but {found}: start {jobs}, or give another checkpoint")
-    if ignored := _ignored_settings(spec, passes):
+    if ignored := ignored_settings(spec, passes):
         raise SpecError(f"{', '.join(map(flag, ignored))}: no head of this job looks at it: leave it out")
     return passes
 
 
-def _ignored_settings(spec: JobSpec, passes: Sequence[EncoderPass]) -> list[str]:
+def ignored_settings(spec: JobSpec, passes: Sequence[EncoderPass]) -> list[str]:
     """What the job sets otherwise than by default and none of its heads looks at."""
     heads = [plan.head for encoder_pass in passes for plan in encoder_pass.heads]
     columns = {column for head in heads for column in head.inputs.columns}

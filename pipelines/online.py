@@ -1,7 +1,7 @@
 """Requests for heads in, what the nightly job would write for the same records out: the service's core, without Ray.
 
-A request may ask any heads, each with settings of its own. Requests of one batch are tokenised and run together
-wherever their encoder and their way of encoding are the same; each is decoded by its own settings.
+A request may ask any heads, each with settings of its own. Requests of one batch are tokenised together wherever their
+way of encoding is the same, and run together wherever their encoder is; each is decoded by its own settings.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from convbert import ConvBertConfig, ConvBertTokenizer
 from convbert.engine import Rows
+from convbert.engine.packing import offsets_of
 from pipelines.batching import Speed
 from pipelines.columns import rows_of
 from pipelines.culprits import sparing_culprits
@@ -26,10 +27,10 @@ from pipelines.decode import has_no_number, no_number
 from pipelines.encode import Encoded, Encoding
 from pipelines.errors import ModelError, SpecError
 from pipelines.heads import Head, Results, head_for
-from pipelines.models import EncoderPass, HeadPlan, encoding_for, share_passes
+from pipelines.models import EncoderPass, HeadPlan, encoding_for, ignored_settings, share_passes
 from pipelines.predict import Predictor
 from pipelines.request_records import Record, checked_values, encode_values, estimated_tokens
-from pipelines.sequences import Sequences
+from pipelines.sequences import Sequences, concatenated
 from pipelines.spec import JobSpec
 from pipelines.storage import redacted
 
@@ -95,9 +96,13 @@ def plan_service(heads: Mapping[str, str], settings: Mapping[str, Mapping[str, A
     """Encoder passes of heads given by their URLs, each with its own settings.
 
     Raises:
-        SpecError, ModelError: a setting or a checkpoint that cannot work.
+        SpecError, ModelError: a setting or a checkpoint that cannot work, or a setting that no head looks at.
     """
-    return share_passes({name: (url, head_spec(url, settings.get(name, {}))) for name, url in heads.items()})
+    passes = share_passes({name: (url, head_spec(url, settings.get(name, {}))) for name, url in heads.items()})
+    every = {field: value for its in settings.values() for field, value in its.items() if field != "task"}
+    if ignored := ignored_settings(head_spec("-", every), passes):
+        raise SpecError(f"settings: no head of this service looks at {', '.join(ignored)}: leave it out")
+    return passes
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,8 +253,9 @@ class OnlinePredictor:
         for one in asked:
             for encoding in one.variants:
                 together[encoding].append(one)
+        found = self._computed({encoding: self._encoded(encoding, its) for encoding, its in together.items()})
         for encoding, its in together.items():
-            self._answer_together(encoding, its)
+            self._answer_together(encoding, its, found[encoding])
         return [one.answer() for one in asked]
 
     def speed(self) -> Speed:
@@ -279,13 +285,10 @@ class OnlinePredictor:
             return _Asked((), {}, [], refusal=str(error))
         return _Asked(request.records, variants, [{} for _ in request.records])
 
-    def _answer_together(self, encoding: Encoding, asked: Sequence[_Asked]) -> None:
+    def _answer_together(self, encoding: Encoding, asked: Sequence[_Asked], found: _Found) -> None:
         """Fill in what the heads with this encoding say of the records of all these requests."""
-        needs_spans = any(variant.encoding.needs_spans for one in asked for variant in one.variants[encoding])
-        records = [record for one in asked for record in one.records]
         owners = np.repeat(np.arange(len(asked)), [len(one.records) for one in asked])
         rows = [row for one in asked for row in one.rows]
-        found = self._found(records, replace(encoding, needs_spans=needs_spans))
         for record, n_tokens in found.n_tokens.items():
             asked[owners[record]].n_tokens += n_tokens
         alike: dict[tuple[_Variant, ...], list[int]] = defaultdict(list)
@@ -297,8 +300,11 @@ class OnlinePredictor:
         for record, error in found.errors.items():
             rows[record].setdefault("error", error)
 
-    def _found(self, records: Sequence[Record], encoding: Encoding) -> _Found:
-        """What tokenising and the model make of records."""
+    def _encoded(self, encoding: Encoding, asked: Sequence[_Asked]) -> _Found:
+        """The records of all these requests as the model's input."""
+        needs_spans = any(variant.encoding.needs_spans for one in asked for variant in one.variants[encoding])
+        encoding = replace(encoding, needs_spans=needs_spans)
+        records = [record for one in asked for record in one.records]
         values, reasons = checked_values(records, encoding)
         good = np.array([record for record, reason in enumerate(reasons) if reason is None], np.int64)
 
@@ -309,14 +315,31 @@ class OnlinePredictor:
         errors |= {record: reason for record, reason in enumerate(reasons) if reason}
         errors |= {int(record): reason for record, reason in zip(its, encoded.reasons, strict=True) if reason}
         its = its[encoded.records]
-        found = _Found(its, encoded.sequences, [values[-1][record] for record in its], {}, errors).sound()
-        if not len(found.records):
-            return found
-        labelled, failed = self._predictors[encoding.name].run(encoding.name, found.sequences)
-        errors |= {int(found.records[place]): error for place, error in failed.items()}
-        if len(labelled.records):
-            self._worked.add(encoding.name)
-        return found.sound()._replace(results=labelled.results)
+        return _Found(its, encoded.sequences, [values[-1][record] for record in its], {}, errors).sound()
+
+    def _computed(self, encoded: Mapping[Encoding, _Found]) -> dict[Encoding, _Found]:
+        """The same with what the models give: of any number of encodings that a model reads in one go."""
+        computed = dict(encoded)
+        for name in dict.fromkeys(encoding.name for encoding in encoded):
+            its = {encoding: one for encoding, one in encoded.items() if encoding.name == name and len(one.records)}
+            if not its:
+                continue
+            offsets = offsets_of([len(one.records) for one in its.values()])
+            sequences = concatenated([one.sequences for one in its.values()])
+            labelled, failed = self._predictors[name].run(name, sequences)
+            if len(labelled.records):
+                self._worked.add(name)
+            places = np.searchsorted(labelled.records, offsets)
+            for number, (encoding, one) in enumerate(its.items()):
+                first, last = offsets[number : number + 2]
+                its_failed = {place - first: error for place, error in failed.items() if first <= place < last}
+                one.errors.update({int(one.records[place]): error for place, error in its_failed.items()})
+                results = labelled.results
+                if len(its) > 1:
+                    own = np.arange(places[number], places[number + 1])
+                    results = {head: rows.take(own) for head, rows in results.items()}
+                computed[encoding] = one.sound()._replace(results=results)
+        return computed
 
     def _fill(self, rows: Sequence[dict[str, Any]], found: _Found, variants: Sequence[_Variant]) -> None:
         """Put the structs of each record into its row, or note its error in ``found``."""

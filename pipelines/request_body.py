@@ -36,12 +36,15 @@ async def read_body(request: Request, of: type[Body]) -> Body:
     """The body as this type.
 
     Raises:
-        HTTPException: it is no JSON.
+        HTTPException: it is no JSON, or compressed.
         RefusedError: it is JSON of another form, or does not say that it is any, as a form of a foreign page.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if not (kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))):
         raise RefusedError("say what the body is: Content-Type: application/json")
+    if request.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
+        headers = {"Accept-Encoding": "identity"}
+        raise HTTPException(415, "send the body as it is, without Content-Encoding: none is read here", headers)
     try:
         values = json.loads(await request.body())
     except json.JSONDecodeError as error:

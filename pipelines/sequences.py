@@ -6,7 +6,10 @@ Shapes: R records, S sequences, T tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -62,6 +65,30 @@ class Sequences:
             tokens = self.tokens
             spans = spans[gather(tokens[records], np.diff(tokens)[records])[0]]
         return Sequences(offsets, self.packed.take(sequences), spans)
+
+
+def concatenated(parts: Sequence[Sequences]) -> Sequences:
+    """The sequences of the records of all parts, one part after the other, without spans."""
+    if len(parts) == 1:
+        return replace(parts[0], spans=None)
+    packed = [part.packed for part in parts]
+
+    def joined(values: Callable[[Packed], Any], usual: Callable[[Packed], Any]) -> NDArray[Any] | None:
+        """One attribute of all, None where it is None in all."""
+        if all(values(one) is None for one in packed):
+            return None
+        return np.concatenate([usual(one) if (own := values(one)) is None else own for one in packed])
+
+    return Sequences(
+        offsets_of(np.concatenate([np.diff(part.records) for part in parts])),
+        Packed(
+            np.concatenate([one.input_ids for one in packed]),
+            offsets_of(np.concatenate([one.lengths for one in packed])),
+            joined(attrgetter("token_type_ids"), lambda one: np.zeros(len(one.input_ids), np.int8)),
+            joined(attrgetter("attended"), attrgetter("lengths")),
+            joined(attrgetter("counted"), lambda one: np.stack([0 * one.lengths, one.lengths], axis=1)),
+        ),
+    )
 
 
 def add_sequences(block: pa.Table, name: str, sequences: Sequences, rows: NDArray[np.int64]) -> pa.Table:

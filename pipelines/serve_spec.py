@@ -97,6 +97,8 @@ class ServeSpec(BaseModel):
                 head_spec(url, self.settings_of_heads[name])
         except PipelineError as error:
             raise ValueError(str(error)) from error
+        if self.max_queued_requests == 0:
+            raise ValueError("max_queued_requests (0) would refuse all: give -1 for any number, or 1 at least")
         if self.min_replicas > self.max_replicas:
             raise ValueError(f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas})")
         return self

@@ -46,6 +46,8 @@ QUIET = LoggingConfig(enable_access_log=False)  # a line for each request costs 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 INGRESS_REPLICAS_OF_A_GPU = 4  # one passes 600 requests a second on (docs/performance.md)
 MOST_TRIES = 2  # of a request whose replica dies, which may be what has killed it, or has no room
+MOST_ESTIMATED_AT_ONCE = 8  # records whose tokens are estimated in the event loop
+NONE_WORKS = "no replica of the models is in working order: try again"
 REFUSAL_S = 0.2
 """Seconds that a full replica takes for a no: one that is quicker than its neighbours' answers draws all requests."""
 
@@ -138,10 +140,19 @@ def start(spec: ServeSpec) -> str:
                 f"Ray Serve listens at {running.http_config.host}:{running.http_config.port} on this cluster already: "
                 "give its host and port, or end it with: serve shutdown"
             )
-        serve.run(application, name=APPLICATION, route_prefix="/")
+        _run(application)
     except (RuntimeError, TimeoutError, RayServeException, RayError) as error:
         raise RunError(f"Ray Serve cannot run the service: {_reason(error)}") from error
-    return f"http://{spec.host}:{spec.port}"
+    return f"http://{f'[{spec.host}]' if ':' in spec.host else spec.host}:{spec.port}"
+
+
+def _run(application: serve.Application) -> None:
+    """Until it is ready; who gives up before leaves none on the cluster, where it would come up all the same."""
+    try:
+        serve.run(application, name=APPLICATION, route_prefix="/")
+    except KeyboardInterrupt:
+        serve.delete(APPLICATION, _blocking=False)
+        raise
 
 
 def request_timeout_s(spec: ServeSpec) -> float:
@@ -181,8 +192,15 @@ def _ingress_replicas(spec: ServeSpec, device: str) -> int:
 
 
 def stop() -> None:
-    """Let the application finish what it has, and end it."""
-    serve.delete(APPLICATION)
+    """Let the application finish what it has, and end it.
+
+    Raises:
+        RunError: it does not end in time, or Serve has gone.
+    """
+    try:
+        serve.delete(APPLICATION)
+    except (TimeoutError, RayServeException, RayError) as error:
+        raise RunError(f"Ray Serve does not end the service: {_reason(error)}") from error
 
 
 def _scaling(spec: ServeSpec) -> dict[str, Any]:
@@ -247,7 +265,7 @@ class Model:
         A request beyond a batch goes in slices, between which there is time for Serve's question after its health.
         """
         try:
-            n_tokens = self._predictor.estimated_tokens(request)
+            n_tokens = await self._estimated_tokens(request)
             slices = sliced(request, n_tokens, self._predictor.max_batch_tokens)
             return joined(await self._batcher.submit(slices))
         except (QueueFullError, UnknownHeadError):
@@ -260,6 +278,13 @@ class Model:
         except DeviceError as error:
             logger.error("%s: this replica ends, and Serve starts another", error)
             os._exit(1)  # alive it would fail faster than others work, and draw all requests to itself
+
+    async def _estimated_tokens(self, request: Request) -> list[int]:
+        """Of many records beside the event loop: their questions are tokenised, up to some milliseconds each."""
+        estimate = self._predictor.estimated_tokens
+        if len(request.records) > MOST_ESTIMATED_AT_ONCE:
+            return await asyncio.to_thread(estimate, request)
+        return estimate(request)
 
     async def ready(self) -> bool:
         """True: a replica takes no call before it is warm."""
@@ -378,10 +403,12 @@ class Replicas:
             except asyncio.CancelledError:
                 response.cancel()  # type: ignore[no-untyped-call]
                 raise
-            except (BackPressureError, DeploymentUnavailableError) as error:
+            except BackPressureError as error:
                 raise BusyError("the service has too many requests (max_queued_requests): try again") from error
+            except DeploymentUnavailableError as error:
+                raise BusyError(NONE_WORKS) from error
             except RayActorError:
-                why = "no replica of the models is in working order: try again"
+                why = NONE_WORKS
                 continue
             if answer is not None:
                 return answer

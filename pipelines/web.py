@@ -13,9 +13,10 @@ from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 from fastapi import FastAPI
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HTTPRequest
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.inference_form import check_answer, check_words, records_of, settings_from, shaped
@@ -32,6 +33,7 @@ KINDS = {
     405: "unknown_path",
     408: "slow_body",
     413: "too_large",
+    415: "malformed",
     421: "unknown_host",
     422: "refused",
     503: "busy",
@@ -145,10 +147,14 @@ def create_app(
         async def show() -> HTMLResponse:
             return HTMLResponse(page.html, headers={"Content-Security-Policy": page.policy})
 
+    app.router.redirect_slashes = False  # Starlette's names scheme and host, of which a proxy's clients may have others
+    paths = {route.path for route in app.routes if isinstance(route, Route)}
     respond = partial(_error_response, heads=heads)
 
-    async def failed(_: Any, error: Exception) -> JSONResponse:
-        return respond(error)
+    async def failed(http_request: HTTPRequest, error: Exception) -> Response:
+        is_lost = isinstance(error, HTTPException) and error.status_code == 404
+        place = _moved(http_request.scope, paths) if is_lost else None
+        return RedirectResponse(place) if place else respond(error)
 
     for kind in (RefusedError, UnicodeError, HTTPException, Exception):
         app.exception_handler(kind)(failed)
@@ -259,6 +265,8 @@ def _error_response(error: Exception, heads: Collection[str]) -> JSONResponse:
         message = error.detail
         if error.status_code == 404:
             message = f"no such path: the heads are {', '.join(f'/{name}' for name in heads)}; more at /docs"
+        elif error.status_code == 405:
+            message = f"this path takes {(error.headers or {}).get('Allow', 'another method')}"
         return JSONResponse({"error": message}, error.status_code, headers=error.headers)
     if isinstance(error, RefusedError):
         return JSONResponse({"error": str(error)}, 422)
@@ -322,6 +330,8 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # of whose answer the server leaves the body out
         started_s = time.perf_counter()
         status = 499  # as long as nothing is sent: the client has gone
 
@@ -361,7 +371,15 @@ class Gate:
                 421, f"call the service {' or '.join(sorted(self._hosts))}, or give it tokens", {"Connection": "close"}
             )
         is_stranger = bool(self._token_digests) and not self._is_known(headers)
-        reading = _drain(receive, self._max_body_bytes) if is_stranger else self._body(receive)
+        n_bytes = 0
+
+        async def counting() -> Message:
+            nonlocal n_bytes
+            message = await receive()
+            n_bytes += len(message.get("body", b""))
+            return message
+
+        reading = _drain(counting, self._max_body_bytes) if is_stranger else self._body(counting)
         is_slow = False
         body = None
         try:
@@ -370,14 +388,13 @@ class Gate:
             is_slow = True
         if is_stranger and _path(scope) not in OPEN_PATHS:
             return _refusal(401, "give a valid token: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"})
+        rest = {"Connection": "close"} if is_slow else None
+        if not is_stranger and n_bytes > self._max_body_bytes:
+            large = f"the body is above the limit of {self._max_body_bytes:,} bytes (max_body_bytes)"
+            return _refusal(413, large, rest)
         if is_slow:
-            slow = f"the body did not come within {self._timeout_s:g} s (timeout_s)"
-            return _refusal(408, slow, {"Connection": "close"})
-        if is_stranger:
-            return b""  # what is open reads none
-        if body is None:
-            return _refusal(413, f"the body is above the limit of {self._max_body_bytes:,} bytes (max_body_bytes)")
-        return body
+            return _refusal(408, f"the body did not come within {self._timeout_s:g} s (timeout_s)", rest)
+        return body or b""  # what is open to a stranger reads none
 
     def _is_known(self, headers: Mapping[bytes, bytes]) -> bool:
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
@@ -386,7 +403,7 @@ class Gate:
         return scheme.lower() == b"bearer" and any(matches)
 
     async def _body(self, receive: Receive) -> bytes | None:
-        """The whole body, or None where it is too large."""
+        """The whole body, or None where it is too large and nobody needs it."""
         parts, size = [], 0
         while True:
             message = await receive()
@@ -423,6 +440,15 @@ def _path(scope: Scope) -> str:
     """The path without the application's ``route_prefix``."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", "")) or "/"
+
+
+def _moved(scope: Scope, paths: Collection[str]) -> str | None:
+    """Where, seen from here, the path is that one with a slash too many means, or the bare ``route_prefix``."""
+    path: str = scope["path"]
+    if path == scope.get("root_path") and "/" in paths:
+        return f"{path.rpartition('/')[2]}/"
+    name = _path(scope).removesuffix("/")
+    return f"..{name}" if path.endswith("/") and name in paths else None
 
 
 async def _drain(receive: Receive, max_bytes: int) -> None:

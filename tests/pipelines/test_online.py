@@ -14,7 +14,7 @@ import transformers
 
 from convbert import ConvBertTokenizer
 from pipelines.encode import Encoded, Encoding, encode_records
-from pipelines.errors import ModelError
+from pipelines.errors import ModelError, SpecError
 from pipelines.inference_form import settings_from
 from pipelines.models import plan_passes
 from pipelines.online import Answer, OnlinePredictor, Request, plan_service, settings_of
@@ -189,6 +189,29 @@ def test_heads_that_share_an_encoder_are_run_in_one_pass(
     record = {"text": "free [MASK] now"}
     online([ask([record], spam={}, names={"aggregation": "max"}, words={}), ask([record], spam={"top_k": 1}, words={})])
     assert passes == [2]
+
+
+def test_a_model_reads_all_requests_of_a_batch_at_once_however_they_are_encoded(
+    online: OnlinePredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass for each of a hundred window lengths took a hundred times as long as its tokens had been taken for."""
+    contexts = ["mail", "the free mail", "a zebra", "now", "offer"]
+    requests = [
+        ask([{"question": "the", "context": context}], answers={"max_length": 40 + place, "stride": place})
+        for place, context in enumerate(contexts)
+    ]
+    expected = [online([request])[0] for request in requests]
+    sizes = break_the_encoder(monkeypatch, lambda _: None)
+    for answer, alone in zip(online(requests), expected, strict=True):
+        assert_close(list(answer.rows), list(alone.rows))
+        assert answer.n_tokens == alone.n_tokens
+    assert sizes == [len(contexts)]
+    break_the_encoder(monkeypatch, zebra)
+    for context, answer, alone in zip(contexts, online(requests), expected, strict=True):
+        if context == "a zebra":
+            assert answer.rows[0]["error"].startswith("answers: the model failed on this record")
+        else:
+            assert_close(list(answer.rows), list(alone.rows))
 
 
 def test_a_record_that_fails_for_one_head_fails_for_all_and_for_nobody_else(online: OnlinePredictor) -> None:
@@ -481,6 +504,23 @@ def test_records_without_text_are_rows_with_an_error(online: OnlinePredictor) ->
 def test_the_plan_s_passes_are_the_job_s(checkpoints: dict[str, Path]) -> None:
     heads = {name: str(checkpoints[name]) for name in ("spam", "names")}
     assert [one.encoding for one in plan_service(heads, {})] == [one.encoding for one in plan_passes(job(head=heads))]
+
+
+@pytest.mark.parametrize(
+    ("settings", "ignored"),
+    [
+        ({"max_answer_tokens": 5}, "max_answer_tokens"),
+        ({"aggregation": "max", "stride": 8, "top_k": 2}, "stride, aggregation"),
+    ],
+)
+def test_a_setting_that_no_head_looks_at_is_refused_as_in_a_job(
+    checkpoints: dict[str, Path], settings: dict[str, Any], ignored: str
+) -> None:
+    heads = {name: str(checkpoints[name]) for name in ("spam", "vectors")}
+    with pytest.raises(SpecError, match=f"^settings: no head of this service looks at {ignored}: leave it out$"):
+        plan_service(heads, dict.fromkeys(heads, settings))
+    fitting = {"top_k": 2, "normalize": True, "stride": 8, "long_text": "window"}
+    assert plan_service(heads, dict.fromkeys(heads, fitting))
 
 
 def test_softmax_of_one_label_is_refused(tmp_path: Path) -> None:

@@ -84,7 +84,11 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append((head, body))
         if body["inputs"] == self.server.held:
             self.server.release.wait(10)
-        self._send_json(*self.server.answers[head])
+        status, answer = self.server.answers[head]
+        if isinstance(answer, bytes):  # of a proxy
+            self._send(status, answer, "text/html")
+        else:
+            self._send_json(status, answer)
 
     def _is_let_in(self) -> bool:
         if self.server.token is None or self.headers["Authorization"] == f"Bearer {self.server.token}":
@@ -246,6 +250,17 @@ def test_entities_are_marked_where_python_counts_them(page: Page) -> None:
     assert [m.value_of_css_property("background-color") for m in page.all(".legend mark")] == [person, places[0]]
 
 
+def test_a_text_from_right_to_left_is_shown_so(page: Page) -> None:
+    text = "وصلت سارة إلى London."
+    page.label("names", text, [entity(text, "سارة", "PER")])
+    for selector in ("#text", "#result .text"):
+        assert [found.value_of_css_property("direction") for found in page.all(selector)] == ["rtl"], selector
+    page.label("answers", text, {"answer": "سارة", "score": 0.5, "start": 5, "end": 9})
+    assert page.all(".bars span")[0].value_of_css_property("direction") == "rtl"
+    page.label("spam", "text", SPAM)
+    assert page.all("#text")[0].value_of_css_property("direction") == "ltr"
+
+
 def test_no_entity_is_said(page: Page) -> None:
     page.label("names", "nobody", [])
     assert page.texts("#result p")[0] == "No entity found."
@@ -322,6 +337,7 @@ def test_html_stays_text_wherever_it_comes_from(page: Page) -> None:
         (413, {"error": "a text has at most 100 characters"}, "a text has at most 100 characters"),
         (503, {"error": ["queue full", "try later"]}, "queue full try later"),
         (500, {}, "HTTP 500"),
+        (503, b"<p>No server is available", "HTTP 503, and what came is no JSON of the service."),
         (200, {"unlike": "labels"}, "The service cannot be reached, or its answer is not understood."),
     ],
 )
@@ -351,6 +367,14 @@ def test_a_token_is_asked_for_where_one_is_needed(page: Page) -> None:
     page.wait_until(lambda: page.all(".bars"))
     stored = "return [localStorage.length, sessionStorage.length, document.cookie]"
     assert page.browser.execute_script(stored) == [0, 0, ""]
+
+
+def test_a_token_beyond_ascii_is_a_wrong_one_like_others(page: Page) -> None:
+    page.service.token = "sesame"
+    page.open()
+    page.fill("token", "Сезам\u200b")
+    page.run()
+    assert page.texts(".error") == ["A bearer token is needed."]
 
 
 def test_no_token_is_asked_for_elsewhere(page: Page) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convbert.engine import Packed
-from pipelines.sequences import Sequences, add_sequences, list_column, sequences_of
+from pipelines.sequences import Sequences, add_sequences, concatenated, list_column, sequences_of
 
 records_of = st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=3), max_size=8)
 
@@ -60,6 +60,30 @@ def test_sequences_of_some_records_have_their_spans() -> None:
     assert taken.packed.input_ids.tolist() == [3, 4, 5, 0, 1, 2]
     assert taken.spans is not None
     assert taken.spans[:, 0].tolist() == [9, 12, 15, 0, 3, 6]
+
+
+def test_parts_are_found_again_in_what_they_make_together() -> None:
+    texts = Packed(np.arange(6, dtype=np.int32), np.array([0, 1, 3, 6]))
+    windows = Packed(np.array([7, 8, 9], np.int32), np.array([0, 2, 3]), counted=np.array([[0, 1], [0, 1]]))
+    pairs = texts._replace(token_type_ids=np.array([0, 0, 1, 0, 0, 1], np.int8), attended=np.array([1, 1, 3]))
+    parts = [
+        Sequences(np.array([0, 2, 3]), texts, np.zeros((6, 3), np.int32)),
+        Sequences(np.array([0, 2]), windows),
+        Sequences(np.array([0, 1, 3]), pairs),
+    ]
+    first, second, third = (concatenated(parts).take(np.array(records)).packed for records in ([0, 1], [2], [3, 4]))
+    for found, part, expected in [
+        (first, texts, ([0] * 6, [1, 2, 3], [[0, 1], [0, 2], [0, 3]])),
+        (second, windows, ([0] * 3, [2, 1], [[0, 1], [0, 1]])),
+        (third, pairs, ([0, 0, 1, 0, 0, 1], [1, 1, 3], [[0, 1], [0, 2], [0, 3]])),
+    ]:
+        np.testing.assert_array_equal(found.input_ids, part.input_ids)
+        np.testing.assert_array_equal(found.offsets, part.offsets)
+        for values, own in zip(found[2:], expected, strict=True):
+            np.testing.assert_array_equal(values, own)
+    assert concatenated(parts).records.tolist() == [0, 2, 3, 5, 6, 8]
+    alone = concatenated(parts[:1])
+    assert (alone.packed, alone.spans) == (texts, None)
 
 
 def test_list_columns_have_values_at_their_rows() -> None:

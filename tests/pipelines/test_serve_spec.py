@@ -47,6 +47,7 @@ def test_settings_are_fields_of_jobs() -> None:
         ({"head": {"a": "x"}, "settings": {"model": "y"}}, "settings: 'model' is not one of a head's"),
         ({"head": {"a": "x"}, "port": 0}, r"port \(0\): Input should be greater than or equal to 1"),
         ({"head": {"a": "x"}, "min_replicas": 3}, r"min_replicas \(3\) is above max_replicas \(1\)"),
+        ({"head": {"a": "x"}, "max_queued_requests": 0}, r"max_queued_requests \(0\) would refuse all: give -1"),
         ({"head": {"a": "x"}, "prot": 1}, "unknown setting 'prot': the settings are head, embed"),
         ({"head": {"a": "x"}, "port": 70000}, r"port \(70000\): Input should be less than or equal to 65535"),
     ],

@@ -163,7 +163,7 @@ UNAVAILABLE = DeploymentUnavailableError(serve._private.common.DeploymentID("Mod
         ([None, None], "more waits already"),
         ([None, DIED], "no replica of the models is in working order"),
         ([BackPressureError(num_queued_requests=1, max_queued_requests=1)], "too many requests"),
-        ([UNAVAILABLE], "too many requests"),
+        ([UNAVAILABLE, Answer()], "no replica of the models is in working order"),
         ([DIED, DIED, Answer()], "no replica of the models is in working order"),
     ],
 )
@@ -295,6 +295,21 @@ def test_a_full_queue_is_told_by_no_answer_and_not_at_once() -> None:
         return answers
 
     assert asyncio.run(go()) == [Answer(), None, None]
+
+
+@pytest.mark.parametrize(("n_records", "is_beside"), [(1, False), (100, True)])
+def test_the_tokens_of_many_records_are_estimated_beside_the_event_loop(n_records: int, is_beside: bool) -> None:
+    """256 long questions held all other requests of the replica up for half a second."""
+    threads: list[int] = []
+
+    class Noting(Stub):
+        def estimated_tokens(self, request: Request) -> list[int]:
+            threads.append(threading.get_ident())
+            return super().estimated_tokens(request)
+
+    request = Request(ASKED.records * n_records, ASKED.heads)
+    assert asyncio.run(model_of(Noting(), max_queued_tokens=10_000).answer(request)) == Answer()
+    assert (threads != [threading.get_ident()]) == is_beside
 
 
 @pytest.mark.parametrize(("timeout_s", "seconds"), [(30, 0.2), (2, 0.2), (0.4, 0.04)])
@@ -497,6 +512,11 @@ def test_serve_gives_up_later_than_the_service(monkeypatch: pytest.MonkeyPatch) 
     assert started.http_options == {"host": "127.0.0.1", "port": port, "request_timeout_s": 70}
 
 
+def test_an_address_of_ipv6_stands_in_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
+    Started(monkeypatch, listens=("::1", 9000))
+    assert serving.start(spec_at(9000).model_copy(update={"host": "::1"})) == "http://[::1]:9000"
+
+
 def test_a_port_that_is_taken_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Serve itself would share it with another Serve, and clients would ask now one, now the other."""
     started = Started(monkeypatch, listens=None)
@@ -525,6 +545,28 @@ def test_what_serve_cannot_run_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
         RunError, match="^Ray Serve cannot run the service: Deploying failed: … ModelError: no weights$"
     ):
         serving.start(spec_at(9000))
+
+
+def test_who_gives_up_before_the_service_is_ready_leaves_none_on_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    def give_up(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    Started(monkeypatch, listens=("127.0.0.1", 9000))
+    deleted: list[str] = []
+    monkeypatch.setattr(serve, "run", give_up)
+    monkeypatch.setattr(serve, "delete", lambda name, *, _blocking: deleted.append(name))
+    with pytest.raises(KeyboardInterrupt):
+        serving.start(spec_at(9000))
+    assert deleted == [serving.APPLICATION]
+
+
+def test_a_service_that_does_not_end_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def endless(name: str) -> None:
+        raise TimeoutError(f"Some of these applications weren't deleted after 60s: {[name]}")
+
+    monkeypatch.setattr(serve, "delete", endless)
+    with pytest.raises(RunError, match="^Ray Serve does not end the service: Some of these applications weren't"):
+        serving.stop()
 
 
 # --- Hugging Face's client ----------------------------------------------------------------------------
@@ -679,6 +721,14 @@ def test_without_a_token_only_health_answers(url: str, token: str) -> None:
         response = post(url, path, {"inputs": "mail"}, token)
         assert (response.status_code, response.headers["WWW-Authenticate"]) == (401, "Bearer")
     assert requests.get(f"{url}/health", timeout=60).status_code == 200
+
+
+def test_heads_and_slashes_pass_serve_as_they_are(url: str) -> None:
+    head = requests.head(f"{url}/health", timeout=60)
+    assert (head.status_code, head.content, head.headers["Content-Length"]) == (200, b"", "15")
+    moved = requests.post(f"{url}/spam/", json={"inputs": TEXTS[0]}, headers=headers(), timeout=60)
+    assert (moved.status_code, moved.url) == (200, f"{url}/spam")
+    assert moved.history[0].headers["Location"] == "../spam"
 
 
 def test_either_token_is_good(url: str) -> None:

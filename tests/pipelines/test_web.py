@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from typing import Any
 
@@ -262,6 +263,14 @@ def test_of_a_stranger_s_body_no_more_is_read_than_of_a_good_one(
     assert (sender.status, sender.n_read) == (status, n_read)
 
 
+def test_a_body_that_is_too_large_and_slow_is_too_large(models: Models, seen: list[tuple[str, int]]) -> None:
+    """Many clients send it once more where it was slow only."""
+    sender = Sender(chunk(b"x" * 26))
+    asyncio.run(sender.ask(app_of(models, seen, max_body_bytes=25)))
+    assert (sender.status, sender.headers[b"connection"]) == (413, b"close")
+    assert seen == [("/spam", 413)]
+
+
 @pytest.mark.parametrize("path", ["/", "/health", "/ready"])
 def test_a_stranger_s_body_is_dropped_where_nobody_needs_a_token(models: Models, path: str) -> None:
     sender = Sender(*[chunk(b"x" * 10) for _ in range(20)])
@@ -298,6 +307,39 @@ def test_under_a_prefix_paths_are_the_same(models: Models, seen: list[tuple[str,
         asyncio.run(sender.ask(app, f"/nlp{path}", root_path="/nlp", method="GET"))
         assert sender.status == status, path
     assert seen == [("/health", 200), ("/info", 401), ("/", 307)]
+
+
+@pytest.mark.parametrize("prefix", ["", "/nlp"])
+def test_a_slash_too_many_leads_to_the_path_whatever_a_proxy_calls_the_service(models: Models, prefix: str) -> None:
+    """A whole URL would lead a client that came by HTTPS to send its text once more, by HTTP."""
+    web = TestClient(app_of(models, []), base_url="https://testserver", root_path=prefix)
+    for path, place in (("/spam/", "../spam"), ("/label/", "../label"), ("/nobody/", None), ("/spam//", None)):
+        answer = web.post(f"{prefix}{path}", json={"inputs": "a"}, follow_redirects=False)
+        assert (answer.status_code, answer.headers.get("Location")) == (307 if place else 404, place)
+    moved = web.post(f"{prefix}/spam/", json={"inputs": "a"})
+    assert (moved.status_code, moved.url) == (200, f"https://testserver{prefix}/spam")
+
+
+def test_a_bare_prefix_leads_to_the_page(models: Models) -> None:
+    web = TestClient(app_of(models, []), base_url="https://testserver", root_path="/a/nlp")
+    assert web.get("/a/nlp", follow_redirects=False).headers["Location"] == "nlp/"
+    page = web.get("/a/nlp")
+    assert (page.text, page.url) == ("<p>hello", "https://testserver/a/nlp/")
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/ready", "/info", "/docs", "/openapi.json"])
+def test_whoever_asks_for_the_head_of_an_answer_gets_it(web: TestClient, path: str) -> None:
+    """Load balancers and monitors ask so after health."""
+    head, whole = web.head(path), web.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert dict(head.headers) == dict(whole.headers)
+
+
+def test_a_wrong_method_is_told_the_right_one(web: TestClient) -> None:
+    for method, path, right in (("GET", "/spam", "POST"), ("HEAD", "/label", "POST"), ("DELETE", "/health", "GET")):
+        answer = web.request(method, path)
+        assert (answer.status_code, answer.headers["Allow"]) == (405, right)
+        assert method == "HEAD" or answer.json() == {"error": f"this path takes {right}"}
 
 
 def test_every_answer_says_what_browsers_may_not_do_with_it(web: TestClient) -> None:
@@ -339,6 +381,14 @@ def test_a_body_that_cannot_be_read_is_told_why(web: TestClient) -> None:
         answer = web.post("/spam", content=body, headers={"Content-Type": "application/json"})
         assert answer.status_code == 400
         assert answer.json()["error"].startswith("the body is not JSON")
+
+
+def test_a_body_that_is_compressed_is_told_so(web: TestClient) -> None:
+    body = gzip.compress(b'{"inputs": "a"}')
+    answer = web.post("/spam", content=body, headers={"Content-Type": "application/json", "Content-Encoding": "gzip"})
+    assert (answer.status_code, answer.headers["Accept-Encoding"]) == (415, "identity")
+    assert answer.json() == {"error": "send the body as it is, without Content-Encoding: none is read here"}
+    assert web.post("/spam", json={"inputs": "a"}, headers={"Content-Encoding": "Identity"}).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/spam", "/label"])

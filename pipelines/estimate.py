@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from pipelines.plan import JobPlan
     from pipelines.resources import Hardware
 
-DRIVER_S = 0.09
-"""Seconds of the driver for a unit, of which no cluster has a second one (docs/performance.md)."""
+DRIVER_S = 0.05
+"""What a unit takes the driver, of which no cluster has a second one (docs/performance.md)."""
 
 Stratum = tuple[str, bool, int]
 """Shards of one kind, that are read whole or in pieces, and whose sizes differ by a factor of four at most."""

@@ -17,7 +17,7 @@ REPORT_NAME = "report.html"
 FIGURES_NAME = "report.json"
 FORMAT = 1
 _LITTLE_WAITING = 0.15  # of the time that actors could have worked: below it the model is what a run waits for
-_BUSY_DRIVER = 0.6  # of a core: from there on its loop hardly ever waits
+_BUSY_DRIVER = 0.75  # of a core: its loop, which is a single thread, hardly ever waits then
 _FEEDING = ("reading", "tokenising", "decoding", "writing")
 
 logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 MAX_THREADS_PER_ACTOR = 8  # a base model's products gain little from more
 CPUS_PER_GPU = 8  # that may be started to feed one
 UNIT_ROWS = {"cpu": 5_000, "cuda": 20_000}
-"""By device: a unit should take an actor seconds, since the driver feeds about ten a second (docs/performance.md)."""
+"""By device: a unit should take an actor seconds, since the driver hands out some 20 a second (docs/performance.md)."""
 
 
 @dataclass(frozen=True)

@@ -87,11 +87,11 @@ def test_on_gpus_the_slower_decides(beside_s: float, busy_s: float) -> None:
 
 
 def test_no_number_of_actors_is_faster_than_the_driver() -> None:
-    work = replace(ON_GPUS, units=40_000, fewest=1, most=16)  # of 0.125 s in an actor
+    work = replace(ON_GPUS, units=50_000, fewest=1, most=16)  # of 0.1 s in an actor
     lines = replace(ESTIMATE, work=work).lines()
-    assert lines[-3].startswith(f"estimate: 60 min with 16 actors, {16 * (3 + 40_000 * DRIVER_S) / 3600:.2f} GPU-hours")
+    assert lines[-3].startswith(f"estimate: 42 min with 16 actors, {16 * (3 + 50_000 * DRIVER_S) / 3600:.2f} GPU-hours")
     assert lines[-2].startswith("estimate: 83 min with 1 actor, ")
-    assert lines[-1].startswith("the driver, which hands out about 11 units a second, is slower than the actors")
+    assert lines[-1].startswith("the driver, which hands out about 20 units a second, is slower than the actors")
     assert "give a new output a higher --unit-rows" in lines[-1]
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 DRIVER_S = 0.05
 """What a unit takes the driver, of which no cluster has a second one (docs/performance.md)."""
 
+_WORTH_TELLING_S = 60.0  # of the driver
+
 Stratum = tuple[str, bool, int]
 """Shards of one kind, that are read whole or in pieces, and whose sizes differ by a factor of four at most."""
 
@@ -235,7 +237,7 @@ class Estimate:
                 f"estimate: {time_in_words(seconds)} with {n_actors:,} actor{'s' if n_actors > 1 else ''}, "
                 f"{seconds * n_actors * each / 3600:,.2f} {unit}-hours ({measured})"
             )
-        if labelling_s(work, self.sample, timing, n_actors=work.most) < driver_s(work):
+        if driver_s(work) > max(_WORTH_TELLING_S, labelling_s(work, self.sample, timing, n_actors=work.most)):
             lines.append(
                 f"the driver, which hands out about {1 / DRIVER_S:.0f} units a second, is slower than the actors: "
                 "give a new output a higher --unit-rows"

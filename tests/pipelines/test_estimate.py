@@ -93,6 +93,8 @@ def test_no_number_of_actors_is_faster_than_the_driver() -> None:
     assert lines[-2].startswith("estimate: 83 min with 1 actor, ")
     assert lines[-1].startswith("the driver, which hands out about 20 units a second, is slower than the actors")
     assert "give a new output a higher --unit-rows" in lines[-1]
+    short = replace(work, units=1000, tokens=1000)
+    assert replace(ESTIMATE, work=short).lines()[-1].startswith("estimate: 53 s with 1 actor, ")
 
 
 def test_rows_are_counted_where_they_are_known_and_estimated_from_bytes_elsewhere() -> None:

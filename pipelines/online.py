@@ -332,8 +332,9 @@ class OnlinePredictor:
             places = np.searchsorted(labelled.records, offsets)
             for number, (encoding, one) in enumerate(its.items()):
                 first, last = offsets[number : number + 2]
-                its_failed = {place - first: error for place, error in failed.items() if first <= place < last}
-                one.errors.update({int(one.records[place]): error for place, error in its_failed.items()})
+                for place, error in failed.items():
+                    if first <= place < last:
+                        one.errors[int(one.records[place - first])] = error
                 results = labelled.results
                 if len(its) > 1:
                     own = np.arange(places[number], places[number + 1])

@@ -371,30 +371,22 @@ class Gate:
                 421, f"call the service {' or '.join(sorted(self._hosts))}, or give it tokens", {"Connection": "close"}
             )
         is_stranger = bool(self._token_digests) and not self._is_known(headers)
-        n_bytes = 0
-
-        async def counting() -> Message:
-            nonlocal n_bytes
-            message = await receive()
-            n_bytes += len(message.get("body", b""))
-            return message
-
-        reading = _drain(counting, self._max_body_bytes) if is_stranger else self._body(counting)
+        parts: list[bytes] = []  # as many as come in time; a stranger's are not kept
+        reading = _drain(receive, self._max_body_bytes) if is_stranger else self._read(receive, parts)
         is_slow = False
-        body = None
         try:
-            body = await asyncio.wait_for(reading, self._timeout_s)
+            await asyncio.wait_for(reading, self._timeout_s)
         except asyncio.TimeoutError:  # not the built-in one before Python 3.11
             is_slow = True
         if is_stranger and _path(scope) not in OPEN_PATHS:
             return _refusal(401, "give a valid token: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"})
         rest = {"Connection": "close"} if is_slow else None
-        if not is_stranger and n_bytes > self._max_body_bytes:
+        if sum(map(len, parts)) > self._max_body_bytes:
             large = f"the body is above the limit of {self._max_body_bytes:,} bytes (max_body_bytes)"
             return _refusal(413, large, rest)
         if is_slow:
             return _refusal(408, f"the body did not come within {self._timeout_s:g} s (timeout_s)", rest)
-        return body or b""  # what is open to a stranger reads none
+        return b"".join(parts)  # none of a stranger's: what is open to him reads none
 
     def _is_known(self, headers: Mapping[bytes, bytes]) -> bool:
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
@@ -402,21 +394,18 @@ class Gate:
         matches = [hmac.compare_digest(digest, known) for known in self._token_digests]  # all, in constant time
         return scheme.lower() == b"bearer" and any(matches)
 
-    async def _body(self, receive: Receive) -> bytes | None:
-        """The whole body, or None where it is too large and nobody needs it."""
-        parts, size = [], 0
-        while True:
+    async def _read(self, receive: Receive, parts: list[bytes]) -> None:
+        """Put the body into ``parts``; of one that is too large no more than shows it."""
+        size = 0
+        while size <= self._max_body_bytes:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise asyncio.CancelledError
             parts.append(message.get("body", b""))
             size += len(parts[-1])
-            if size > self._max_body_bytes:
-                if message.get("more_body"):
-                    await _drain(receive, MOST_DRAINED_BYTES)
-                return None
             if not message.get("more_body"):
-                return b"".join(parts)
+                return
+        await _drain(receive, MOST_DRAINED_BYTES)
 
 
 _HEADERS = [

@@ -300,10 +300,11 @@ def _manifest(plan: JobPlan, parts: list[Part], meter: Meter) -> Manifest:
         passes=[[head.name for head in encoder_pass.heads] for encoder_pass in plan.passes],
         shards=[replace(entry, units=entry.units or units[entry.group]) for entry in plan.shards],
         parts=in_order(parts),
-        seconds=before + meter.seconds,
+        seconds=before,
         versions=versions(),
     )
-    return replace(manifest, nights=with_night(manifest, plan, meter))
+    nights = with_night(manifest, plan, meter)
+    return replace(manifest, seconds=before + nights[-1]["seconds"], nights=nights)
 
 
 def _check_complete(plan: JobPlan, manifest: Manifest) -> None:

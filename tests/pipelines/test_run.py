@@ -622,7 +622,7 @@ def test_seconds_are_those_of_all_nights(small: Path, checkpoint: Path, tmp_path
     run_here(spec.model_copy(update={"input": [str(small)]}))
     written = manifest(tmp_path / "out")
     assert 0 < first < written["seconds"]
-    assert written["seconds"] == pytest.approx(sum(night["seconds"] for night in written["nights"]), abs=0.1)
+    assert written["seconds"] == pytest.approx(sum(night["seconds"] for night in written["nights"]), abs=1e-9)
 
 
 def test_a_night_is_judged_by_itself_too(small: Path, checkpoint: Path, tmp_path: Path) -> None:

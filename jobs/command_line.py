@@ -52,16 +52,17 @@ def main(doc: str, *, task: str, arguments: Sequence[str] | None = None) -> int:
     prepare_environment()
     begun = Outcome.begun(utc_now())
     end = End("failed", FAILED)
-    with on_sigterm(signal.SIG_IGN):  # while the result is written
+    with on_signal(signal.SIGTERM, signal.SIG_IGN):  # while the result is written
         try:
-            with on_sigterm(_terminate):
+            with on_signal(signal.SIGTERM, _terminate):
                 end = _attempt(spec, begun)
         except BaseException as error:  # a fault of ours: the trace follows
             end = End("failed", FAILED, f"{type(error).__name__}: {error}", type(error).__name__)
             raise
         finally:
-            if not spec.dry_run:
-                write_outcome(spec.output, begun.ended(utc_now(), **vars(end)))
+            with on_signal(signal.SIGINT, signal.SIG_IGN):
+                if not spec.dry_run:
+                    write_outcome(spec.output, begun.ended(utc_now(), **vars(end)))
     return fail(end.error, end.exit_code) if end.error else end.exit_code
 
 
@@ -116,16 +117,16 @@ def _terminate(number: int, frame: types.FrameType | None) -> NoReturn:
 
 
 @contextmanager
-def on_sigterm(action: Callable[..., object] | signal.Handlers) -> Iterator[None]:
-    """Let SIGTERM do this meanwhile; beside the main thread nothing changes."""
+def on_signal(number: signal.Signals, action: Callable[..., object] | signal.Handlers) -> Iterator[None]:
+    """Let a signal do this meanwhile; beside the main thread nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, action)
+    before = signal.signal(number, action)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
 
 
 def parse(description: str, *, task: str, arguments: Sequence[str] | None = None) -> JobSpec:

@@ -19,7 +19,7 @@ from jobs.command_line import (
     fail,
     given_values,
     import_at_once,
-    on_sigterm,
+    on_signal,
     prepare_environment,
 )
 from pipelines.errors import PipelineError, SpecError
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import_at_once("torch", "ray.serve")  # Ray reads its environment then and never again
         from pipelines import serving
 
-        with on_sigterm(signal.default_int_handler):
+        with on_signal(signal.SIGTERM, signal.default_int_handler):
             serving.connect()
             url = serving.start(spec)
     except SpecError as error:

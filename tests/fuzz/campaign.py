@@ -28,6 +28,7 @@ from pathlib import Path
 MEMORY_BYTES = 2 << 30  # beyond what the process has after its imports
 LARGEST_GROWTH_BYTES = 600 << 20  # of what is really used, by one example
 TIMEOUT_S = 60  # for an example
+START_S = 300  # for the imports and the first example
 OUTCOMES = ("ok", "clear error", "violation")
 CURRENT, LOG, COUNTS = "current", "violations", "counts.json"
 
@@ -102,10 +103,10 @@ def wait(process: subprocess.Popen[bytes], counts: Path) -> str | None:
             mark = counts.stat().st_mtime_ns if counts.exists() else None
             if mark != seen:
                 seen, since = mark, time.monotonic()
-            elif time.monotonic() - since > TIMEOUT_S:
+            elif time.monotonic() - since > (limit_s := TIMEOUT_S if seen else START_S):
                 process.kill()
                 process.wait()
-                return f"an example took more than {TIMEOUT_S} s"
+                return f"an example took more than {limit_s} s"
 
 
 def keep(found: Path, target: Path, what: str) -> None:

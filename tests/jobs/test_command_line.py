@@ -201,9 +201,12 @@ def test_a_signal_before_the_work_begins_stops_it_too(
     assert (result(tmp_path)["status"], result(tmp_path)["exit_code"]) == ("interrupted", exit_code)
 
 
-def test_sigterm_does_not_disturb_the_writing_of_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_no_signal_disturbs_the_writing_of_the_result(
+    stop: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def disturbed(*given: Any) -> None:
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(stop)
         put(*given)
 
     stores = iter([put, disturbed])

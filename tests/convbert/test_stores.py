@@ -20,9 +20,11 @@ from convbert.errors import InputError
 from convbert.stores import (
     NoRangesError,
     ShortReadError,
+    change_mark,
     copy_file,
     file_info,
     may_pass,
+    open_store,
     read_range,
     reason,
     redacted,
@@ -100,6 +102,7 @@ def test_what_passes(error: Exception) -> None:
         caused_by(ssl.SSLCertVerificationError("expired"), boto.SSLError(endpoint_url="https://x", error="expired")),
         caused_by(socket.gaierror(socket.EAI_NONAME, "unknown"), boto.EndpointConnectionError(endpoint_url="http://x")),
         TypeError("a mistake of ours"),
+        caused_by(ConnectionResetError(104, "reset"), PermissionError("Forbidden")),
     ],
     ids=repr,
 )
@@ -170,6 +173,29 @@ def test_patience_counts_from_the_first_fault(clock: Clock, monkeypatch: pytest.
         return str(answer)
 
     assert retried(slow) == "whole"
+
+
+def test_a_first_fault_is_no_warning(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    answers: list[Any] = [TimeoutError("first"), TimeoutError("second"), "whole"]
+
+    def fail() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return str(answer)
+
+    assert retried(fail) == "whole"
+    assert [message.partition(";")[0] for message in caplog.messages] == ["second"]
+
+
+def test_s3_is_asked_again_by_botocore_alone() -> None:
+    assert open_store("s3://bucket/key")[0].retries == 1
+
+
+def test_a_version_is_what_the_store_calls_one() -> None:
+    assert change_mark({"size": 3, "ETag": '"0fe"', "LastModified": "today"}) == "0fe"
+    assert change_mark({"size": 3, "ETag": None, "mtime": 1.5}) == "1.5"
+    assert change_mark({"size": 3}) == ""
 
 
 class Lying(MemoryFileSystem):

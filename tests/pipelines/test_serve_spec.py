@@ -55,3 +55,36 @@ def test_settings_are_fields_of_jobs() -> None:
 def test_what_no_service_can_have_is_one_line(values: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         ServeSpec.of(values)
+
+
+@pytest.mark.parametrize(
+    ("field", "least", "below"),
+    [
+        ("threads", 1, 0),
+        ("max_body_bytes", 1, 0),
+        ("max_texts", 1, 0),
+        ("max_characters", 1, 0),
+        ("timeout_s", 0.01, 0),
+        ("max_batch_tokens", 1, 0),
+        ("max_wait_ms", 0, -1),
+        ("max_queued_tokens", 1, 0),
+        ("max_ongoing_requests", 1, 0),
+        ("max_queued_requests", -1, -2),
+        ("min_replicas", 0, -1),
+        ("max_replicas", 1, 0),
+        ("target_ongoing_requests", 0.5, 0),
+        ("upscale_delay_s", 0, -1),
+        ("downscale_delay_s", 0, -1),
+        ("ingress_replicas", 1, 0),
+        ("replica_cpus", 0, -1),
+    ],
+)
+def test_the_least_of_each_number(field: str, least: float, below: float) -> None:
+    assert getattr(ServeSpec.of({"head": {"a": "b"}, field: least}), field) == least
+    with pytest.raises(SpecError, match=rf"^{field} \({below}\): Input should be greater than"):
+        ServeSpec.of({"head": {"a": "b"}, field: below})
+
+
+def test_only_embeddings_are_made_of_any_encoder() -> None:
+    spec = ServeSpec.of({"head": {"spam": "a"}, "embed": {"vectors": "a"}, "settings": {"top_k": 3}})
+    assert spec.settings_of_heads == {"spam": {"top_k": 3}, "vectors": {"top_k": 3, "task": "feature-extraction"}}

@@ -33,6 +33,8 @@ def test_model_is_short_for_a_head_called_prediction() -> None:
         ({"keep_column": ["__unit"]}, "'__unit'.*begin with two underscores"),
         ({"min_actors": 3, "max_actors": 2}, r"--min-actors \(3\) is above --max-actors \(2\)"),
         ({"actor_nodes": ["zone"]}, "--actor-nodes zone: give KEY=VALUE,"),
+        ({"partition_by": "_hidden"}, "--partition-by _hidden: readers pass over folders that begin with '_'"),
+        ({"partition_by": "prediction"}, "--partition-by prediction: give a column of the input, or a head's field"),
         ({"long_text": "maybe"}, "--long-text"),
         ({"colour": "red"}, "unknown setting 'colour'"),
         ({"max_failed_fraction": 1.5}, r"--max-failed-fraction \(1.5\)"),
@@ -44,6 +46,30 @@ def test_what_no_job_can_have_is_named_with_its_remedy(changes: dict[str, Any], 
         JobSpec.of(values(**changes))
     assert "\n" not in str(raised.value)
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "least", "most"),
+    [
+        ("min_actors", 1, None),
+        ("max_actors", 1, None),
+        ("actor_cpus", 1, None),
+        ("unit_rows", 1, None),
+        ("max_batch_tokens", 1, None),
+        ("max_length", 1, None),
+        ("stride", 0, None),
+        ("top_k", 1, None),
+        ("threshold", 0, 1),
+        ("max_answer_tokens", 1, None),
+        ("max_failed_fraction", 0, 1),
+    ],
+)
+def test_the_bounds_of_numbers(field: str, least: int, most: int | None) -> None:
+    for value in (least, *([] if most is None else [most])):
+        assert getattr(JobSpec.of(values(**{field: value})), field) == value
+    for value in (least - 1, *([] if most is None else [most + 1])):
+        with pytest.raises(SpecError, match=rf"^--{field.replace('_', '-')} \({value}\): Input should be "):
+            JobSpec.of(values(**{field: value}))
 
 
 def test_missing_settings_are_named_as_flags() -> None:

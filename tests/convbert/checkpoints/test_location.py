@@ -55,6 +55,14 @@ def test_a_remote_folder_is_copied_once_a_version(
     assert ConvBertForSequenceClassification.from_pretrained(remote).config.extra["note"] == "a new version"
 
 
+def test_copies_lie_in_the_users_cache_where_nothing_else_is_said(
+    remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CONVBERT_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert local_folder(remote).parent == tmp_path / "home/.cache/convbert"
+
+
 @pytest.mark.parametrize("key", ["blob_id", "xet_hash", "something else"])
 def test_what_a_store_tells_versions_by_is_a_version(remote: str, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As hf:// lists them: a retrained model of the same size has another blob, and no date."""

@@ -372,6 +372,12 @@ def test_a_form_of_another_site_is_refused(web: TestClient, models: Models) -> N
     assert models.asked == []
 
 
+@pytest.mark.parametrize("kind", ["Application/JSON ; charset=utf-8", "application/vnd.api+json"])
+def test_json_by_any_of_its_names_is_taken(web: TestClient, kind: str) -> None:
+    answer = web.post("/spam", content=b'{"inputs": "a"}', headers={"Content-Type": kind, "Content-Encoding": " "})
+    assert answer.status_code == 200
+
+
 def test_a_body_that_cannot_be_read_is_told_why(web: TestClient) -> None:
     for body in (
         '{"inputs": "é"}'.encode("latin-1"),

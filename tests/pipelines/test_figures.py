@@ -71,14 +71,18 @@ def test_an_empty_histogram_adds_nothing() -> None:
 
 def test_figures_of_parts_are_those_of_all_records() -> None:
     rng = np.random.default_rng(3)
-    tokens, scores = rng.integers(1, 500, 1000), rng.random(1000)
+    tokens, scores, sizes = rng.integers(1, 500, 1000), rng.random(1000), rng.normal(0, 1e4, 1000)
     parts = [
-        Figures(lengths(tokens[rows]), {"spam": {"score": shares(scores[rows])}, f"only-{n}": {}})
+        Figures(
+            lengths(tokens[rows]),
+            {"spam": {"score": shares(scores[rows]), "size": numbers(sizes[rows])}, f"only-{n}": {}},
+        )
         for n, rows in enumerate((slice(0, 10), slice(10, 700), slice(700, None)))
     ]
     total = total_figures(["", *(part.to_text() for part in parts)])
     assert_equal(total.lengths, lengths(tokens))
     assert_equal(total.scores["spam"]["score"], shares(scores))
+    assert_equal(total.scores["spam"]["size"], numbers(sizes))
     assert list(total.scores) == ["spam", "only-0", "only-1", "only-2"]
     assert Figures.of_values(json.loads(total.to_text())) == total
 

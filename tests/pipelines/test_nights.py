@@ -37,9 +37,11 @@ def test_a_long_run_has_longer_slots_and_loses_nothing() -> None:
 
 def test_a_meter_adds_up_stages_and_does_not_grow() -> None:
     meter = Meter()
-    meter.add([part(n, {"spam": {"ham": 10}}) for n in range(100)])
+    parts = [part(n, {"spam": {"ham": 10}}) for n in range(100)]
+    meter.add(parts)
     values = meter.to_values(1.5)
     assert (values["rows"], values["n_actors"]) == (1000, 0)
+    assert values["tokens"] == sum(each.tokens for each in parts) > 0
     assert values["stages_s"]["model"] == pytest.approx(150)
     assert values["stages_s"]["waiting"] == pytest.approx(10)
     assert len(json.dumps(values)) < 1000
@@ -97,6 +99,7 @@ def test_a_night_is_compared_with_the_one_before_which_is_then_shortened() -> No
     details = third.nights[-1]["details"]
     assert details["before"]["started"] == second.nights[-1]["started"]
     assert details["before"]["labels"] == {"spam": {"ham": 200, "spam": 800}}
+    assert details["job"]["shards"] == 1  # those before are not new
     assert details["before"]["figures"] == second.nights[-1]["details"]["figures"]
     assert details["everything_before"] == {"spam": {"ham": 1000, "spam": 1000}}
     assert details["labels"] == {"spam": {"ham": 190, "spam": 810}}

@@ -5,7 +5,9 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +216,43 @@ def test_no_signal_disturbs_the_writing_of_the_result(
     monkeypatch.setattr("pipelines.run.run", lambda spec: SUMMARY)
     assert start(tmp_path) == 0
     assert result(tmp_path)["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_summary_is_shown_in_whatever_encoding(
+    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipelines.run.run", lambda spec: replace(SUMMARY, output="ausgäbe"))
+    with (tmp_path / "printed").open("w", encoding=encoding) as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        assert start(tmp_path) == 0
+    shown = "rows in ausgäbe,".encode(encoding, "backslashreplace")
+    assert shown in (tmp_path / "printed").read_bytes()
+    assert result(tmp_path)["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("where", ["a full disk", "a pipe that nobody reads"])
+def test_a_summary_that_nobody_can_read_fails_no_run(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if where == "a full disk":
+        descriptor = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, descriptor = os.pipe()
+        os.close(reader)
+    monkeypatch.setattr("pipelines.run.run", lambda spec: SUMMARY)
+    with open(descriptor, "w", encoding="utf-8") as file:  # closing it writes what is left, as Python does at its end
+        monkeypatch.setattr(sys, "stdout", file)
+        assert start(tmp_path) == 0
+    assert "standard output cannot be written" in caplog.text
+    assert (result(tmp_path)["status"], result(tmp_path)["exit_code"]) == ("succeeded", 0)
+
+
+@pytest.mark.parametrize("job", ["classify_corpus", "serve_online", "verify_corpus"])
+def test_a_job_starts_without_docstrings(job: str) -> None:
+    command = [sys.executable, "-OO", "-m", f"jobs.{job}", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"usage: {job}.py ")
 
 
 def test_a_fault_of_ours_shows_its_trace_and_leaves_its_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,9 +48,9 @@ def main(doc: str | None, *, task: str, arguments: Sequence[str] | None = None) 
     logging.getLogger("azure").setLevel(logging.WARNING)  # it logs every request with its headers
     try:
         spec = parse(first_line(doc), task=task, arguments=arguments)
+        prepare_environment()
     except SpecError as error:
         return fail(error, MISUSED)
-    prepare_environment()
     begun = Outcome.begun(utc_now())
     end = End("failed", FAILED)
     with on_signal(signal.SIGTERM, signal.SIG_IGN):  # while the result is written
@@ -186,7 +186,17 @@ def prepare_environment() -> None:
 
     A cluster that the job starts for itself gets a token of its own: no other user of the machine can
     reach it, and Ray leaves none in the home folder.
+
+    Raises:
+        SpecError: Python leaves docstrings out, without which Ray Data cannot be imported; or the working folder has
+            been removed, without which torch's libraries end the process.
     """
+    if sys.flags.optimize > 1:
+        raise SpecError("Ray needs docstrings: start without python -OO or PYTHONOPTIMIZE=2")
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise SpecError("the folder in which this was started has been removed: cd to one that is there") from error
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tasks are what runs in parallel
     if not os.environ.get("RAY_ADDRESS") and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"

@@ -127,7 +127,10 @@ def local_folder(folder_or_url: str | Path) -> Path:
         except NoRangesError as error:
             raise CheckpointError(f"{url} cannot be read ({reason(error)}): copy the folder to this machine") from error
         except OSError as error:
-            raise CheckpointError(f"{url} cannot be copied to {cached} ({reason(error)}): try again") from error
+            raise CheckpointError(
+                f"{url} cannot be copied to {cached} ({reason(error)}): try again, "
+                f"or set {CACHE_VARIABLE} to a folder that can be written and has room"
+            ) from error
     return cached
 
 

@@ -39,6 +39,13 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
     assert (spec.unit_rows, spec.text_column) == (9, "body")
 
 
+def test_the_file_may_lie_in_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell leaves ``~`` in --config=~/job.yaml as it is."""
+    (tmp_path / "job.yaml").write_text("input: [a]\nmodel: m\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert spec_of("--config=~/job.yaml").input == ["a"]
+
+
 def test_a_flag_takes_back_what_the_file_turns_on(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text("input: [a]\nmodel: m\nprune: true\noverwrite: true\n")
     spec = spec_of("--config", str(tmp_path / "job.yaml"), "--no-prune")

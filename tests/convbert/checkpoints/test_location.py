@@ -241,6 +241,15 @@ def test_a_password_in_a_url_is_in_no_warning(
     assert "hunter2" not in str(found.value)
 
 
+def test_a_cache_that_cannot_be_written_says_which_variable_moves_it(
+    remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CONVBERT_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(CheckpointError, match=r"cannot be copied to .*\[Errno 20\].* or set CONVBERT_CACHE to"):
+        local_folder(remote)
+
+
 def test_weights_that_are_not_read_are_not_copied(remote: str) -> None:
     memory = fsspec.filesystem("memory")
     for name in ("tf_model.h5", "pytorch_model.bin", "flax_model.msgpack", "optimizer.pt", "m.data-00000-of-00001"):

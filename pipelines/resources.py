@@ -91,7 +91,8 @@ def connect() -> None:
         except Exception as error:  # Ray's own are of many kinds, some of none
             raise RunError(
                 f"Ray cannot be started on this machine ({reason(error)}): see that its temporary folder "
-                "($RAY_TMPDIR, else $TMPDIR or /tmp) can be written, has room and a short path, and look at ulimit -a"
+                "($RAY_TMPDIR, else $TMPDIR or /tmp) can be written, has room and a short path, and look at ulimit -a "
+                "and ray/session_latest/logs there"
             ) from error
         return
     try:

@@ -217,7 +217,10 @@ def _base(info: dict[str, Any]) -> str:
 
 
 def _cache_root() -> Path:
-    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "convbert")
+    try:
+        return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "convbert")
+    except RuntimeError as error:  # a container's user that has no name, without HOME
+        raise CheckpointError(f"there is no home for copies of remote checkpoints: set {CACHE_VARIABLE}") from error
 
 
 def _copy(fs: FileSystem, files: list[dict[str, Any]], target: Path, *, is_unchanged: Callable[[], bool]) -> None:

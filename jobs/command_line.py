@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import io
 import logging
 import os
 import secrets
@@ -11,7 +12,7 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -30,14 +31,14 @@ from pipelines.storage import redacted
 OK, FAILED, MISUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
-def main(doc: str, *, task: str, arguments: Sequence[str] | None = None) -> int:
+def main(doc: str | None, *, task: str, arguments: Sequence[str] | None = None) -> int:
     """Run one job from its command line; errors are one line on standard error.
 
     How it ended stands in ``_result.json`` in the output folder too, unless the command line itself was wrong or asked
     for a dry run.
 
     Args:
-        doc: what the job does, in its first line.
+        doc: what the job does, in its first line; None where Python leaves docstrings out.
         task: what at least one of its heads must be for.
         arguments: the command line; None takes the process's own.
     """
@@ -46,10 +47,10 @@ def main(doc: str, *, task: str, arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("azure").setLevel(logging.WARNING)  # it logs every request with its headers
     try:
-        spec = parse(doc.split("\n")[0], task=task, arguments=arguments)
+        spec = parse(first_line(doc), task=task, arguments=arguments)
+        prepare_environment()
     except SpecError as error:
         return fail(error, MISUSED)
-    prepare_environment()
     begun = Outcome.begun(utc_now())
     end = End("failed", FAILED)
     with on_signal(signal.SIGTERM, signal.SIG_IGN):  # while the result is written
@@ -99,8 +100,7 @@ def _attempt(spec: JobSpec, begun: Outcome) -> End:
         return End("interrupted", INTERRUPTED, f"interrupted; {_GO_ON}", "Interrupted")
     except SystemExit:  # what SIGTERM becomes
         return End("interrupted", TERMINATED, f"terminated; {_GO_ON}", "Terminated")
-    for line in summary.lines():
-        print(printable(line))
+    show(summary.lines())
     if summary.has_failed_too_often and not spec.dry_run:
         message = f"{summary.too_many_failed}: look at the column 'error', mend the input or raise the limit"
         return End("failed", FAILED, message, "TooManyFailed", summary)
@@ -186,7 +186,17 @@ def prepare_environment() -> None:
 
     A cluster that the job starts for itself gets a token of its own: no other user of the machine can
     reach it, and Ray leaves none in the home folder.
+
+    Raises:
+        SpecError: Python leaves docstrings out, without which Ray Data cannot be imported; or the working folder has
+            been removed, without which torch's libraries end the process.
     """
+    if sys.flags.optimize > 1:
+        raise SpecError("Ray needs docstrings: start without python -OO or PYTHONOPTIMIZE=2")
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise SpecError("the folder in which this was started has been removed: cd to one that is there") from error
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tasks are what runs in parallel
     if not os.environ.get("RAY_ADDRESS") and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
@@ -232,6 +242,11 @@ def _without_none(annotation: Any) -> Any:
     return annotation
 
 
+def first_line(doc: str | None) -> str:
+    """What a script does, from its docstring, which ``python -OO`` leaves out."""
+    return (doc or "").partition("\n")[0]
+
+
 def urls_by_name(heads: Sequence[str], option: str) -> dict[str, str]:
     """What the values of a flag, NAME=URL, say.
 
@@ -247,6 +262,18 @@ def urls_by_name(heads: Sequence[str], option: str) -> dict[str, str]:
             raise SpecError(f"{option} {name} is given twice: give each head a name of its own")
         urls[name] = url
     return urls
+
+
+def show(lines: Iterable[str]) -> None:
+    """Print lines as far as standard output takes them: what is done is done, even if nobody reads of it."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # it may be ASCII
+    try:
+        for line in lines:
+            print(printable(line), flush=True)
+    except OSError as error:  # a pipe whose reader has gone, a full disk
+        logging.getLogger(__name__).warning("standard output cannot be written: %s", error)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left when it ends
 
 
 def fail(error: object, status: int) -> int:

@@ -17,10 +17,12 @@ from jobs.command_line import (
     MISUSED,
     OK,
     fail,
+    first_line,
     given_values,
     import_at_once,
     on_signal,
     prepare_environment,
+    show,
 )
 from pipelines.errors import PipelineError, SpecError
 from pipelines.serve_spec import ServeSpec
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(error, FAILED)
     except KeyboardInterrupt:
         return fail("interrupted before the service was ready", INTERRUPTED)
-    print(f"serving {', '.join(spec.urls)} at {url} (routes: {url}/docs); Ctrl-C stops", flush=True)
+    show([f"serving {', '.join(spec.urls)} at {url} (routes: {url}/docs); Ctrl-C stops"])
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
@@ -61,8 +63,7 @@ def parse(arguments: Sequence[str] | None = None) -> ServeSpec:
     Raises:
         SpecError: a flag or combination that no service can have.
     """
-    description = __doc__.split("\n")[0]
-    fields = ServeSpec.model_fields
+    fields, description = ServeSpec.model_fields, first_line(__doc__)
     return ServeSpec.of(given_values(description, fields, but="settings", heads=["head", "embed"], arguments=arguments))
 
 

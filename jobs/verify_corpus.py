@@ -7,22 +7,21 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from convbert.errors import printable
+from jobs.command_line import first_line, show
 from pipelines.errors import PipelineError
 from pipelines.verify import verify
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print what is wrong, and the counts; 0 where nothing is, and no store has left it open."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=first_line(__doc__))
     parser.add_argument("output", help="output folder of a job, local or any fsspec URL")
     try:
         verdict = verify(parser.parse_args(arguments).output)
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    for line in verdict.lines():
-        print(printable(line))
+    show(verdict.lines())
     return 0 if verdict.is_good else 1
 
 

@@ -79,14 +79,21 @@ def connect() -> None:
     """Join the cluster that RAY_ADDRESS names, or start one on this machine; nothing where one is joined.
 
     Raises:
-        RunError: the cluster is not there, or refuses the token.
+        RunError: the cluster is not there, or refuses the token; or none can be started.
     """
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        with _own_sigterm():
-            ray.init("local", logging_level=logging.WARNING, include_dashboard=False)
+        try:
+            with _own_sigterm():
+                ray.init("local", logging_level=logging.WARNING, include_dashboard=False)
+        except Exception as error:  # Ray's own are of many kinds, some of none
+            raise RunError(
+                f"Ray cannot be started on this machine ({reason(error)}): see that its temporary folder "
+                "($RAY_TMPDIR, else $TMPDIR or /tmp) can be written, has room and a short path, and look at ulimit -a "
+                "and ray/session_latest/logs there"
+            ) from error
         return
     try:
         _check_answers(address)

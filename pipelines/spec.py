@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -213,13 +214,13 @@ def node_labels(labels: str) -> dict[str, str]:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The fields that a YAML file sets.
+    """The fields that a YAML file sets; ``~`` in its path is the home.
 
     Raises:
         SpecError: no such file, or no mapping of fields in it.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.safe_load(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError(f"--config {path} cannot be read: {error}") from error
     if not isinstance(values, dict):

@@ -127,7 +127,10 @@ def local_folder(folder_or_url: str | Path) -> Path:
         except NoRangesError as error:
             raise CheckpointError(f"{url} cannot be read ({reason(error)}): copy the folder to this machine") from error
         except OSError as error:
-            raise CheckpointError(f"{url} cannot be copied to {cached} ({reason(error)}): try again") from error
+            raise CheckpointError(
+                f"{url} cannot be copied to {cached} ({reason(error)}): try again, "
+                f"or set {CACHE_VARIABLE} to a folder that can be written and has room"
+            ) from error
     return cached
 
 
@@ -214,7 +217,10 @@ def _base(info: dict[str, Any]) -> str:
 
 
 def _cache_root() -> Path:
-    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "convbert")
+    try:
+        return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "convbert")
+    except RuntimeError as error:  # a container's user that has no name, without HOME
+        raise CheckpointError(f"there is no home for copies of remote checkpoints: set {CACHE_VARIABLE}") from error
 
 
 def _copy(fs: FileSystem, files: list[dict[str, Any]], target: Path, *, is_unchanged: Callable[[], bool]) -> None:

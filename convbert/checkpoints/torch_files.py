@@ -36,6 +36,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         CheckpointError: the file is damaged, or its weights are another framework's.
     """
     try:
+        path.open("rb").close()  # of a file that may not be read, safetensors says that it is not there
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no mapping

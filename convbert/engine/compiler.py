@@ -38,7 +38,7 @@ class RowKernel:
             return self._function(rows, *others)
         try:
             return self._compiled(rows, *others)
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             if not _is_compilers(error):
                 raise
             logger.warning("torch cannot compile for %s, which runs slower than it could: %s", rows.device, error)
@@ -90,7 +90,10 @@ def _is_tritons(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and str(error).startswith(("PassManager::run", "Failed to find C compiler"))
 
 
-def _is_compilers(error: RuntimeError) -> bool:
+def _is_compilers(error: RuntimeError | OSError) -> bool:
+    """Whether torch's compiler failed: on the function, or on the folder where it keeps what it compiles."""
+    if isinstance(error, OSError):
+        return True
     from torch._dynamo.exc import TorchDynamoException  # slow to import, and there by now
 
     return isinstance(error, TorchDynamoException)

@@ -5,7 +5,9 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,13 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text("input: [a]\nmodel: m\nunit_rows: 5\ntext_column: body\n")
     spec = spec_of("--config", str(tmp_path / "job.yaml"), "--unit-rows", "9")
     assert (spec.unit_rows, spec.text_column) == (9, "body")
+
+
+def test_the_file_may_lie_in_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell leaves ``~`` in --config=~/job.yaml as it is."""
+    (tmp_path / "job.yaml").write_text("input: [a]\nmodel: m\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert spec_of("--config=~/job.yaml").input == ["a"]
 
 
 def test_a_flag_takes_back_what_the_file_turns_on(tmp_path: Path) -> None:
@@ -91,6 +100,24 @@ def test_a_cluster_of_the_jobs_own_gets_a_token(variable: str | None, monkeypatc
     else:
         assert token is None
         assert environment == {variable: "given", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def test_a_removed_working_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path / "folder")
+    (tmp_path / "folder").rmdir()
+    with pytest.raises(SpecError, match="has been removed: cd to one that is there"):
+        prepare_environment()
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments"), [("classify_corpus", "--input=in --output=out --model=m"), ("serve_online", "--head=x=m")]
+)
+def test_python_without_docstrings_is_refused(job: str, arguments: str) -> None:
+    command = [sys.executable, "-OO", "-m", f"jobs.{job}", *arguments.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    refusal = "error: Ray needs docstrings: start without python -OO or PYTHONOPTIMIZE=2\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", refusal)
 
 
 def test_large_imports_are_no_work_for_the_garbage_collector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,6 +241,36 @@ def test_no_signal_disturbs_the_writing_of_the_result(
     monkeypatch.setattr("pipelines.run.run", lambda spec: SUMMARY)
     assert start(tmp_path) == 0
     assert result(tmp_path)["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_summary_is_shown_in_whatever_encoding(
+    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipelines.run.run", lambda spec: replace(SUMMARY, output="ausgäbe"))
+    with (tmp_path / "printed").open("w", encoding=encoding) as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        assert start(tmp_path) == 0
+    shown = "rows in ausgäbe,".encode(encoding, "backslashreplace")
+    assert shown in (tmp_path / "printed").read_bytes()
+    assert result(tmp_path)["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("where", ["a full disk", "a pipe that nobody reads"])
+def test_a_summary_that_nobody_can_read_fails_no_run(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if where == "a full disk":
+        descriptor = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, descriptor = os.pipe()
+        os.close(reader)
+    monkeypatch.setattr("pipelines.run.run", lambda spec: SUMMARY)
+    with open(descriptor, "w", encoding="utf-8") as file:  # closing it writes what is left, as Python does at its end
+        monkeypatch.setattr(sys, "stdout", file)
+        assert start(tmp_path) == 0
+    assert "standard output cannot be written" in caplog.text
+    assert (result(tmp_path)["status"], result(tmp_path)["exit_code"]) == ("succeeded", 0)
 
 
 def test_a_fault_of_ours_shows_its_trace_and_leaves_its_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -234,3 +234,16 @@ def test_a_cluster_that_is_not_there_is_one_line(address: str, monkeypatch: pyte
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(RunError, match=f"RAY_ADDRESS {address} cannot be joined .*RAY_AUTH_TOKEN"):
         resources.connect()
+
+
+@pytest.mark.parametrize("error", [OSError("AF_UNIX path length cannot exceed 107 bytes: /x"), Exception("timed\nout")])
+def test_a_ray_that_cannot_be_started_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **settings: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(resources.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(resources.ray, "init", refuse)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    said = " ".join(str(error).split())
+    with pytest.raises(RunError, match=rf"Ray cannot be started on this machine \({said}\): .*RAY_TMPDIR"):
+        resources.connect()

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import fsspec
 import pytest
@@ -247,6 +247,30 @@ def test_a_password_in_a_url_is_in_no_warning(
     with pytest.raises(ConvBertError, match=r"memory://user:\*\*\*@bucket") as found:
         ConvBertForTokenClassification.load("memory://user:hunter2@bucket/model", config=ConvBertConfig())
     assert "hunter2" not in str(found.value)
+
+
+def test_a_cache_that_cannot_be_written_says_which_variable_moves_it(
+    remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CONVBERT_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(CheckpointError, match=r"cannot be copied to .*\[Errno 20\].* or set CONVBERT_CACHE to"):
+        local_folder(remote)
+
+
+def test_a_user_without_a_home_is_told_which_variable_gives_a_cache(
+    remote: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a container's user may be whom nothing but a number names."""
+
+    def unknown(user: int) -> NoReturn:
+        raise KeyError(user)
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("CONVBERT_CACHE")
+    with pytest.raises(CheckpointError, match="there is no home for copies .* set CONVBERT_CACHE"):
+        local_folder(remote)
 
 
 def test_weights_that_are_not_read_are_not_copied(remote: str) -> None:

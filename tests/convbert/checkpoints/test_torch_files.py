@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from convbert import CheckpointError, ConvBertForSequenceClassification, ConvBertModel
 from convbert.checkpoints import read_weights
+from convbert.checkpoints.torch_files import read_safetensors
 
 
 class RunsCode:
@@ -257,6 +258,13 @@ def test_a_cut_safetensors_file_is_named(
     path.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
     with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read .*copy it again"):
         read_weights(saved)
+
+
+def test_a_safetensors_file_that_cannot_be_opened_says_why(saved: Path) -> None:
+    path = saved / "model.safetensors"
+    path.symlink_to(path)  # root may open what its rights forbid, but no link to itself
+    with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read .*Too many levels of symbolic links"):
+        read_safetensors(path)
 
 
 def test_another_frameworks_safetensors_are_refused(saved: Path) -> None:

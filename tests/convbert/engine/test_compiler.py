@@ -29,15 +29,20 @@ def failing_compiler(monkeypatch: pytest.MonkeyPatch, error: Exception) -> list[
     return called
 
 
+@pytest.mark.parametrize(
+    "error",
+    [TorchDynamoException("Python.h: No such file"), PermissionError(13, "Permission denied", "/tmp/torchinductor_me")],
+    ids=["on the function", "on the folder that it writes into"],
+)
 def test_where_the_compiler_fails_the_function_runs_as_written(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    called = failing_compiler(monkeypatch, TorchDynamoException("Python.h: No such file"))
+    called = failing_compiler(monkeypatch, error)
     doubled = RowKernel(lambda x: x * 2)
     for _ in range(2):
         assert doubled(torch.ones(2)).tolist() == [2, 2]
     assert len(called) == 1
-    assert "cannot compile for cpu, which runs slower than it could: Python.h" in caplog.text
+    assert f"cannot compile for cpu, which runs slower than it could: {error}" in caplog.text
 
 
 def test_other_errors_are_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:

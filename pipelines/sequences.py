@@ -41,22 +41,6 @@ class Sequences:
         """(R + 1,): record r has the tokens ``tokens[r]`` to ``tokens[r + 1]``."""
         return np.asarray(self.packed.offsets, np.int64)[self.records]
 
-    @property
-    def n_counted(self) -> NDArray[np.int64]:
-        """(S,) tokens that count as each sequence's own: the weight of a window in its text."""
-        counted = self.packed.counted
-        return self.packed.lengths if counted is None else (counted[:, 1] - counted[:, 0]).astype(np.int64)
-
-    @property
-    def is_counted(self) -> NDArray[np.bool_]:
-        """(T,) whether a token counts here, and not in another window."""
-        if self.packed.counted is None:
-            return np.ones(len(self.packed.input_ids), np.bool_)
-        lengths = self.packed.lengths
-        places = np.arange(lengths.sum()) - np.repeat(np.asarray(self.packed.offsets)[:-1], lengths)
-        first, last = np.repeat(self.packed.counted, lengths, axis=0).T
-        return (first <= places) & (places < last)
-
     def take(self, records: NDArray[np.int64]) -> Sequences:
         """The sequences of some of the records."""
         sequences, offsets = gather(self.records[records], np.diff(self.records)[records])

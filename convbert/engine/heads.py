@@ -108,9 +108,9 @@ class Pooled(Head):
 
     def forward(self, hidden: Tensor, batch: Packed) -> Tensor:
         """(T, H) -> (R, H)."""
-        starts, lengths = np.asarray(batch.offsets)[:-1], batch.lengths
+        starts, lengths = np.asarray(batch.offsets)[:-1], batch.n_counted
         if batch.counted is not None:
-            starts, lengths = starts + batch.counted[:, 0], batch.counted[:, 1] - batch.counted[:, 0]
+            starts = starts + batch.counted[:, 0]
         rows, _ = gather(starts, lengths)
         rows_there, lengths_there = send(rows, lengths, device=hidden.device)
         # unsafe: torch would wait for the device to check the lengths
@@ -139,10 +139,7 @@ class PseudoLikelihood(nn.Module):
         lengths = records.lengths
         owners = np.repeat(np.arange(len(lengths)), lengths)  # (T,)
         places = np.arange(len(owners)) - np.asarray(records.offsets)[owners]
-        is_scored = ~np.isin(records.input_ids, self.unscored)
-        if records.counted is not None:
-            first, last = records.counted[owners].T
-            is_scored &= (first <= places) & (places < last)
+        is_scored = ~np.isin(records.input_ids, self.unscored) & records.is_counted
         owners, places = owners[is_scored], places[is_scored]  # a copy of its record for each scored token
         copied, found = [], []
         for copies in micro_batches(lengths[owners], max_batch_tokens):

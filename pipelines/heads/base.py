@@ -43,7 +43,7 @@ class Results:
             return self.values
         if by_max:
             return np.maximum.reduceat(self.values, starts, axis=0)
-        weights = self.sequences.n_counted.astype(np.float64)
+        weights = self.sequences.packed.n_counted.astype(np.float64)
         shares = weights / np.repeat(np.add.reduceat(weights, starts), np.diff(self.offsets))
         return np.add.reduceat(self.values * shares[:, None], starts, axis=0)
 

@@ -66,7 +66,7 @@ class FillMask(Head):
     def columns(self, results: Results) -> dict[str, Column]:
         """(N, 2 · top_k) for the N masks -> R lists of lists."""
         packed = results.sequences.packed
-        is_counted = results.sequences.is_counted[packed.input_ids == self.mask_id]
+        is_counted = packed.is_counted[packed.input_ids == self.mask_id]
         values = results.values[is_counted]
         scores, ids = values[:, : self.top_k].ravel(), values[:, self.top_k :].ravel().astype(np.int32)
         words = {"token": Named(self.words, ids), "score": scores, "id": ids}

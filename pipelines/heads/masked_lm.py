@@ -90,13 +90,12 @@ class PseudoLogLikelihood(Head):
     settings = ("pseudo_log_likelihood",)
     schema = pa.struct(
         [
-            pa.field(
-                "pseudo_log_likelihood", pa.float32()
-            ),  # sum over the tokens of the logarithm of their probability
-            pa.field("tokens", pa.int32()),  # tokens that were scored: all but special ones
-            pa.field(
-                "pseudo_perplexity", pa.float32()
-            ),  # exp of minus their mean: low for a likely text; null without tokens
+            # sum over the tokens of the logarithm of their probability
+            pa.field("pseudo_log_likelihood", pa.float32()),
+            # tokens that were scored: all but special ones
+            pa.field("tokens", pa.int32()),
+            # exp of minus their mean: low for a likely text; null without tokens
+            pa.field("pseudo_perplexity", pa.float32()),
         ]
     )
 

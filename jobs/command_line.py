@@ -23,9 +23,9 @@ from convbert import ConvBertError
 from convbert.errors import printable
 from pipelines.errors import PipelineError, SpecError
 from pipelines.outcome import Outcome, Status, utc_now, write_outcome
-from pipelines.report import Summary
 from pipelines.spec import JobSpec, flag, read_config
 from pipelines.storage import redacted
+from pipelines.summary import Summary
 
 OK, FAILED, MISUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 

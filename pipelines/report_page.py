@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 
 from pipelines.estimate import size_in_words
 from pipelines.page import hashes
-from pipelines.report import is_above, is_too_damaged
+from pipelines.summary import is_above, is_too_damaged
 
 TEMPLATE = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
 POLICY = (

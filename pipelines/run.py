@@ -40,12 +40,12 @@ from pipelines.partitions import own_files
 from pipelines.plan import JobPlan, is_there, is_whole_stream, make_plan
 from pipelines.predict import Predictor
 from pipelines.progress import Progress
-from pipelines.report import Summary
 from pipelines.resources import Hardware, connect, nodes_alive, share_out
 from pipelines.sample import estimate
 from pipelines.spec import JobSpec
 from pipelines.stages import TaskSource, write
 from pipelines.storage import Location, absolute, check_writable, locate, many_at_a_time, redacted, remove
+from pipelines.summary import Summary
 from pipelines.survive import open_ledger, surviving, surviving_actor
 from pipelines.units import Stream, fingerprint_of, number_of, unit_of
 from pipelines.write import Part

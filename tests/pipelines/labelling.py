@@ -14,9 +14,9 @@ from pipelines.models import plan_passes
 from pipelines.plan import make_plan
 from pipelines.predict import Predictor
 from pipelines.read import read, text_name
-from pipelines.report import Summary
 from pipelines.run import run
 from pipelines.spec import JobSpec
+from pipelines.summary import Summary
 from pipelines.write import write_part
 
 

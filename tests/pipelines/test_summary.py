@@ -3,7 +3,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from pipelines.report import is_above, reasons_in_words
+from pipelines.summary import is_above, reasons_in_words
 from pipelines.write import Part
 from tests.pipelines.nights import SUMMARY
 

@@ -26,9 +26,9 @@ from pipelines.manifest import (
     read_manifest,
 )
 from pipelines.models import EncoderPass, plan_passes
-from pipelines.morning import FIGURES_NAME, REPORT_NAME
 from pipelines.partitions import NULL_VALUE, escaped, own_files, parted_otherwise
 from pipelines.read import Columns
+from pipelines.report import FIGURES_NAME, REPORT_NAME
 from pipelines.resources import choose_device, choose_precision, choose_unit_rows
 from pipelines.spec import DEFAULT_ID_COLUMN, JobSpec
 from pipelines.storage import Info, Location, exists, locate, many_at_a_time, redacted

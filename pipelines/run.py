@@ -34,12 +34,12 @@ from pipelines.manifest import (
     write_manifest,
 )
 from pipelines.models import describe_sharing
-from pipelines.morning import write_report
 from pipelines.nights import Meter, with_night
 from pipelines.partitions import own_files
 from pipelines.plan import JobPlan, is_there, is_whole_stream, make_plan
 from pipelines.predict import Predictor
 from pipelines.progress import Progress
+from pipelines.report import write_report
 from pipelines.resources import Hardware, connect, nodes_alive, share_out
 from pipelines.sample import estimate
 from pipelines.spec import JobSpec

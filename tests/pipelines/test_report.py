@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from pipelines import manifest as manifest_module
-from pipelines import morning
+from pipelines import report as report_module
 from pipelines.drift import SHIFTED
 from pipelines.errors import OutputError
 from pipelines.figures import numbers
 from pipelines.manifest import Manifest
-from pipelines.morning import FIGURES_NAME, REPORT_NAME, report_of, write_report
+from pipelines.report import FIGURES_NAME, REPORT_NAME, report_of, write_report
 from pipelines.report_page import page_of
 from pipelines.storage import Location, locate
 from pipelines.write import Part
@@ -62,14 +62,14 @@ def test_counts_are_those_of_the_night_and_of_the_output(manifest: Manifest) -> 
 def test_scores_are_compared_by_the_bins_of_the_wider_night() -> None:
     narrow, wide = numbers(np.linspace(10, 12, 1000)), numbers(np.linspace(10, 20, 1000))
     assert narrow.exponent < wide.exponent
-    found = morning._histogram(wide, narrow)
+    found = report_module._histogram(wide, narrow)
     assert sum(each["count"] for each in found["bins"]) == 1000
     assert found["drift"]["verdict"] == "changed"
     rng = np.random.default_rng(0)
     nights = [numbers(rng.normal(15, 1, 1000)) for _ in range(100)]
     for before, now in pairwise(nights):
-        assert morning._histogram(now, before)["drift"]["psi"] < SHIFTED
-    assert morning._histogram(numbers([]), wide)["drift"] is None
+        assert report_module._histogram(now, before)["drift"]["psi"] < SHIFTED
+    assert report_module._histogram(numbers([]), wide)["drift"] is None
 
 
 @pytest.mark.parametrize(
@@ -87,9 +87,9 @@ def test_scores_are_compared_by_the_bins_of_the_wider_night() -> None:
 def test_what_held_a_run_back(
     stages: dict[str, float], busy: float, waiting: float, other: float, driver: float, expected: str
 ) -> None:
-    found = morning._held_back_by(stages, busy_s=busy, waiting_s=waiting, other_s=other, driver_busy=driver)
+    found = report_module._held_back_by(stages, busy_s=busy, waiting_s=waiting, other_s=other, driver_busy=driver)
     assert found == expected
-    assert expected in morning._HELD_BACK
+    assert expected in report_module._HELD_BACK
 
 
 def test_the_report_is_json_and_made_of_the_manifest_alone(manifest: Manifest) -> None:
@@ -107,7 +107,7 @@ def test_parts_are_totalled_once_however_many_heads_there_are(monkeypatch: pytes
         n_calls += 1
         return manifest_module.total_labels(parts)
 
-    monkeypatch.setattr(morning, "total_labels", total_labels)
+    monkeypatch.setattr(report_module, "total_labels", total_labels)
     assert [each["labels"][0]["count_in_output"] for each in report_of(manifest)["heads"]] == [7] * 20
     assert n_calls == 1
 
@@ -137,7 +137,7 @@ def test_a_failure_is_a_warning_and_leaves_no_half_file(
     def refuse(target: Location, data: bytes) -> None:
         raise OutputError(f"{target.url}?sig=SECRET cannot be written")
 
-    monkeypatch.setattr(morning, "put", refuse)
+    monkeypatch.setattr(report_module, "put", refuse)
     with caplog.at_level(logging.WARNING):
         write_report(locate(str(tmp_path)), manifest)
     [record] = caplog.records

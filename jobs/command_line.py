@@ -250,5 +250,6 @@ def urls_by_name(heads: Sequence[str], option: str) -> dict[str, str]:
 
 
 def fail(error: object, status: int) -> int:
+    """Tell an error on standard error, without secrets; the exit status."""
     print(f"error: {redacted(str(error))}", file=sys.stderr)
     return status

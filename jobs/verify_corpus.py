@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from convbert.errors import printable
+from jobs.command_line import FAILED, OK, fail
 from pipelines.errors import PipelineError
 from pipelines.verify import verify
 
@@ -19,11 +20,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         verdict = verify(parser.parse_args(arguments).output)
     except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return fail(error, FAILED)
     for line in verdict.lines():
         print(printable(line))
-    return 0 if verdict.is_good else 1
+    return OK if verdict.is_good else FAILED
 
 
 if __name__ == "__main__":

@@ -78,17 +78,17 @@ def concatenated(parts: Sequence[Sequences]) -> Sequences:
 def add_sequences(block: pa.Table, name: str, sequences: Sequences, rows: NDArray[np.int64]) -> pa.Table:
     """The block with columns for one encoder pass: sequences of these rows, null elsewhere."""
     packed, n_sequences = sequences.packed, np.diff(sequences.records)
-    columns = {
-        _IDS: _lists(packed.offsets, pa.array(packed.input_ids, pa.int32())),
-        _TYPES: packed.token_type_ids is not None
-        and _lists(packed.offsets, pa.array(packed.token_type_ids, pa.int8())),
-        _ATTENDED: packed.attended is not None and pa.array(packed.attended, pa.int32()),
-        _COUNTED: packed.counted is not None and _pairs(packed.counted),
-        _SPANS: sequences.spans is not None and _lists(packed.offsets, _pairs(sequences.spans)),
-    }
+    columns = {_IDS: _lists(packed.offsets, pa.array(packed.input_ids, pa.int32()))}
+    if packed.token_type_ids is not None:
+        columns[_TYPES] = _lists(packed.offsets, pa.array(packed.token_type_ids, pa.int8()))
+    if packed.attended is not None:
+        columns[_ATTENDED] = pa.array(packed.attended, pa.int32())
+    if packed.counted is not None:
+        columns[_COUNTED] = _fixed_lists(packed.counted)
+    if sequences.spans is not None:
+        columns[_SPANS] = _lists(packed.offsets, _fixed_lists(sequences.spans))
     for kind, values in columns.items():
-        if values is not False:
-            block = block.append_column(kind + name, list_column(values, n_sequences, rows, len(block)))
+        block = block.append_column(kind + name, list_column(values, n_sequences, rows, len(block)))
     return block
 
 
@@ -134,7 +134,7 @@ def _lists(offsets: NDArray[np.integer], values: pa.Array) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
 
 
-def _pairs(rows: NDArray[np.integer]) -> pa.FixedSizeListArray:
+def _fixed_lists(rows: NDArray[np.integer]) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel(), pa.int32()), rows.shape[1])
 
 

@@ -61,6 +61,7 @@ class Head(ABC):
         architecture: name of the class of ``convbert`` that loads the checkpoint.
         settings: names of the JobSpec fields that change the output column.
         long_text: what happens to long texts where the job does not say.
+        default_max_length: longest sequence in tokens, the same way; None for the model's.
         needs_spans, needs_mask: what encoding must provide and check (pipelines.encode.Encoding).
         inputs: what it reads of each record.
         labels: label names by class index; empty where the task has none.

@@ -25,7 +25,7 @@ from pipelines.manifest import (
     differences,
     read_manifest,
 )
-from pipelines.models import EncoderPass, plan_passes
+from pipelines.models import EncoderPass, heads_of, plan_passes
 from pipelines.partitions import NULL_VALUE, escaped, own_files, parted_otherwise
 from pipelines.read import Columns
 from pipelines.report import FIGURES_NAME, REPORT_NAME
@@ -343,7 +343,7 @@ def _columns(spec: JobSpec, passes: list[EncoderPass], inspections: list[Inspect
     if made is not None and spec.keep_column:
         kept = _types_in(made, spec.keep_column)
     if spec.partitioning:
-        heads = {head.name: head.head.schema for encoder_pass in passes for head in encoder_pass.heads}
+        heads = {name: head.schema for name, head in heads_of(passes).items()}
         spec.partitioning.check({**heads, **{field.name: field.type for field in kept}})
     return Columns(texts=texts, lists=lists, id=spec.id_column or DEFAULT_ID_COLUMN, kept=kept)
 

@@ -33,7 +33,7 @@ from pipelines.manifest import (
     versions,
     write_manifest,
 )
-from pipelines.models import describe_sharing
+from pipelines.models import describe_sharing, heads_of
 from pipelines.nights import Meter, with_night
 from pipelines.partitions import own_files
 from pipelines.plan import JobPlan, is_there, is_whole_stream, make_plan
@@ -233,7 +233,6 @@ def pipeline(
         cpu=hardware.max_cpus, gpu=hardware.max_actors * hardware.actor_gpus
     )
     encodings = [encoder_pass.encoding for encoder_pass in plan.passes]
-    heads = {head.name: head.head for encoder_pass in plan.passes for head in encoder_pass.heads}
     stage: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
     model = {**plan.model, "n_threads": hardware.n_threads}
     pool = ActorPoolStrategy(
@@ -245,7 +244,7 @@ def pipeline(
     part = {
         "output": absolute(plan.spec.output),
         "output_format": plan.spec.output_format,
-        "heads": heads,
+        "heads": heads_of(plan.passes),
         "partitioning": plan.spec.partitioning,
     }
     source = TaskSource(plan.pending, plan.columns, ledger)

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipelines.decode import decode
 from pipelines.encode import encode
-from pipelines.models import plan_passes
+from pipelines.models import heads_of, plan_passes
 from pipelines.plan import make_plan
 from pipelines.predict import Predictor
 from pipelines.read import read, text_name
@@ -74,7 +74,7 @@ def label_here(spec: JobSpec) -> None:
                 labelled,
                 output=spec.output,
                 output_format=spec.output_format,
-                heads={head.name: head.head for encoder_pass in plan.passes for head in encoder_pass.heads},
+                heads=heads_of(plan.passes),
                 partitioning=spec.partitioning,
             )
 

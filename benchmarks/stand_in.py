@@ -39,9 +39,9 @@ class NullPredictor(Predictor):
             sequences = sequences_of(block, encoder_pass.encoding.name, pa.array(rows))
             n_tokens[rows] += np.diff(sequences.tokens).astype(np.int32)
             counts = np.diff(sequences.records)
-            for head in encoder_pass.heads:
-                zeros = np.zeros((counts.sum(), len(head.head.labels)), np.float32)
-                block = add_result(block, head.name, Rows(zeros, offsets_of(counts)), rows)
+            for plan in encoder_pass.heads:
+                zeros = np.zeros((counts.sum(), len(plan.head.labels)), np.float32)
+                block = add_result(block, plan.name, Rows(zeros, offsets_of(counts)), rows)
         block = block.append_column(N_TOKENS, pa.array(n_tokens))
         return block.append_column(N_COPIED, pa.array(np.zeros(len(block), np.int32)))
 

@@ -164,8 +164,8 @@ class ConvBertConfig(_Fields):
             setattr(self, name, float(value))  # Transformers 5 takes no whole number for some of them
         for name in _RATES:
             value = getattr(self, name)
-            is_rate = _is_number(value) and value <= 1
-            self._require(name, is_rate or (name, value) == ("classifier_dropout", None), "must lie between 0 and 1")
+            fits = is_rate(value) or (name, value) == ("classifier_dropout", None)
+            self._require(name, fits, "must lie between 0 and 1")
             setattr(self, name, value if value is None else float(value))
         for name in _TOKEN_IDS:
             value = getattr(self, name)
@@ -180,8 +180,8 @@ class ConvBertConfig(_Fields):
     def _validate_choices(self) -> None:
         from convbert.activations import ACTIVATIONS  # with torch: who is only handed a config needs none
 
-        activations = ", ".join(sorted(ACTIVATIONS))
-        self._require("hidden_act", self.hidden_act in sorted(ACTIVATIONS), f"is unknown: choose one of {activations}")
+        known = sorted(ACTIVATIONS)
+        self._require("hidden_act", self.hidden_act in known, f"is unknown: choose one of {', '.join(known)}")
         problems = (None, *PROBLEM_TYPES)
         self._require("problem_type", self.problem_type in problems, f"is unknown: choose one of {problems}")
         self._require("tie_word_embeddings", isinstance(self.tie_word_embeddings, bool), "must be True or False")
@@ -338,6 +338,11 @@ def _is_number(value: object) -> bool:
         return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf
     except OverflowError:  # a whole number beyond all floats
         return False
+
+
+def is_rate(value: Any) -> bool:
+    """Whether it is a number in [0, 1], as dropouts are."""
+    return _is_number(value) and value <= 1
 
 
 def _labels(

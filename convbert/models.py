@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import Self
 
 from convbert import layers
-from convbert.activations import ACTIVATIONS, Activation
+from convbert.activations import ACTIVATIONS
 from convbert.checkpoints import (
     Checkpoint,
     LoadReport,
@@ -32,7 +32,7 @@ from convbert.checkpoints import (
     save_weights,
     without_mismatched,
 )
-from convbert.config import ConvBertConfig
+from convbert.config import ConvBertConfig, is_rate
 from convbert.errors import ConfigError, InputError
 from convbert.losses import class_loss, inferred_problem, span_loss, text_loss
 from convbert.outputs import EncoderOutput, LogitsOutput, SpanOutput
@@ -734,20 +734,24 @@ def _sequence_summary(config: ConvBertConfig) -> layers.SequenceSummary:
                 f"summary_proj_to_labels projects to {projected} labels, but the choice's score reads hidden_size "
                 f"({config.hidden_size}) features: set summary_proj_to_labels to false"
             )
+    activation, known = getattr(config, "summary_activation", None) or "linear", sorted(ACTIVATIONS)
+    if activation not in known:
+        raise ConfigError(f"summary_activation ({activation!r}) is unknown: choose one of {', '.join(known)}")
     return layers.SequenceSummary(
         hidden_width=config.hidden_size,
         kind=kind,
         projected_width=projected,
-        activation=_activation("summary_activation", getattr(config, "summary_activation", None) or "linear"),
-        first_dropout=getattr(config, "summary_first_dropout", 0.0),
-        last_dropout=getattr(config, "summary_last_dropout", 0.0),
+        activation=ACTIVATIONS[activation],
+        first_dropout=_summary_dropout(config, "summary_first_dropout"),
+        last_dropout=_summary_dropout(config, "summary_last_dropout"),
     )
 
 
-def _activation(field: str, name: str) -> Activation:
-    if name not in ACTIVATIONS:
-        raise ConfigError(f"{field} ({name!r}) is unknown: choose one of {', '.join(sorted(ACTIVATIONS))}")
-    return ACTIVATIONS[name]
+def _summary_dropout(config: ConvBertConfig, name: str) -> float:
+    rate = getattr(config, name, 0.0)
+    if not is_rate(rate):
+        raise ConfigError(f"{name} ({rate!r}) must lie between 0 and 1")
+    return float(rate)
 
 
 def _classifier_dropout(config: ConvBertConfig) -> float:

@@ -24,9 +24,9 @@ from convbert import ConvBertError
 from convbert.errors import printable
 from pipelines.errors import PipelineError, SpecError
 from pipelines.outcome import Outcome, Status, utc_now, write_outcome
-from pipelines.report import Summary
 from pipelines.spec import JobSpec, flag, read_config
 from pipelines.storage import redacted
+from pipelines.summary import Summary
 
 OK, FAILED, MISUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
@@ -277,5 +277,6 @@ def show(lines: Iterable[str]) -> None:
 
 
 def fail(error: object, status: int) -> int:
+    """Tell an error on standard error, without secrets; the exit status."""
     print(f"error: {redacted(str(error))}", file=sys.stderr)
     return status

@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jobs.command_line import first_line, show
+from jobs.command_line import FAILED, OK, fail, first_line, show
 from pipelines.errors import PipelineError
 from pipelines.verify import verify
 
@@ -19,10 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         verdict = verify(parser.parse_args(arguments).output)
     except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return fail(error, FAILED)
     show(verdict.lines())
-    return 0 if verdict.is_good else 1
+    return OK if verdict.is_good else FAILED
 
 
 if __name__ == "__main__":

@@ -11,20 +11,19 @@ from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from convbert import ConvBertError
 from convbert.engine import is_lost_device, is_out_of_memory
+from convbert.engine.packing import Indices
 from pipelines.errors import DeviceError, PipelineError, RunError
 
 MAX_ALONE = 16  # where so many records have failed alone and nothing has worked, it is not the records
 MAX_REASON = 300  # characters
 
-Rows = NDArray[np.int64]
 Result = TypeVar("Result")
 
 
-def good_rows(block: pa.Table) -> Rows:
+def good_rows(block: pa.Table) -> Indices:
     """The rows without an error."""
     errors = block["error"]
     if errors.null_count == len(block):
@@ -49,7 +48,7 @@ def without_culprits(block: pa.Table, work: Callable[[pa.Table], pa.Table], *, w
     """
     good = good_rows(block)
 
-    def on(rows: Rows) -> pa.Table:
+    def on(rows: Indices) -> pa.Table:
         others = {} if len(rows) == len(good) else dict.fromkeys(np.setdiff1d(good, rows).tolist(), "")
         return work(with_errors(block, others))
 
@@ -58,7 +57,7 @@ def without_culprits(block: pa.Table, work: Callable[[pa.Table], pa.Table], *, w
 
 
 def sparing_culprits(
-    rows: Rows, work: Callable[[Rows], Result], *, control: Callable[[], object], what: str
+    rows: Indices, work: Callable[[Indices], Result], *, control: Callable[[], object], what: str
 ) -> tuple[Result, dict[int, str]]:
     """What the work makes of all rows but those on which it fails alone, and an error for each of these.
 
@@ -91,7 +90,7 @@ def sparing_culprits(
 
 
 def failing_alone(
-    rows: Rows, attempt: Callable[[Rows], object], *, control: Callable[[], object], what: str
+    rows: Indices, attempt: Callable[[Indices], object], *, control: Callable[[], object], what: str
 ) -> dict[int, str]:
     """Each row that fails alone, and why: k rows of n cost at most about 2·k·log2(n) attempts.
 
@@ -125,7 +124,7 @@ def failing_alone(
     return reasons
 
 
-def _halves(rows: Rows) -> list[Rows]:
+def _halves(rows: Indices) -> list[Indices]:
     middle = len(rows) // 2
     return [half for half in (rows[middle:], rows[:middle]) if len(half)]
 

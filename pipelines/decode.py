@@ -12,7 +12,7 @@ from convbert.engine import Rows
 from convbert.engine.packing import sums_of
 from pipelines.culprits import good_rows, with_errors
 from pipelines.heads import Results
-from pipelines.models import EncoderPass, HeadPlan
+from pipelines.models import EncoderPass, heads_of
 from pipelines.read import text_name
 from pipelines.results import N_COPIED, N_TOKENS, result_of
 from pipelines.sequences import at_rows, sequences_of
@@ -20,11 +20,11 @@ from pipelines.sequences import at_rows, sequences_of
 
 def decode(block: pa.Table, passes: Sequence[EncoderPass]) -> pa.Table:
     """Each head's column in place of what the model read and gave; null where the row has failed."""
-    for plan in (plan for encoder_pass in passes for plan in encoder_pass.heads):
+    for name in heads_of(passes):
         rows = good_rows(block)
         if len(rows):
-            is_broken = has_no_number(result_of(block, plan.name, pa.array(rows)))
-            block = with_errors(block, dict.fromkeys(rows[is_broken].tolist(), no_number(plan)))
+            is_broken = has_no_number(result_of(block, name, pa.array(rows)))
+            block = with_errors(block, dict.fromkeys(rows[is_broken].tolist(), no_number(name)))
     rows = pa.array(good_rows(block))
     columns = {name: column for encoder_pass in passes for name, column in _columns(block, encoder_pass, rows).items()}
     kept = [name for name in block.column_names if not name.startswith("__") or name in (N_TOKENS, N_COPIED)]
@@ -40,9 +40,9 @@ def has_no_number(rows: Rows) -> NDArray[np.bool_]:
     return sums_of(is_broken, rows.offsets) > 0
 
 
-def no_number(plan: HeadPlan) -> str:
+def no_number(head: str) -> str:
     """The error of such a record."""
-    return f"{plan.name}: the model's result is no finite number: try precision fp32"
+    return f"{head}: the model's result is no finite number: try precision fp32"
 
 
 def _columns(block: pa.Table, encoder_pass: EncoderPass, rows: pa.Array) -> dict[str, pa.StructArray]:

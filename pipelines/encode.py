@@ -20,7 +20,7 @@ from pipelines.errors import ModelError
 from pipelines.read import text_name
 from pipelines.sequences import Sequences, add_sequences, at_rows
 from pipelines.storage import redacted
-from pipelines.values import Reasons
+from pipelines.values import Reasons, first_of
 
 Kind = Literal["text", "pair", "question", "choices"]
 LongText = Literal["truncate", "window", "error"]
@@ -209,17 +209,17 @@ def _refusals(tokenizer: ConvBertTokenizer, encoding: Encoding, values: Sequence
         huge = f"{{}} has more than {MOST_CHARACTERS:,} characters: split the record"
         for name, texts in zip(encoding.inputs.columns, values, strict=True):
             lengths = [len(text) if isinstance(text, str) else sum(map(len, text)) for text in texts]
-            reasons = _first_of(reasons, [huge.format(name) if n > MOST_CHARACTERS else None for n in lengths])
+            reasons = first_of(reasons, [huge.format(name) if n > MOST_CHARACTERS else None for n in lengths])
     if encoding.inputs.kind == "question":
         for name, texts in zip(encoding.inputs.columns, values, strict=True):
-            reasons = _first_of(reasons, [None if text.strip() else f"{name} is empty" for text in texts])
+            reasons = first_of(reasons, [None if text.strip() else f"{name} is empty" for text in texts])
     if _cuts_second(encoding) and encoding.long_text != "error":
         first, second = encoding.inputs.columns
         room = encoding.max_length - tokenizer.num_special_tokens_to_add(pair=True) - encoding.stride - 1
         known = [text if reason is None else "" for text, reason in zip(values[0], reasons, strict=True)]
         lengths = [len(ids) - tokenizer.num_special_tokens_to_add() for ids in tokenizer.encode_batch(known).input_ids]
         crowded = f"{first} has {{}} tokens, which leaves {second} no room: the model takes {encoding.max_length}"
-        reasons = _first_of(reasons, [crowded.format(n) if n > room else None for n in lengths])
+        reasons = first_of(reasons, [crowded.format(n) if n > room else None for n in lengths])
     return reasons
 
 
@@ -229,21 +229,17 @@ def _misfits(tokenizer: ConvBertTokenizer, encoding: Encoding, sequences: Sequen
     reasons: Reasons = [None if n else "the text has no tokens" for n in lengths]
     if encoding.long_text == "error":
         long = f"the text has {{}} tokens, more than the model's {encoding.max_length}"
-        reasons = _first_of(reasons, [long.format(n) if n > encoding.max_length else None for n in lengths])
+        reasons = first_of(reasons, [long.format(n) if n > encoding.max_length else None for n in lengths])
     if encoding.inputs.kind == "question" and sequences.spans is not None:
         n_words = sums_of(sequences.spans[:, 2] >= 0, sequences.tokens)
-        reasons = _first_of(reasons, [None if n else f"{encoding.inputs.columns[-1]} has no tokens" for n in n_words])
+        reasons = first_of(reasons, [None if n else f"{encoding.inputs.columns[-1]} has no tokens" for n in n_words])
     if encoding.needs_mask:
         n_masks = sums_of(sequences.packed.input_ids == tokenizer.mask_token_id, sequences.tokens)
         n_seen = encoding.max_length if encoding.long_text == "truncate" else None
         cut = f" in its first {n_seen} tokens: long_text window reads the rest"
         no_mask = [f"the text has no {tokenizer.mask_token}{cut if n == n_seen else ''}" for n in lengths]
-        reasons = _first_of(reasons, [None if n else why for n, why in zip(n_masks, no_mask, strict=True)])
+        reasons = first_of(reasons, [None if n else why for n, why in zip(n_masks, no_mask, strict=True)])
     return reasons
-
-
-def _first_of(reasons: Reasons, others: Reasons) -> Reasons:
-    return [one or other for one, other in zip(reasons, others, strict=True)]
 
 
 def _longest(lengths: NDArray[np.int64], records: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -32,6 +32,8 @@ class Closed(BaseModel):
 
 
 class _Parameters(Closed):
+    """None, unless a task has some."""
+
     model_config = ConfigDict(strict=True)
 
     def settings(self) -> dict[str, Any]:
@@ -97,17 +99,13 @@ class _FeatureExtraction(_Parameters):
         return _given(normalize=self.normalize, long_text=long_text)
 
 
-class _MultipleChoice(_Parameters):
-    pass
-
-
 _TASKS: dict[str, tuple[type[_Parameters], tuple[str, ...], str]] = {
     "text-classification": (_TextClassification, ("text", "text_pair"), "a string or {text, text_pair}"),
     "token-classification": (_TokenClassification, ("text",), "a string"),
     "question-answering": (_QuestionAnswering, ("question", "context"), "{question, context}"),
     "fill-mask": (_FillMask, ("text",), "a string"),
     "feature-extraction": (_FeatureExtraction, ("text",), "a string"),
-    "multiple-choice": (_MultipleChoice, ("text", "choices"), "{text, choices}"),
+    "multiple-choice": (_Parameters, ("text", "choices"), "{text, choices}"),
 }
 
 

@@ -215,7 +215,7 @@ def unpacked_head(head: bytes, compression: str | None) -> bytes:
 
 
 def is_unicode(text: str) -> bool:
-    """JSON can escape half of a surrogate pair, which UTF-8 cannot write."""
+    """Whether UTF-8 can write it: JSON can escape half of a surrogate pair."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pipelines.errors import RunError
 from pipelines.jsonl import compression_of
 from pipelines.plan import JobPlan
-from pipelines.report import is_above, reasons_in_words
+from pipelines.summary import is_above, reasons_in_words
 from pipelines.units import Stream, Unit, unit_of
 from pipelines.write import Part
 

@@ -59,6 +59,7 @@ class Manifest:
         shards: the labelled shards.
         parts: the part files that belong to this state.
         seconds: wall-clock time spent labelling, over all runs.
+        versions: of what the numbers in the parts depend on, as the newest run had it.
         nights: what each run that changed the output did, the newest last and in full (pipelines.nights).
     """
 

@@ -83,9 +83,14 @@ class EncoderPass:
         return [{**head.describe(), **tokens} for head in self.heads]
 
 
+def heads_of(passes: Sequence[EncoderPass]) -> dict[str, Head]:
+    """Every head of the passes by its name."""
+    return {plan.name: plan.head for encoder_pass in passes for plan in encoder_pass.heads}
+
+
 def describe_sharing(passes: Sequence[EncoderPass]) -> str:
     """Which heads share a pass, in words: for people who read the plan."""
-    groups = [", ".join(f"{head.name} ({head.head.task})" for head in encoder_pass.heads) for encoder_pass in passes]
+    groups = [", ".join(f"{plan.name} ({plan.head.task})" for plan in encoder_pass.heads) for encoder_pass in passes]
     if len(groups) == 1:
         return f"one encoder pass: {groups[0]}"
     return f"{len(groups)} encoder passes: " + "; ".join(f"{n}. {group}" for n, group in enumerate(groups, start=1))
@@ -99,7 +104,7 @@ def plan_passes(spec: JobSpec) -> list[EncoderPass]:
         SpecError: a setting that no head looks at, which would be ignored in silence.
     """
     passes = share_passes({name: (url, spec) for name, url in spec.head.items()})
-    tasks = {plan.name: plan.head.task for encoder_pass in passes for plan in encoder_pass.heads}
+    tasks = {name: head.task for name, head in heads_of(passes).items()}
     if spec.task and spec.task not in tasks.values():
         found = ", ".join(f"--head {name} is for {task}" for name, task in tasks.items())
         jobs = " or ".join(sorted({JOBS[task] for task in tasks.values()}))
@@ -111,7 +116,7 @@ def plan_passes(spec: JobSpec) -> list[EncoderPass]:
 
 def ignored_settings(spec: JobSpec, passes: Sequence[EncoderPass]) -> list[str]:
     """What the job sets otherwise than by default and none of its heads looks at."""
-    heads = [plan.head for encoder_pass in passes for plan in encoder_pass.heads]
+    heads = heads_of(passes).values()
     columns = {column for head in heads for column in head.inputs.columns}
     looked_at = {name for head in heads for name in head.settings}
     looked_at |= {name for name in _COLUMNS if getattr(spec, name) in columns}

@@ -27,7 +27,7 @@ from pipelines.decode import has_no_number, no_number
 from pipelines.encode import Encoded, Encoding
 from pipelines.errors import ModelError, SpecError
 from pipelines.heads import Head, Results, head_for
-from pipelines.models import EncoderPass, HeadPlan, encoding_for, ignored_settings, share_passes
+from pipelines.models import EncoderPass, HeadPlan, encoding_for, heads_of, ignored_settings, share_passes
 from pipelines.predict import Predictor
 from pipelines.request_records import Record, checked_values, encode_values, estimated_tokens
 from pipelines.sequences import Sequences, concatenated
@@ -207,7 +207,7 @@ class OnlinePredictor:
         self._variant = lru_cache(maxsize=MOST_CACHED)(self._make_variant)
         self._encodings = lru_cache(maxsize=MOST_CACHED)(self._make_encodings)
         loaded = [replace(one, heads=tuple(map(self._most_general, one.heads))) for one in passes]
-        self._loaded = {plan.name: plan.head for one in loaded for plan in one.heads}
+        self._loaded = heads_of(loaded)
         self._predictors = {one.encoding.name: Predictor([one], **options) for one in loaded}
         self._worked: set[str] = set()  # those of them that have computed something since somebody asked
 
@@ -351,7 +351,7 @@ class OnlinePredictor:
             values, offsets = found.results[plan.name]
             results[plan.name] = Rows(plan.head.narrowed(values, self._loaded[plan.name]), offsets)
             for record in found.records[has_no_number(results[plan.name])].tolist():
-                found.errors.setdefault(record, no_number(plan))
+                found.errors.setdefault(record, no_number(plan.name))
         found = found._replace(results=results).sound()
         if not len(found.records):
             return

@@ -13,8 +13,8 @@ from typing import Literal
 from convbert.errors import one_line
 from pipelines.errors import PipelineError
 from pipelines.manifest import OURS, version_of
-from pipelines.report import Summary
 from pipelines.storage import locate, put, redacted
+from pipelines.summary import Summary
 
 logger = logging.getLogger(__name__)
 RESULT_NAME = "_result.json"

@@ -25,13 +25,13 @@ from pipelines.manifest import (
     differences,
     read_manifest,
 )
-from pipelines.models import EncoderPass, plan_passes
-from pipelines.morning import FIGURES_NAME, REPORT_NAME
+from pipelines.models import EncoderPass, heads_of, plan_passes
 from pipelines.partitions import NULL_VALUE, escaped, own_files, parted_otherwise
 from pipelines.read import Columns
+from pipelines.report import FIGURES_NAME, REPORT_NAME
 from pipelines.resources import choose_device, choose_precision, choose_unit_rows
 from pipelines.spec import DEFAULT_ID_COLUMN, JobSpec
-from pipelines.storage import Location, exists, locate, many_at_a_time, redacted
+from pipelines.storage import Info, Location, exists, locate, many_at_a_time, redacted
 from pipelines.units import (
     Shard,
     Stream,
@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 _SAMPLED_SHARDS = 64  # small shards whose columns are looked at before the job starts
 _SHOWN = 5  # parts that cannot be used and are named
 
-Names = dict[str, dict[str, Any]]  # files of an output folder and what the store says of each
+Files = dict[str, Info]  # of an output folder, by name
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def make_plan(spec: JobSpec) -> JobPlan:
     )
 
 
-def is_there(part: Part, present: Names) -> bool:
+def is_there(part: Part, present: Files) -> bool:
     """The part is among the files that are present, and so is every file that it names."""
     return part.name in present and all(name in present for name in part.files)
 
@@ -211,7 +211,7 @@ def recipe_key(recipe: Mapping[str, Any]) -> str:
 # --- what has been labelled ---------------------------------------------------------------------------
 
 
-def _staying(labelled: list[Group], fingerprints: dict[str, str], present: Names, *, prune: bool) -> list[Group]:
+def _staying(labelled: list[Group], fingerprints: dict[str, str], present: Files, *, prune: bool) -> list[Group]:
     """What need not be labelled again.
 
     Raises:
@@ -233,7 +233,7 @@ def _staying(labelled: list[Group], fingerprints: dict[str, str], present: Names
     return stay
 
 
-def _is_whole(group: Group, present: Names) -> bool:
+def _is_whole(group: Group, present: Files) -> bool:
     """All of its parts are there."""
     return len(group.parts) == group.entries[0].units and all(is_there(part, present) for part in group.parts)
 
@@ -272,7 +272,7 @@ def _pieces(shards: list[Shard], unit_rows: int, key: str) -> tuple[list[_Piece]
     return pieces, [*inspections, *seen]
 
 
-def _resumed(output: Location, pieces: list[_Piece], present: Names, kept: pa.Schema) -> dict[str, list[Part]]:
+def _resumed(output: Location, pieces: list[_Piece], present: Files, kept: pa.Schema) -> dict[str, list[Part]]:
     """The parts that an interrupted run has left, by fingerprint and in their order.
 
     One that is damaged, not what its name says, or has kept columns of other types, as from a run over other inputs,
@@ -343,7 +343,7 @@ def _columns(spec: JobSpec, passes: list[EncoderPass], inspections: list[Inspect
     if made is not None and spec.keep_column:
         kept = _types_in(made, spec.keep_column)
     if spec.partitioning:
-        heads = {head.name: head.head.schema for encoder_pass in passes for head in encoder_pass.heads}
+        heads = {name: head.schema for name, head in heads_of(passes).items()}
         spec.partitioning.check({**heads, **{field.name: field.type for field in kept}})
     return Columns(texts=texts, lists=lists, id=spec.id_column or DEFAULT_ID_COLUMN, kept=kept)
 
@@ -417,7 +417,7 @@ def _check_same_job(previous: Manifest, recipe: dict[str, Any], output: Location
 
 
 def _lost_manifest(
-    spec: JobSpec, output: Location, recipe: Mapping[str, Any], pieces: list[_Piece], present: Names
+    spec: JobSpec, output: Location, recipe: Mapping[str, Any], pieces: list[_Piece], present: Files
 ) -> str | None:
     """What to say where an output without a manifest holds parts that this run does not make; else None.
 

@@ -26,6 +26,7 @@ from pipelines.values import (
     Reasons,
     checked_lists,
     checked_texts,
+    first_of,
     is_string,
     joined,
     kept_array,
@@ -48,19 +49,19 @@ class Columns:
     Attributes:
         texts: columns that hold text.
         lists: columns that hold a list of texts.
-        id: column of the record's id, or None.
+        id: column of the record's id, which need not be there.
         kept: columns to copy, with their types.
     """
 
     texts: tuple[str, ...]
-    id: str | None
+    id: str
     kept: pa.Schema
     lists: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
         """Every column that is read, each once."""
-        return list(dict.fromkeys([*self.texts, *self.lists, *([self.id] if self.id else []), *self.kept.names]))
+        return list(dict.fromkeys([*self.texts, *self.lists, self.id, *self.kept.names]))
 
     def checks(self) -> Iterator[tuple[str, Callable[[Sequence[Any], str], tuple[list[Any], Reasons]]]]:
         """Every column that a head reads, and what makes its values out of what the shard holds."""
@@ -230,7 +231,7 @@ def _jsonl_block(lines: Iterable[_Line], shard: Shard, columns: Columns) -> pa.T
     broken: Reasons = []
     for offset, line in lines:
         record, reason = _record(line)
-        ids.append(record_id(record.get(columns.id or ""), f"{base}@{offset}"))
+        ids.append(record_id(record.get(columns.id), f"{base}@{offset}"))
         records.append(record)
         broken.append(reason)
     texts, reasons = {}, [broken]
@@ -349,13 +350,12 @@ def _batch_rows(file: pq.ParquetFile, group: int) -> int:
     return max(1, min(_BATCH_ROWS, _BATCH_BYTES * rows.num_rows // max(1, rows.total_byte_size)))
 
 
-def _ids_alone(file: pq.ParquetFile, group: int, column: str | None, start: int, stop: int) -> Iterator[list[Any]]:
+def _ids_alone(file: pq.ParquetFile, group: int, column: str, start: int, stop: int) -> Iterator[list[Any]]:
     """Ids of rows [start, stop) that cannot be read as a whole; None where the ids cannot be, either."""
-    if column is not None:
-        for batch in _slices(file, group, Columns(texts=(), id=column, kept=pa.schema([])), start, stop):
-            if not isinstance(batch, str):
-                yield _id_values(batch, column)
-                start += len(batch)
+    for batch in _slices(file, group, Columns(texts=(), id=column, kept=pa.schema([])), start, stop):
+        if not isinstance(batch, str):
+            yield _id_values(batch, column)
+            start += len(batch)
     for first in range(start, stop, _BATCH_ROWS):
         yield [None] * min(_BATCH_ROWS, stop - first)
 
@@ -367,7 +367,7 @@ def _parquet_block(batch: pa.RecordBatch, places: list[str], columns: Columns) -
         column = _only(batch, name)
         values, unshown = ([MISSING] * len(batch), reasons[0]) if column is None else shown(_as_bytes(column), name)
         texts[name], why = checked(values, name)
-        reasons.append([first or second for first, second in zip(unshown, why, strict=True)])
+        reasons.append(first_of(unshown, why))
     kept = []
     for f in columns.kept:
         column = _only(batch, f.name)
@@ -381,13 +381,13 @@ def _parquet_block(batch: pa.RecordBatch, places: list[str], columns: Columns) -
     return _block(ids, texts, kept, reasons, columns)
 
 
-def _only(batch: pa.RecordBatch, name: str | None) -> pa.Array | None:
+def _only(batch: pa.RecordBatch, name: str) -> pa.Array | None:
     """The column with this name; None where there is none, or more than one."""
-    place = batch.schema.get_field_index(name or "")
+    place = batch.schema.get_field_index(name)
     return batch.column(place) if place >= 0 else None
 
 
-def _id_values(batch: pa.RecordBatch, name: str | None) -> list[Any]:
+def _id_values(batch: pa.RecordBatch, name: str) -> list[Any]:
     """UUIDs in hex; decimals, dates, timestamps as Arrow writes them; bytes and numbers as they are; else nothing."""
     column = _only(batch, name)
     if column is None or not is_id(column.type):

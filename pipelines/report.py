@@ -1,167 +1,265 @@
-"""A finished run in, what people read of it out: the summary lines."""
+"""A manifest in, report.json and report.html about its newest run out: what people read the morning after."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
 
-from pipelines.estimate import Estimate
-from pipelines.manifest import total_labels, total_reasons
-from pipelines.storage import redacted
-from pipelines.write import Part
+from pipelines.drift import CHANGED, SHIFTED, drift
+from pipelines.figures import Figures, Histogram
+from pipelines.manifest import Manifest, total_labels
+from pipelines.report_page import page_of
+from pipelines.storage import Location, put, read_bytes, redacted
 
-if TYPE_CHECKING:
-    from pipelines.plan import JobPlan
+REPORT_NAME = "report.html"
+FIGURES_NAME = "report.json"
+FORMAT = 1
+_LITTLE_WAITING = 0.15  # of the time that actors could have worked: below it the model is what a run waits for
+_BUSY_DRIVER = 0.75  # of a core: its loop, which is a single thread, hardly ever waits then
+_FEEDING = ("reading", "tokenising", "decoding", "writing")
 
+logger = logging.getLogger(__name__)
 
-def reasons_in_words(parts: Sequence[Part], n: int = 3) -> str:
-    """The commonest reasons why records failed, each with how often and where it occurs first."""
-    counts, examples = total_reasons(parts, n)
-    such_as = {reason: f", such as {example}" for reason, example in examples.items()}
-    return "; ".join(f"{reason} ({count:,}{such_as.get(reason, '')})" for reason, count in counts.items())
-
-
-def is_above(fraction: float, failed: int, rows: int) -> bool:
-    """Whether more failed than a fraction, which is the decimal that the user wrote and not the float beside it."""
-    return failed > Fraction(str(fraction)) * rows
+Values = dict[str, Any]  # JSON
 
 
-def is_too_damaged(fraction: float, n_cut: int) -> bool:
-    """Whether compressed shards have lost records, of which nobody knows how many, in a job that does not take all."""
-    return n_cut > 0 and fraction < 1
+def write_report(output: Location, manifest: Manifest) -> None:
+    """Put both files of the newest night, where they are not there already; a failure is a warning, no more.
 
-
-@dataclass(frozen=True)
-class Summary:
-    """What a run did, and what the output holds now.
-
-    Attributes:
-        output: URL of the output folder.
-        rows, failed: records in the whole output, and those with an error.
-        night_rows, night_failed: records that the newest night has added to it, and those with an error.
-        labels: records by label, for each head.
-        reasons: failed records by reason, the commonest.
-        new_rows, new_tokens, seconds: what this run labelled, and its wall-clock time.
-        copied_tokens: those of the new tokens that belong to duplicates.
-        n_actors, busy_s: model actors that this run had, and the seconds that they computed, all together.
-        max_failed_fraction: share of failed records that the job takes.
-        n_cut: compressed shards of whose rest nothing can be read.
-        is_done: the output was what the job would make, before it began.
-        estimate: what a dry run found to do.
+    The figures come last, so that where they are there, so is the page.
     """
+    try:
+        if not manifest.nights or _told(output) == manifest.nights[-1]["started"]:
+            return
+        report = report_of(manifest)
+        put(output.child(REPORT_NAME), page_of(report).encode("utf-8"))
+        put(output.child(FIGURES_NAME), (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
+    except Exception as error:
+        what = redacted(f"{type(error).__name__}: {error}")
+        logger.warning("the labels are all there, but %s could not be written (%s)", REPORT_NAME, what)
 
-    output: str
-    rows: int
-    failed: int
-    night_rows: int
-    night_failed: int
-    labels: dict[str, dict[str, int]]
-    reasons: dict[str, int]
-    new_rows: int
-    new_tokens: int
-    copied_tokens: int
-    n_actors: int
-    busy_s: float
-    seconds: float
-    max_failed_fraction: float
-    n_cut: int = 0
-    is_done: bool = True
-    estimate: Estimate | None = None
 
-    @classmethod
-    def of(
-        cls,
-        plan: JobPlan,
-        *,
-        parts: Sequence[Part],
-        labelled: Sequence[Part],
-        seconds: float,
-        night: Mapping[str, Any] | None = None,
-        n_actors: int = 0,
-        estimate: Estimate | None = None,
-    ) -> Summary:
-        """The summary of a plan that gave these parts, of which this run labelled some.
-
-        Args:
-            plan: what was to be done.
-            parts: all of the output.
-            labelled: by this run.
-            seconds: that it took.
-            night: the newest that the manifest tells of, if any; where there was nothing to do, an earlier run's.
-            n_actors: that it had.
-            estimate: what a dry run found.
-        """
-        night = night or {"rows": 0, "failed": 0}
-        return cls(
-            output=redacted(plan.spec.output),
-            rows=sum(part.rows for part in parts),
-            failed=sum(part.failed for part in parts),
-            night_rows=night["rows"],
-            night_failed=night["failed"],
-            labels=total_labels(parts),
-            reasons=total_reasons(parts, 3)[0],
-            new_rows=sum(part.rows for part in labelled),
-            new_tokens=sum(part.tokens for part in labelled),
-            copied_tokens=sum(part.copied_tokens for part in labelled),
-            n_actors=n_actors,
-            busy_s=sum(part.busy_s for part in labelled),
-            seconds=seconds,
-            max_failed_fraction=plan.spec.max_failed_fraction,
-            n_cut=sum(part.n_cut for part in parts),
-            is_done=plan.is_done,
-            estimate=estimate,
-        )
-
-    @property
-    def has_failed_too_often(self) -> bool:
-        """More records failed than the job takes."""
-        return self.too_many_failed is not None
-
-    @property
-    def too_many_failed(self) -> str | None:
-        """Of which records more failed than the job takes, in words: of the whole output, or of the newest night's.
-
-        A night is judged by itself too: in a large output it would not show. How many records the lost rest of a
-        compressed shard had, nobody knows.
-        """
-        if is_too_damaged(self.max_failed_fraction, self.n_cut):
-            return (
-                f"an unknown number of records failed, the rest of {self.n_cut:,} damaged compressed "
-                f"shard{'s' if self.n_cut > 1 else ''}, and --max-failed-fraction is {self.max_failed_fraction}"
-            )
-        for failed, rows, new in ((self.failed, self.rows, ""), (self.night_failed, self.night_rows, "new ")):
-            if is_above(self.max_failed_fraction, failed, rows):
-                return (
-                    f"{failed:,} of {rows:,} {new}records failed, more than --max-failed-fraction "
-                    f"{self.max_failed_fraction}"
-                )
+def _told(output: Location) -> str | None:
+    """The night that the report there tells of."""
+    try:
+        told: str = json.loads(read_bytes(output.child(FIGURES_NAME)))["night"]["started"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+    return told
 
-    def lines(self) -> list[str]:
-        """The summary as it is printed at the end of a job."""
-        if self.estimate:
-            return self.estimate.lines()
-        if not self.seconds:
-            what = "do" if self.is_done else "label"  # records may go with --prune
-            lines = [f"nothing to {what}: all {self.rows:,} rows are labelled in {self.output}"]
-        else:
-            lines = [
-                f"{self.new_rows:,} rows labelled in {self.seconds:,.1f} s "
-                f"({self.new_rows / self.seconds:,.0f} rows/s, {self.new_tokens / self.seconds:,.0f} tokens/s)",
-                f"{self.rows:,} rows in {self.output}, {self.failed:,} failed",
-            ]
-            if self.n_actors:
-                share = self.busy_s / (self.n_actors * self.seconds)
-                lines.append(
-                    f"{self.n_actors} model actor{'s' if self.n_actors > 1 else ''} busy for {share:.0%} of that time"
-                )
-            if self.copied_tokens:
-                share = self.copied_tokens / self.new_tokens
-                lines.append(f"{share:.1%} of the tokens were in duplicates, which are computed once")
-        for head, counts in self.labels.items():
-            if counts:
-                lines.append(f"{head}: " + ", ".join(f"{label} {count:,}" for label, count in counts.items()))
-        lines += [f"failed: {reason} ({count:,})" for reason, count in self.reasons.items()]
-        return lines
+
+def report_of(manifest: Manifest) -> Values:
+    """The figures of the newest night and of the output: report.json, whose fields docs/report.md tells.
+
+    Raises:
+        ValueError: the manifest tells of no night.
+    """
+    if not manifest.nights:
+        raise ValueError("the manifest tells of no night: an earlier version of this package wrote it")
+    night = manifest.nights[-1]
+    details = night["details"]
+    before = details["before"] or {}
+    figures, figures_before = Figures.of_values(details["figures"]), Figures()
+    if before:
+        figures_before = Figures.of_values(before["figures"])
+    labels = total_labels(manifest.parts)
+    return {
+        "format": FORMAT,
+        "job": {**details["job"], "versions": manifest.versions, "passes": manifest.passes},
+        "night": {
+            **{name: night[name] for name in ("started", "seconds", "rows", "failed", "tokens")},
+            **{name: details[name] for name in ("units", "bytes", "copied_tokens")},
+            "compared_with": before.get("started"),
+        },
+        "output": {
+            "rows": manifest.rows,
+            "failed": manifest.failed,
+            "damaged_shards": sum(part.n_cut for part in manifest.parts),
+            "tokens": sum(part.tokens for part in manifest.parts),
+            "bytes": sum(part.bytes for part in manifest.parts),
+            "parts": len(manifest.parts),
+            "shards": len(manifest.shards),
+            "seconds": round(manifest.seconds, 3),
+        },
+        "heads": [
+            _head(
+                head,
+                labels={
+                    "now": details["labels"].get(head["name"], {}),
+                    "before": before.get("labels", {}).get(head["name"], {}),
+                    "everything_before": details["everything_before"].get(head["name"], {}),
+                    "output": labels.get(head["name"], {}),
+                },
+                scores=figures.scores.get(head["name"], {}),
+                scores_before=figures_before.scores.get(head["name"], {}),
+            )
+            for head in manifest.heads
+        ],
+        "failures": [
+            {"reason": reason, "records": count, "example_id": details["examples"].get(reason)}
+            for reason, count in details["reasons"].items()
+        ],
+        "lengths": _histogram(figures.lengths, figures_before.lengths),
+        "run": _run(details["run"], night["seconds"]),
+        "drift_thresholds": {"shifted": SHIFTED, "changed": CHANGED},
+        "nights": [
+            {name: its[name] for name in ("started", "seconds", "rows", "failed", "tokens", "rows_of_output", "drift")}
+            | {"rows_per_s": _rate(its["measured"]["rows"], its["seconds"])}
+            | {"tokens_per_s": _rate(its["measured"]["tokens"], its["seconds"])}
+            for its in reversed(manifest.nights)
+        ],
+    }
+
+
+def _head(
+    head: Mapping[str, Any],
+    *,
+    labels: Mapping[str, Mapping[str, int]],
+    scores: Mapping[str, Histogram],
+    scores_before: Mapping[str, Histogram],
+) -> Values:
+    """A head, its labels with their counts, what it gives, and how far both have moved."""
+    now, before, everything = labels["now"], labels["before"], labels["everything_before"]
+    names = sorted(
+        dict.fromkeys([*now, *before, *labels["output"]]),
+        key=lambda label: (-now.get(label, 0), -labels["output"].get(label, 0), label),
+    )
+    return {
+        "name": head["name"],
+        "task": head["task"],
+        "fingerprint": head["fingerprint"],
+        "n_labels": len(head["labels"]),
+        "settings": {
+            name: value
+            for name, value in head.items()
+            if name not in ("name", "task", "labels", "fingerprint", "tokenizer") and value not in (None, [], "")
+        },
+        "labels": [
+            {
+                "label": name,
+                "count": now.get(name, 0),
+                "share": _share(now.get(name, 0), sum(now.values())),
+                "share_before": _share(before.get(name, 0), sum(before.values())),
+                "count_in_output": labels["output"].get(name, 0),
+            }
+            for name in names
+        ],
+        "scores": {
+            name: _histogram(histogram, scores_before.get(name, Histogram(histogram.scale)))
+            for name, histogram in scores.items()
+        },
+        "drift": [
+            {"of": "labels", "against": against, **found.to_values()}
+            for against, other in (
+                ("the night before", before),
+                ("all before", {} if everything == before else everything),
+            )
+            if (found := drift(other, now))
+        ],
+    }
+
+
+def _histogram(now: Histogram, before: Histogram) -> Values:
+    """Bins with their counts and shares, in both nights, and how far they have moved."""
+    both = now + before
+    now, before = now.widened(both.exponent), before.widened(both.exponent)
+    moved = drift(before.counts, now.counts)
+    return {
+        "scale": now.scale,
+        "n": now.n,
+        "mean": now.total / now.n if now.n else None,
+        "least": now.low if now.n else None,
+        "greatest": now.high if now.n else None,
+        "median_at_most": now.quantile(0.5) if now.n else None,
+        "95_percent_at_most": now.quantile(0.95) if now.n else None,
+        "bins": [
+            {
+                "from": first,
+                "to": last,
+                "count": now.counts.get(index, 0),
+                "share": _share(now.counts.get(index, 0), now.n),
+                "share_before": _share(before.counts.get(index, 0), before.n),
+            }
+            for index, (first, last) in zip(both.indices(), both.bins(), strict=True)
+        ],
+        "drift": moved.to_values() if moved else None,
+    }
+
+
+def _run(run: Mapping[str, Any], seconds: float) -> Values:
+    """How fast the run was, how busy its actors, and what held it back."""
+    stages = dict(run["stages_s"])
+    timeline = run["timeline"]
+    waiting_s, busy_s = stages.pop("waiting", 0.0), stages.get("model", 0.0)
+    actors_s = max(run["n_actors"] * seconds, busy_s + waiting_s)
+    other_s = actors_s - busy_s - waiting_s
+    driver_busy = run.get("driver_busy", 0.0)  # earlier versions have not measured it
+    held_back_by = _held_back_by(stages, busy_s=busy_s, waiting_s=waiting_s, other_s=other_s, driver_busy=driver_busy)
+    return {
+        "rows": run["rows"],
+        "tokens": run["tokens"],
+        "rows_per_s": _rate(run["rows"], seconds),
+        "tokens_per_s": _rate(run["tokens"], seconds),
+        "hardware": run["hardware"],
+        "n_actors": run["n_actors"],
+        "actors": {
+            "computing": _share(busy_s, actors_s),
+            "waiting": _share(waiting_s, actors_s),
+            "starting_and_ending": _share(other_s, actors_s),
+        },
+        "stages_s": stages,
+        "driver_busy": driver_busy,
+        "held_back_by": held_back_by,
+        "held_back_in_words": _HELD_BACK[held_back_by],
+        "throughput": [
+            {
+                "from_s": i * timeline["slot_s"],
+                "to_s": min(seconds, (i + 1) * timeline["slot_s"]),
+                "rows_per_s": _rate(rows, min(seconds - i * timeline["slot_s"], timeline["slot_s"])),
+                "tokens_per_s": _rate(tokens, min(seconds - i * timeline["slot_s"], timeline["slot_s"])),
+            }
+            for i, (rows, tokens) in enumerate(zip(timeline["rows"], timeline["tokens"], strict=True))
+        ],
+    }
+
+
+_HELD_BACK = {
+    "nothing": "Nothing was computed in this run.",
+    "starting": "Starting Ray, waiting for machines and loading the models took most of the time. A longer run loses "
+    "less to it, but not one whose cluster never has room for all actors.",
+    "model": "The model: its actors hardly ever waited for work. More or faster actors make the run faster.",
+    "driver": "The driver: the actors waited for work, and it was busy with handing out units. Larger ones make the "
+    "run faster: give a new output a higher --unit-rows.",
+    "reading": "Reading: the actors waited for work, and of the stages around the model reading took longest. Look at "
+    "the store and at how many tasks may read at once.",
+    "tokenising": "Tokenising: the actors waited for work, and of the stages around the model tokenising took longest. "
+    "More CPUs beside the actors make the run faster.",
+    "decoding": "Decoding: the actors waited for work, and of the stages around the model making columns of its "
+    "results took longest. More CPUs beside the actors make the run faster.",
+    "writing": "Writing: the actors waited for work, and of the stages around the model writing took longest. Look at "
+    "the store of the output, or give the job more CPUs.",
+}
+
+
+def _held_back_by(
+    stages: Mapping[str, float], *, busy_s: float, waiting_s: float, other_s: float, driver_busy: float
+) -> str:
+    if not busy_s:
+        return "nothing"
+    if other_s > busy_s + waiting_s:
+        return "starting"
+    if waiting_s <= _LITTLE_WAITING * (busy_s + waiting_s):
+        return "model"
+    if driver_busy >= _BUSY_DRIVER:
+        return "driver"
+    return max(_FEEDING, key=lambda stage: stages.get(stage, 0.0))
+
+
+def _share(part: float, whole: float) -> float | None:
+    return round(part / whole, 6) if whole else None
+
+
+def _rate(count: float, seconds: float) -> float:
+    return round(count / seconds, 3) if seconds > 0 else 0.0

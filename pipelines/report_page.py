@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 
 from pipelines.estimate import size_in_words
 from pipelines.page import hashes
-from pipelines.report import is_above, is_too_damaged
+from pipelines.summary import is_above, is_too_damaged
 
 TEMPLATE = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
 POLICY = (
@@ -154,17 +154,17 @@ def worst_drift(drifts: Sequence[Values]) -> Values | None:
     return max(drifts, key=lambda drift: (order.index(drift["verdict"]), drift["psi"]), default=None)
 
 
-def label_rows(labels: Sequence[Values], most: int = MOST_LABELS) -> list[Values]:
+def label_rows(labels: Sequence[Values]) -> list[Values]:
     """The commonest labels, and the others as one."""
-    if len(labels) <= most + 1:
+    if len(labels) <= MOST_LABELS + 1:
         return [{**label, "is_others": False} for label in labels]
-    others = labels[most:]
+    commonest, others = labels[:MOST_LABELS], labels[MOST_LABELS:]
     joined = {
         name: sum(label[name] for label in others) if all(label[name] is not None for label in others) else None
         for name in ("count", "share", "share_before", "count_in_output")
     }
     name = f"{len(others):,} other labels"
-    return [*({**label, "is_others": False} for label in labels[:most]), {"label": name, "is_others": True, **joined}]
+    return [*({**label, "is_others": False} for label in commonest), {"label": name, "is_others": True, **joined}]
 
 
 def moved_most(labels: Sequence[Values]) -> list[Values]:

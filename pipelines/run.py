@@ -33,19 +33,19 @@ from pipelines.manifest import (
     versions,
     write_manifest,
 )
-from pipelines.models import describe_sharing
-from pipelines.morning import write_report
+from pipelines.models import describe_sharing, heads_of
 from pipelines.nights import Meter, with_night
 from pipelines.partitions import own_files
 from pipelines.plan import JobPlan, is_there, is_whole_stream, make_plan
 from pipelines.predict import Predictor
 from pipelines.progress import Progress
-from pipelines.report import Summary
+from pipelines.report import write_report
 from pipelines.resources import Hardware, connect, nodes_alive, share_out
 from pipelines.sample import estimate
 from pipelines.spec import JobSpec
 from pipelines.stages import TaskSource, write
 from pipelines.storage import Location, absolute, check_writable, locate, many_at_a_time, redacted, remove
+from pipelines.summary import Summary
 from pipelines.survive import open_ledger, surviving, surviving_actor
 from pipelines.units import Stream, fingerprint_of, number_of, unit_of
 from pipelines.write import Part
@@ -233,7 +233,6 @@ def pipeline(
         cpu=hardware.max_cpus, gpu=hardware.max_actors * hardware.actor_gpus
     )
     encodings = [encoder_pass.encoding for encoder_pass in plan.passes]
-    heads = {head.name: head.head for encoder_pass in plan.passes for head in encoder_pass.heads}
     stage: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
     model = {**plan.model, "n_threads": hardware.n_threads}
     pool = ActorPoolStrategy(
@@ -245,7 +244,7 @@ def pipeline(
     part = {
         "output": absolute(plan.spec.output),
         "output_format": plan.spec.output_format,
-        "heads": heads,
+        "heads": heads_of(plan.passes),
         "partitioning": plan.spec.partitioning,
     }
     source = TaskSource(plan.pending, plan.columns, ledger)

@@ -61,7 +61,8 @@ def take_sample(plan: JobPlan, hardware: Hardware) -> Sample:
     timing, why_not, seconds = None, "none of these records can be labelled", 0.0
     if len(good):
         timing, why_not, seconds = _label(encoded.take(pa.array(good)), plan, hardware)
-    means = [its.mean() if len(its) else 0.0 for its in np.split(tokens, np.cumsum([len(its) for its in blocks[:-1]]))]
+    ends = np.cumsum([len(each) for each in blocks[:-1]])
+    means = [its.mean() if len(its) else 0.0 for its in np.split(tokens, ends)]
     strata: dict[Stratum, list[tuple[float, float, float]]] = {}
     for (stratum, shard, _), mean in zip(pieces, means, strict=True):
         strata.setdefault(stratum, []).append((shard.size, _about_n_rows(shard), mean))
@@ -167,12 +168,12 @@ def _timed(
     warm = time.perf_counter()
     predictor(spread(encoded, _WARM_RECORDS))  # the first time, caches are filled
     each_s = (time.perf_counter() - warm) / min(_WARM_RECORDS, len(encoded))
-    chosen = spread(encoded, max(_WARM_RECORDS, int(limit_s / 2 / each_s)))
-    n_tokens = int(_tokens(chosen, passes).sum())
+    some = spread(encoded, max(_WARM_RECORDS, int(limit_s / 2 / each_s)))
+    n_tokens = int(_tokens(some, passes).sum())
     before = time.perf_counter()
-    labelled = predictor(chosen)
+    labelled = predictor(some)
     end = time.perf_counter()
-    return labelled, Timing(len(chosen), n_tokens, end - before, warm - started), end - started
+    return labelled, Timing(len(some), n_tokens, end - before, warm - started), end - started
 
 
 def spread(block: pa.Table, n_rows: int) -> pa.Table:

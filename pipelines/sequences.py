@@ -41,22 +41,6 @@ class Sequences:
         """(R + 1,): record r has the tokens ``tokens[r]`` to ``tokens[r + 1]``."""
         return np.asarray(self.packed.offsets, np.int64)[self.records]
 
-    @property
-    def n_counted(self) -> NDArray[np.int64]:
-        """(S,) tokens that count as each sequence's own: the weight of a window in its text."""
-        counted = self.packed.counted
-        return self.packed.lengths if counted is None else (counted[:, 1] - counted[:, 0]).astype(np.int64)
-
-    @property
-    def is_counted(self) -> NDArray[np.bool_]:
-        """(T,) whether a token counts here, and not in another window."""
-        if self.packed.counted is None:
-            return np.ones(len(self.packed.input_ids), np.bool_)
-        lengths = self.packed.lengths
-        places = np.arange(lengths.sum()) - np.repeat(np.asarray(self.packed.offsets)[:-1], lengths)
-        first, last = np.repeat(self.packed.counted, lengths, axis=0).T
-        return (first <= places) & (places < last)
-
     def take(self, records: NDArray[np.int64]) -> Sequences:
         """The sequences of some of the records."""
         sequences, offsets = gather(self.records[records], np.diff(self.records)[records])
@@ -94,17 +78,17 @@ def concatenated(parts: Sequence[Sequences]) -> Sequences:
 def add_sequences(block: pa.Table, name: str, sequences: Sequences, rows: NDArray[np.int64]) -> pa.Table:
     """The block with columns for one encoder pass: sequences of these rows, null elsewhere."""
     packed, n_sequences = sequences.packed, np.diff(sequences.records)
-    columns = {
-        _IDS: _lists(packed.offsets, pa.array(packed.input_ids, pa.int32())),
-        _TYPES: packed.token_type_ids is not None
-        and _lists(packed.offsets, pa.array(packed.token_type_ids, pa.int8())),
-        _ATTENDED: packed.attended is not None and pa.array(packed.attended, pa.int32()),
-        _COUNTED: packed.counted is not None and _pairs(packed.counted),
-        _SPANS: sequences.spans is not None and _lists(packed.offsets, _pairs(sequences.spans)),
-    }
+    columns = {_IDS: _lists(packed.offsets, pa.array(packed.input_ids, pa.int32()))}
+    if packed.token_type_ids is not None:
+        columns[_TYPES] = _lists(packed.offsets, pa.array(packed.token_type_ids, pa.int8()))
+    if packed.attended is not None:
+        columns[_ATTENDED] = pa.array(packed.attended, pa.int32())
+    if packed.counted is not None:
+        columns[_COUNTED] = _fixed_lists(packed.counted)
+    if sequences.spans is not None:
+        columns[_SPANS] = _lists(packed.offsets, _fixed_lists(sequences.spans))
     for kind, values in columns.items():
-        if values is not False:
-            block = block.append_column(kind + name, list_column(values, n_sequences, rows, len(block)))
+        block = block.append_column(kind + name, list_column(values, n_sequences, rows, len(block)))
     return block
 
 
@@ -150,7 +134,7 @@ def _lists(offsets: NDArray[np.integer], values: pa.Array) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
 
 
-def _pairs(rows: NDArray[np.integer]) -> pa.FixedSizeListArray:
+def _fixed_lists(rows: NDArray[np.integer]) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel(), pa.int32()), rows.shape[1])
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipelines.errors import PipelineError, SpecError
 from pipelines.online import head_spec
-from pipelines.spec import JobSpec, one_line
+from pipelines.spec import JobSpec, first_fault
 
 RESERVED = ("label", "health", "ready", "info", "docs", "openapi")  # paths of the service's own
 SETTINGS = (
@@ -124,4 +124,4 @@ class ServeSpec(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise SpecError(one_line(error, cls.model_fields)) from error
+            raise SpecError(first_fault(error, cls.model_fields)) from error

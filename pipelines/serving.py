@@ -27,7 +27,7 @@ from starlette.types import ASGIApp
 from pipelines.batching import Batcher, BatchStats, QueueFullError, Speed, TooLongError
 from pipelines.errors import DeviceError, RunError, SpecError
 from pipelines.manifest import OURS, version_of
-from pipelines.models import EncoderPass
+from pipelines.models import EncoderPass, heads_of
 from pipelines.online import Answer, OnlinePredictor, RefusedError, Request, UnknownHeadError, plan_service
 from pipelines.page import PAGE, content_security_policy
 from pipelines.resources import MAX_THREADS_PER_ACTOR, choose_device, choose_precision, connect
@@ -76,7 +76,8 @@ def _application(spec: ServeSpec, *, hosts: Collection[str] = ()) -> serve.Appli
         graceful_shutdown_timeout_s=spec.timeout_s,
         logging_config=QUIET,
         health_check_period_s=5,
-        health_check_timeout_s=max(30, spec.timeout_s),  # thrice: a batch may take four times its estimate
+        # three in a row end a replica, and a batch may take four times its estimate
+        health_check_timeout_s=max(30, spec.timeout_s),
         **_scaling(spec),
     )
     ingress = _deployment(Ingress).options(
@@ -99,9 +100,9 @@ def describe(spec: ServeSpec, passes: Sequence[EncoderPass], *, device: str, pre
     """What ``/info`` tells."""
     import torch  # it has loaded the models of the plan
 
-    heads = {plan["name"]: plan for one in passes for plan in one.describe()}
-    for plan in (plan for one in passes for plan in one.heads):
-        heads[plan.name]["mask_token"] = getattr(plan.head, "mask_token", None)
+    heads = {head["name"]: head for one in passes for head in one.describe()}
+    for name, head in heads_of(passes).items():
+        heads[name]["mask_token"] = getattr(head, "mask_token", None)
     limits = ("max_body_bytes", "max_texts", "max_characters", "timeout_s", "max_queued_tokens", "max_queued_requests")
     return {
         "heads": [heads[name] for name in spec.urls],
@@ -254,9 +255,9 @@ class Model:
             max_batch_tokens=spec.max_batch_tokens,
             n_threads=spec.threads or min(os.cpu_count() or 1, MAX_THREADS_PER_ACTOR),
         )
-        for plan in (plan for one in passes for plan in one.heads):
-            mask = getattr(plan.head, "mask_token", "[MASK]")
-            predictor([Request(({**WARM_UP, "text": f"the {mask}"},), ((plan.name, ()),))])
+        for name, head in heads_of(passes).items():
+            mask = getattr(head, "mask_token", "[MASK]")
+            predictor([Request(({**WARM_UP, "text": f"the {mask}"},), ((name, ()),))])
         return predictor, predictor.speed()
 
     async def answer(self, request: Request) -> Answer | None:

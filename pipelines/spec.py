@@ -182,7 +182,7 @@ class JobSpec(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise SpecError(one_line(error, cls.model_fields, named=flag)) from error
+            raise SpecError(first_fault(error, cls.model_fields, named=flag)) from error
 
     def recipe(self) -> dict[str, Any]:
         """The settings that decide what stands in a part, apart from its shard and the heads."""
@@ -228,7 +228,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in values.items()}
 
 
-def one_line(error: ValidationError, fields: Mapping[str, FieldInfo], *, named: Callable[[str], str] = str) -> str:
+def first_fault(error: ValidationError, fields: Mapping[str, FieldInfo], *, named: Callable[[str], str] = str) -> str:
     """What is wrong with the first wrong field: its name as ``named`` writes it, its value and the remedy."""
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")

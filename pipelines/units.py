@@ -20,6 +20,7 @@ from itertools import accumulate, count, groupby, pairwise
 
 from convbert.stores import FileSystem, change_mark, file_info, reason, retried
 from pipelines.errors import SourceError
+from pipelines.jsonl import is_unicode
 from pipelines.storage import (
     LOST_LINK,
     Info,
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 PARQUET_SUFFIX = ".parquet"
 SUFFIXES = (PARQUET_SUFFIX, *(name + packed for name in (".jsonl", ".json") for packed in ("", ".gz", ".zst")))
-_MAY_BE_EMPTY = (".json", ".jsonl")
+_PLAIN = (".json", ".jsonl")
 _ALIKE = re.compile(r"\.(jsonl?|ndjson|parq|parquet|pq)(\.\w+)?$", re.IGNORECASE)
 _PART = re.compile(r"(?:_units/)?part-.*-([0-9a-f]{16})-(\d{5,})(?:\.[a-z]+)?", re.DOTALL)
 
@@ -201,7 +202,7 @@ def _shards_of(url: str) -> list[Shard]:
             )
     shards = [_shard(url, fs, info) for info in infos if info["type"] == "file"]
     for shard in shards:
-        if shard.size == 0 and not shard.url.endswith(_MAY_BE_EMPTY):
+        if shard.size == 0 and not shard.url.endswith(_PLAIN):
             raise SourceError(
                 f"{shard.name} has 0 bytes, which no such file has: copy it again or leave it out of --input"
             )
@@ -285,22 +286,13 @@ def shard_at(url: str) -> Shard:
 
 def _shard(given: str, fs: FileSystem, info: Info) -> Shard:
     name = info["name"]
-    if not _is_utf8(name):
+    if not is_unicode(name):  # as Python reads other bytes in the names of local files
         raise SourceError(f"{name} has a name that is not UTF-8: rename it")
     if "::" in name:
         raise SourceError(f"{redacted(name)} has '::' in its name, which joins stores in addresses: rename it")
     if info.get("size") is None:
         raise SourceError(f"the server of {redacted(name)} does not tell its size: copy it to this machine or a store")
     return Shard(url_like(given, Location(fs, name)), int(info["size"]), change_mark(info))
-
-
-def _is_utf8(name: str) -> bool:
-    """Python reads other bytes in the names of local files as characters that no text has."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def part_stem(shards: Sequence[Shard], recipe: str) -> str:
@@ -368,7 +360,7 @@ def groups_of(shards: Iterable[Shard], unit_rows: int) -> list[tuple[Shard, ...]
 
 def plain_bytes(shard: Shard) -> int:
     """Bytes of its text, about."""
-    return shard.size if shard.url.endswith((".jsonl", ".json")) else 4 * shard.size  # packed, as a rule
+    return shard.size if shard.url.endswith(_PLAIN) else 4 * shard.size  # packed, as a rule
 
 
 def _share(name: str) -> float:

@@ -36,6 +36,11 @@ def joined(reasons: Sequence[Reasons]) -> Reasons:
     return ["; ".join(filter(None, row)) or None for row in zip(*reasons, strict=True)]
 
 
+def first_of(reasons: Reasons, others: Reasons) -> Reasons:
+    """For each value the reason that one check has found, else that of another."""
+    return [one or other for one, other in zip(reasons, others, strict=True)]
+
+
 def _checked_list(value: Any, name: str) -> tuple[list[str] | None, str | None]:
     if value is MISSING:
         return None, f"{name} is missing"
@@ -116,7 +121,7 @@ def kept_column(column: pa.Array, f: pa.Field) -> tuple[pa.Array, Reasons]:
     except _MISFITS:
         values, unshown = shown(column, f.name)
     array, misfits = kept_array(values, f)
-    return array, [first or second for first, second in zip(unshown, misfits, strict=True)]
+    return array, first_of(unshown, misfits)
 
 
 def _cast(column: pa.Array, type_: pa.DataType) -> pa.Array:

@@ -19,16 +19,14 @@ from convbert.errors import CheckpointError
 SHARD_PATTERN = f"model-{5 * '[0-9]'}-of-{5 * '[0-9]'}.safetensors"
 
 
-def save_weights(
-    model: nn.Module, folder: str | Path, *, config: ConvBertConfig | None = None, max_shard_bytes: int | None = None
-) -> None:
-    """Write a model's weights, each tied one under its first name only.
+def save_weights(model: nn.Module, folder: str | Path, *, config: ConvBertConfig, max_shard_bytes: int | None) -> None:
+    """Write a model's weights, each tied one under its first name only, and its config.
 
     Safetensors and config that lie in the folder are replaced only when all new files are written; whenever it
     stops, the folder never holds a mix of old and new that can be read.
 
     Args:
-        config: written beside the weights, in the same way; None leaves the folder's own.
+        config: written beside the weights, in the same way.
         max_shard_bytes: most bytes of weights a file; a larger tensor has a file for itself. None: one file.
 
     Raises:
@@ -51,12 +49,10 @@ def save_weights(
         if len(shards) > 1:
             (Path(scratch) / SAFETENSORS.index_name).write_text(_index(names, shards), encoding="utf-8")
             names.append(SAFETENSORS.index_name)  # last: without it the shards are no checkpoint
-        old = [folder / SAFETENSORS.single_name, folder / SAFETENSORS.index_name, *folder.glob(SHARD_PATTERN)]
-        if config is not None:
-            config.save_pretrained(scratch)
-            names.append(CONFIG_NAME)
-            old.insert(0, folder / CONFIG_NAME)  # removed first and put last: it stands beside no other weights
-        for path in old:
+        config.save_pretrained(scratch)
+        names.append(CONFIG_NAME)  # put last, and removed first: it stands beside no other weights
+        own_names = (CONFIG_NAME, SAFETENSORS.single_name, SAFETENSORS.index_name)
+        for path in [*(folder / name for name in own_names), *folder.glob(SHARD_PATTERN)]:
             if path.name != names[0]:  # a single file is replaced in one stroke
                 path.unlink(missing_ok=True)
         for name in names:

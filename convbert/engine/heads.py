@@ -10,7 +10,6 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convbert.engine.encoder import PackedEncoder
@@ -34,28 +33,29 @@ class Head(nn.Module, ABC):
         return np.arange(len(batch.input_ids))
 
 
-class FirstToken(Head):
-    """Modules, one after the other, on each record's first token: one row a record."""
+class _Modules(Head):
+    """Modules, one after the other, on the tokens that it reads: a row for each."""
 
     def __init__(self, *modules: nn.Module) -> None:
         super().__init__()
         self.module = nn.Sequential(*modules)
 
     def forward(self, hidden: Tensor, batch: Packed) -> Tensor:
-        """(T, H) -> (R, …)."""
-        return self.module(hidden[_rows(self.reads(batch), hidden)])
+        """(T, H) -> (N, …)."""
+        (rows,) = send(self.reads(batch), device=hidden.device)
+        return self.module(hidden[rows])
+
+
+class FirstToken(_Modules):
+    """Modules, one after the other, on each record's first token: one row a record."""
 
     def reads(self, batch: Packed) -> Indices:
         """Where the records begin."""
         return np.asarray(batch.offsets[:-1])
 
 
-class EachToken(Head):
+class EachToken(_Modules):
     """Modules, one after the other, on every token: as many rows as the record has tokens."""
-
-    def __init__(self, *modules: nn.Module) -> None:
-        super().__init__()
-        self.module = nn.Sequential(*modules)
 
     def forward(self, hidden: Tensor, batch: Packed) -> Tensor:
         """(T, H) -> (T, …)."""
@@ -66,17 +66,12 @@ class EachToken(Head):
         return batch.lengths
 
 
-class TokensWithId(Head):
+class TokensWithId(_Modules):
     """Modules, one after the other, on the tokens that have one id, such as [MASK]: a row for each of them."""
 
     def __init__(self, *modules: nn.Module, token_id: int) -> None:
-        super().__init__()
-        self.module = nn.Sequential(*modules)
+        super().__init__(*modules)
         self.token_id = token_id
-
-    def forward(self, hidden: Tensor, batch: Packed) -> Tensor:
-        """(T, H) -> (N, …)."""
-        return self.module(hidden[_rows(self.reads(batch), hidden)])
 
     def n_rows(self, batch: Packed) -> Indices:
         """How often the id stands in each record."""
@@ -87,15 +82,11 @@ class TokensWithId(Head):
         return np.flatnonzero(batch.input_ids == self.token_id)
 
 
-class WholeRecord(Head):
+class WholeRecord(_Modules):
     """Modules, one after the other, on each record's hidden states: one row a record.
 
     They are given (R, L, H): the records of one length at a time.
     """
-
-    def __init__(self, *modules: nn.Module) -> None:
-        super().__init__()
-        self.module = nn.Sequential(*modules)
 
     def forward(self, hidden: Tensor, batch: Packed) -> Tensor:
         """(T, H) -> (R, …)."""
@@ -117,9 +108,9 @@ class Pooled(Head):
 
     def forward(self, hidden: Tensor, batch: Packed) -> Tensor:
         """(T, H) -> (R, H)."""
-        starts, lengths = np.asarray(batch.offsets)[:-1], batch.lengths
+        starts, lengths = np.asarray(batch.offsets)[:-1], batch.n_counted
         if batch.counted is not None:
-            starts, lengths = starts + batch.counted[:, 0], batch.counted[:, 1] - batch.counted[:, 0]
+            starts = starts + batch.counted[:, 0]
         rows, _ = gather(starts, lengths)
         rows_there, lengths_there = send(rows, lengths, device=hidden.device)
         # unsafe: torch would wait for the device to check the lengths
@@ -148,10 +139,7 @@ class PseudoLikelihood(nn.Module):
         lengths = records.lengths
         owners = np.repeat(np.arange(len(lengths)), lengths)  # (T,)
         places = np.arange(len(owners)) - np.asarray(records.offsets)[owners]
-        is_scored = ~np.isin(records.input_ids, self.unscored)
-        if records.counted is not None:
-            first, last = records.counted[owners].T
-            is_scored &= (first <= places) & (places < last)
+        is_scored = ~np.isin(records.input_ids, self.unscored) & records.is_counted
         owners, places = owners[is_scored], places[is_scored]  # a copy of its record for each scored token
         copied, found = [], []
         for copies in micro_batches(lengths[owners], max_batch_tokens):
@@ -198,7 +186,3 @@ class Likeliest(nn.Module):
             classes = ranks.topk(self.k).indices
             highest = probabilities.gather(-1, classes)
         return torch.cat([highest, classes.float()], -1)
-
-
-def _rows(places: NDArray[np.integer], hidden: Tensor) -> Tensor:
-    return send(places, device=hidden.device)[0]

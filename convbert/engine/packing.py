@@ -43,6 +43,21 @@ class Packed(NamedTuple):
         offsets = np.asarray(self.offsets, np.int64)
         return offsets[1:] - offsets[:-1]
 
+    @property
+    def n_counted(self) -> Indices:
+        """(R,) tokens that count as each record's own: the weight of a window in its text."""
+        return self.lengths if self.counted is None else (self.counted[:, 1] - self.counted[:, 0]).astype(np.int64)
+
+    @property
+    def is_counted(self) -> NDArray[np.bool_]:
+        """(T,) whether a token counts here, and not in another window; the offsets start at 0."""
+        if self.counted is None:
+            return np.ones(len(self.input_ids), np.bool_)
+        lengths = self.lengths
+        places = np.arange(len(self.input_ids)) - np.repeat(np.asarray(self.offsets)[:-1], lengths)
+        first, last = np.repeat(self.counted, lengths, axis=0).T
+        return (first <= places) & (places < last)
+
     def take(self, records: Indices) -> Packed:
         """The batch of the given records, in the given order, its offsets starting at 0."""
         tokens, offsets = gather(np.asarray(self.offsets)[records], self.lengths[records])

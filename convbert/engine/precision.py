@@ -6,7 +6,7 @@ Shapes: T tokens, H hidden width; widths of a layer's input and output are I and
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,24 +22,6 @@ from convbert.errors import InputError
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.float32}
 PRECISIONS = tuple(_DTYPES)
 """int8: 8-bit integers in the products of the blocks on a CPU, float32 everywhere else."""
-
-
-class Kernels(Protocol):
-    """What a block is built from."""
-
-    dtype: torch.dtype
-
-    def placed(self, tensor: Tensor) -> Tensor:
-        """A copy of a weight on the device, in the type of the hidden states."""
-
-    def linear(self, weight: Tensor, bias: Tensor) -> Product:
-        """x (T, I) -> x · weightᵀ + bias (T, O)."""
-
-    def residual(self, output: Any) -> Callable[[Tensor, Tensor], Tensor]:
-        """x (T, I), residual (T, O) -> LayerNorm(dense(x) + residual) (T, O), of a layers.ResidualOutput."""
-
-    def feed_forward(self, layer: Any, activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """x (T, H) -> (T, H): the second half of a layers.EncoderLayer."""
 
 
 def kernels_for(precision: str, device: torch.device) -> Kernels:
@@ -59,7 +41,7 @@ def kernels_for(precision: str, device: torch.device) -> Kernels:
         raise InputError(
             f"precision bf16 needs a GPU of compute capability 8.0 or more, which {device} has not: use fp16"
         )
-    return _FloatKernels(device, _DTYPES[precision])
+    return Kernels(device, _DTYPES[precision])
 
 
 def computes_bf16(device: torch.device) -> bool:
@@ -69,16 +51,18 @@ def computes_bf16(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-class _FloatKernels:
-    """Products, sums and norms in one floating-point type."""
+class Kernels:
+    """What a block is built from: products, sums and norms in one floating-point type."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
 
     def placed(self, tensor: Tensor) -> Tensor:
+        """A copy of a weight on the device, in the type of the hidden states."""
         return tensor.detach().to(self.device, self.dtype, copy=True)
 
     def linear(self, weight: Tensor, bias: Tensor) -> Product:
+        """x (T, I) -> x · weightᵀ + bias (T, O)."""
         return Linear(self.placed(weight), self.placed(bias))
 
     def dense(self, module: Any) -> Product:
@@ -87,9 +71,11 @@ class _FloatKernels:
         return parts[0] if len(parts) == 1 else Grouped(parts)
 
     def residual(self, output: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        """x (T, I), residual (T, O) -> LayerNorm(dense(x) + residual) (T, O), of a layers.ResidualOutput."""
         return _Residual(self.dense(output.dense), self._norm(output.LayerNorm))
 
     def feed_forward(self, layer: Any, activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """x (T, H) -> (T, H): the second half of a layers.EncoderLayer."""
         dense, close = layer.intermediate.dense, self.residual(layer.output)
         parts = parts_of(dense)
         if compiler.is_fused(self.device) and len(parts) == 1 and is_tanh_gelu(activation, self.dtype):
@@ -102,7 +88,7 @@ class _FloatKernels:
         return there.requires_grad_(False)
 
 
-class _Int8Kernels(_FloatKernels):
+class _Int8Kernels(Kernels):
     """Products of integers, everything between them in float32."""
 
     def __init__(self) -> None:

@@ -73,8 +73,9 @@ def read_settings(folder: Path, *, source: str) -> dict[str, Any]:
             )
     elif written_by in _BARE_CLASSES:
         settings["frame"] = False
-    elif written_by == "ConvBertTokenizer" and "backend" in config:  # a key of Transformers 5, whose class reads
-        config = {name: value for name, value in config.items() if name not in NORMALISATION}  # these nowhere else
+    elif written_by == "ConvBertTokenizer" and "backend" in config:
+        # "backend" is a key of Transformers 5, whose class reads the normalisation from tokenizer.json alone
+        config = {name: value for name, value in config.items() if name not in NORMALISATION}
     if written_by.removesuffix("Fast") in _WITHOUT_TYPES:
         settings["model_input_names"] = _INPUTS_WITHOUT_TYPES
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []

@@ -180,10 +180,7 @@ class ConvBertTokenizer(Vocabulary):
         checkpoint = located(folder_or_url)
         try:
             return cls(**{**read_settings(checkpoint.folder, source=checkpoint.source), **changes})
-        except (
-            TokenizerError,
-            RecursionError,
-        ) as error:  # the latter from quoting a value nested nearly too deep to read
+        except (TokenizerError, RecursionError) as error:  # the latter from quoting a value nested nearly too deep
             raise TokenizerError(f"the tokenizer of {checkpoint.source}: {error}") from error
 
     def save_pretrained(self, folder: str | Path) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ class Results:
             return self.values
         if by_max:
             return np.maximum.reduceat(self.values, starts, axis=0)
-        weights = self.sequences.n_counted.astype(np.float64)
+        weights = self.sequences.packed.n_counted.astype(np.float64)
         shares = weights / np.repeat(np.add.reduceat(weights, starts), np.diff(self.offsets))
         return np.add.reduceat(self.values * shares[:, None], starts, axis=0)
 
@@ -61,6 +61,7 @@ class Head(ABC):
         architecture: name of the class of ``convbert`` that loads the checkpoint.
         settings: names of the JobSpec fields that change the output column.
         long_text: what happens to long texts where the job does not say.
+        default_max_length: longest sequence in tokens, the same way; None for the model's.
         needs_spans, needs_mask: what encoding must provide and check (pipelines.encode.Encoding).
         inputs: what it reads of each record.
         labels: label names by class index; empty where the task has none.

@@ -66,7 +66,7 @@ class FillMask(Head):
     def columns(self, results: Results) -> dict[str, Column]:
         """(N, 2 · top_k) for the N masks -> R lists of lists."""
         packed = results.sequences.packed
-        is_counted = results.sequences.is_counted[packed.input_ids == self.mask_id]
+        is_counted = packed.is_counted[packed.input_ids == self.mask_id]
         values = results.values[is_counted]
         scores, ids = values[:, : self.top_k].ravel(), values[:, self.top_k :].ravel().astype(np.int32)
         words = {"token": Named(self.words, ids), "score": scores, "id": ids}
@@ -90,13 +90,12 @@ class PseudoLogLikelihood(Head):
     settings = ("pseudo_log_likelihood",)
     schema = pa.struct(
         [
-            pa.field(
-                "pseudo_log_likelihood", pa.float32()
-            ),  # sum over the tokens of the logarithm of their probability
-            pa.field("tokens", pa.int32()),  # tokens that were scored: all but special ones
-            pa.field(
-                "pseudo_perplexity", pa.float32()
-            ),  # exp of minus their mean: low for a likely text; null without tokens
+            # sum over the tokens of the logarithm of their probability
+            pa.field("pseudo_log_likelihood", pa.float32()),
+            # tokens that were scored: all but special ones
+            pa.field("tokens", pa.int32()),
+            # exp of minus their mean: low for a likely text; null without tokens
+            pa.field("pseudo_perplexity", pa.float32()),
         ]
     )
 

@@ -149,7 +149,7 @@ def _own_tokens(results: Results) -> tuple[NDArray[np.int64], NDArray[np.int32],
     """Record, span and values of each token of the texts, once whatever windows it stands in."""
     sequences = results.sequences
     assert sequences.spans is not None  # asked for with needs_spans
-    tokens = np.flatnonzero((sequences.spans[:, 2] >= 0) & sequences.is_counted)
+    tokens = np.flatnonzero((sequences.spans[:, 2] >= 0) & sequences.packed.is_counted)
     records = np.searchsorted(sequences.tokens, tokens, side="right") - 1
     return records, sequences.spans[tokens], results.values[tokens]
 

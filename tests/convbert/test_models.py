@@ -556,6 +556,10 @@ class TestConfigs:
         [
             ({"summary_type": "attn"}, r"summary_type \('attn'\) is unknown: choose one of last, first, mean"),
             ({"summary_activation": "prelu"}, r"summary_activation \('prelu'\) is unknown"),
+            ({"summary_activation": ["gelu"]}, r"summary_activation \(\['gelu'\]\) is unknown: choose one of gelu, "),
+            ({"summary_first_dropout": "x"}, r"summary_first_dropout \('x'\) must lie between 0 and 1"),
+            ({"summary_first_dropout": None}, r"summary_first_dropout \(None\) must lie between 0 and 1"),
+            ({"summary_last_dropout": 1.5}, r"summary_last_dropout \(1.5\) must lie between 0 and 1"),
             (
                 {"summary_use_proj": True, "summary_proj_to_labels": True},
                 r"projects to 2 labels, .* hidden_size \(16\)",

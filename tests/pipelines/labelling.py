@@ -10,13 +10,13 @@ import pyarrow as pa
 
 from pipelines.decode import decode
 from pipelines.encode import encode
-from pipelines.models import plan_passes
+from pipelines.models import heads_of, plan_passes
 from pipelines.plan import make_plan
 from pipelines.predict import Predictor
 from pipelines.read import read, text_name
-from pipelines.report import Summary
 from pipelines.run import run
 from pipelines.spec import JobSpec
+from pipelines.summary import Summary
 from pipelines.write import write_part
 
 
@@ -74,7 +74,7 @@ def label_here(spec: JobSpec) -> None:
                 labelled,
                 output=spec.output,
                 output_format=spec.output_format,
-                heads={head.name: head.head for encoder_pass in plan.passes for head in encoder_pass.heads},
+                heads=heads_of(plan.passes),
                 partitioning=spec.partitioning,
             )
 

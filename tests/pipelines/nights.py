@@ -13,9 +13,9 @@ from pipelines.manifest import Manifest, ShardEntry, in_order
 from pipelines.nights import Meter, with_night
 from pipelines.plan import JobPlan
 from pipelines.read import Columns
-from pipelines.report import Summary
 from pipelines.resources import Hardware
 from pipelines.spec import JobSpec
+from pipelines.summary import Summary
 from pipelines.units import Shard, Unit
 from pipelines.write import Part
 

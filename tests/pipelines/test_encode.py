@@ -91,7 +91,7 @@ def test_long_texts_become_windows_that_count_each_token_once(checkpoint: Path, 
         assert found.spans is not None
         for row, text in enumerate(sentences):
             tokens = slice(found.tokens[row], found.tokens[row + 1])
-            kept = found.spans[tokens][found.is_counted[tokens]]
+            kept = found.spans[tokens][found.packed.is_counted[tokens]]
             offsets = oracle(text, return_offsets_mapping=True).offset_mapping
             assert [tuple(span) for span in kept[:, :2].tolist()] == offsets
 
@@ -106,7 +106,7 @@ def test_a_pair_in_windows_keeps_its_first_text_in_each(checkpoint: Path) -> Non
     expected = oracle(a[:2], b[:2], truncation="only_second", max_length=12, stride=2, return_overflowing_tokens=True)
     assert ids(found) == expected.input_ids
     n_windows = found.records[1]
-    assert found.n_counted[:n_windows].sum() == 1 + 1 + 1 + 20 + 1  # [CLS] free [SEP] now … [SEP]
+    assert found.packed.n_counted[:n_windows].sum() == 1 + 1 + 1 + 20 + 1  # [CLS] free [SEP] now … [SEP]
 
 
 def test_choices_are_padded_to_their_record(checkpoint: Path) -> None:
@@ -153,5 +153,5 @@ def test_texts_that_no_memory_should_hold_are_refused_where_all_of_them_is_token
 def test_a_million_characters_become_windows(checkpoint: Path) -> None:
     spec = encoding(checkpoint, long_text="window", max_length=128, stride=32, needs_spans=True)
     found = sequences(encode(block(text=["free mail " * 100_000]), [spec]))
-    assert found.is_counted.sum() == 200_002
+    assert found.packed.is_counted.sum() == 200_002
     assert found.packed.lengths.max() == 128

@@ -28,7 +28,7 @@ from tests.fault_proxy import FaultProxy
 from tests.fuzz.strategies import claim_rows
 
 
-def columns(*kept: tuple[str, pa.DataType], id: str | None = "id", texts: tuple[str, ...] = ("text",)) -> Columns:
+def columns(*kept: tuple[str, pa.DataType], id: str = "id", texts: tuple[str, ...] = ("text",)) -> Columns:
     return Columns(texts=texts, id=id, kept=pa.schema([pa.field(*pair) for pair in kept]))
 
 
@@ -449,7 +449,7 @@ def test_a_field_that_a_shard_requires_is_null_where_its_record_failed(tmp_path:
     jsonl(tmp_path / "b.jsonl", b"{broken")
     shards = list_shards([str(tmp_path)])
     kept = kept_schema(inspect(shards, unit_rows=9), ["meta"])
-    block = read_unit(Unit("part-a-0123456789abcdef-00000", tuple(shards)), Columns(("text",), None, kept))
+    block = read_unit(Unit("part-a-0123456789abcdef-00000", tuple(shards)), Columns(("text",), "id", kept))
     part = pq.read_table(io.BytesIO(serialised(block, "parquet")))
     assert part["meta"].combine_chunks().field("x").cast(pa.int64()).to_pylist() == [1, None]
     assert [error is None for error in part["error"].to_pylist()] == [True, False]

@@ -16,7 +16,7 @@ from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 
 from pipelines.figures import Histogram, numbers, shares
-from pipelines.morning import report_of
+from pipelines.report import report_of
 from pipelines.report_page import (
     Notice,
     duration,

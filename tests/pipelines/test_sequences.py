@@ -49,8 +49,8 @@ def test_what_is_written_for_some_rows_is_read_back(records: list[list[int]], da
 def test_counted_tokens_are_told_for_every_window() -> None:
     packed = Packed(np.zeros(7, np.int32), np.array([0, 4, 7]), counted=np.array([[0, 3], [1, 3]]))
     sequences = Sequences(np.array([0, 2]), packed)
-    assert sequences.is_counted.tolist() == [True, True, True, False, False, True, True]
-    assert sequences.n_counted.tolist() == [3, 2]
+    assert sequences.packed.is_counted.tolist() == [True, True, True, False, False, True, True]
+    assert sequences.packed.n_counted.tolist() == [3, 2]
 
 
 def test_sequences_of_some_records_have_their_spans() -> None:

@@ -12,6 +12,7 @@ from ray import cloudpickle
 
 from pipelines.decode import decode
 from pipelines.encode import encode
+from pipelines.models import heads_of
 from pipelines.plan import make_plan
 from pipelines.predict import Predictor
 from pipelines.read import read
@@ -66,7 +67,7 @@ def test_processes_without_a_model_import_no_torch(tmp_path: Path) -> None:
         "options": {
             "output": spec.output,
             "output_format": "parquet",
-            "heads": {head.name: head.head for encoder_pass in plan.passes for head in encoder_pass.heads},
+            "heads": heads_of(plan.passes),
             "partitioning": None,
         },
     }

@@ -92,6 +92,26 @@ def test_what_held_a_run_back(
     assert expected in report_module._HELD_BACK
 
 
+def test_a_run_has_its_rates_and_its_course() -> None:
+    run = {
+        "rows": 30,
+        "tokens": 300,
+        "stages_s": {"reading": 2.0, "model": 30.0, "waiting": 5.0},
+        "n_actors": 2,
+        "hardware": "2 actors",
+        "timeline": {"slot_s": 10.0, "rows": [5, 15, 10], "tokens": [50, 150, 100]},
+    }
+    found = report_module._run(run, 25.0)
+    assert (found["rows_per_s"], found["tokens_per_s"]) == (1.2, 12)
+    assert found["actors"] == {"computing": 0.6, "waiting": 0.1, "starting_and_ending": 0.3}
+    assert found["stages_s"] == {"reading": 2.0, "model": 30.0}
+    assert found["throughput"] == [
+        {"from_s": 0, "to_s": 10, "rows_per_s": 0.5, "tokens_per_s": 5},
+        {"from_s": 10, "to_s": 20, "rows_per_s": 1.5, "tokens_per_s": 15},
+        {"from_s": 20, "to_s": 25, "rows_per_s": 2, "tokens_per_s": 20},
+    ]
+
+
 def test_the_report_is_json_and_made_of_the_manifest_alone(manifest: Manifest) -> None:
     report = report_of(manifest)
     again = report_of(replace(manifest, nights=json.loads(json.dumps(manifest.nights))))

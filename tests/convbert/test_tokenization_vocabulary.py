@@ -83,6 +83,8 @@ def test_special_tokens_are_added_by_role(tokenizer: ConvBertTokenizer) -> None:
     assert tokenizer.add_special_tokens({"additional_special_tokens": ["<x>", "<y>"]}) == 2
     assert tokenizer.add_special_tokens({"extra_special_tokens": ["<z>"]}, replace_extra_special_tokens=False) == 1
     assert tokenizer.extra_special_tokens == ["<x>", "<y>", "<z>"]
+    tokenizer.add_special_tokens({"bos_token": "<s>"})  # which says nothing of the extra ones
+    assert tokenizer.extra_special_tokens == ["<x>", "<y>", "<z>"]
     tokenizer.add_special_tokens({"extra_special_tokens": ["<y>"]})
     assert tokenizer.extra_special_tokens == ["<y>"]
     assert tokenizer.all_special_tokens[-2:] == ["b", "<y>"]

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 PARQUET_SUFFIX = ".parquet"
 SUFFIXES = (PARQUET_SUFFIX, *(name + packed for name in (".jsonl", ".json") for packed in ("", ".gz", ".zst")))
-_PLAIN = (".json", ".jsonl")
+_PLAIN = (".json", ".jsonl")  # not packed, so that 0 bytes are no damage
 _ALIKE = re.compile(r"\.(jsonl?|ndjson|parq|parquet|pq)(\.\w+)?$", re.IGNORECASE)
 _PART = re.compile(r"(?:_units/)?part-.*-([0-9a-f]{16})-(\d{5,})(?:\.[a-z]+)?", re.DOTALL)
 

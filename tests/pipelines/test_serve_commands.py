@@ -52,10 +52,15 @@ def label(port: int, head: str = "spam") -> str:
 @contextmanager
 def running(command: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A command in a process group of its own."""
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command, env=environment, stdout=output, stderr=output, cwd=ROOT, start_new_session=True
-        )
+    # or it would ignore Ctrl-C, as a shell's background jobs do and all that they start
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                command, env=environment, stdout=output, stderr=output, cwd=ROOT, start_new_session=True
+            )
+    finally:
+        signal.signal(signal.SIGINT, before)
     try:
         yield process
     finally:

@@ -60,8 +60,7 @@ class Verdict:
     def lines(self) -> list[str]:
         """The verdict as it is printed."""
         n_left_out = len(self.changed) + len(self.hidden) + len(self.unanswered)
-        n_faults = f"{len(self.faults):,} fault{'s' if len(self.faults) > 1 else ''}"
-        verdict = n_faults if self.faults else "every record is there once"
+        verdict = f"{len(self.faults)} faults" if self.faults else "every record is there once"
         if not self.faults and 0 < n_left_out == self.shards:
             verdict = "none of the shards could be compared"
         elif n_left_out:

@@ -24,7 +24,7 @@ def test_the_exit_status_says_whether_all_is_well(
     assert capsys.readouterr().out.splitlines()[-1].endswith("none of the shards could be compared")
     parts(tmp_path / "out")[0].unlink()
     assert main([str(tmp_path / "out")]) == 1
-    assert capsys.readouterr().out.splitlines()[-1].endswith(": 1 fault")
+    assert capsys.readouterr().out.splitlines()[-1].endswith(": 1 faults")
 
 
 def test_an_output_that_nobody_has_finished_is_an_error_in_one_line(

@@ -103,7 +103,8 @@ def wait(process: subprocess.Popen[bytes], counts: Path) -> str | None:
             mark = counts.stat().st_mtime_ns if counts.exists() else None
             if mark != seen:
                 seen, since = mark, time.monotonic()
-            elif time.monotonic() - since > (limit_s := TIMEOUT_S if seen else START_S):
+            limit_s = TIMEOUT_S if seen else START_S
+            if time.monotonic() - since > limit_s:
                 process.kill()
                 process.wait()
                 return f"an example took more than {limit_s} s"

@@ -245,7 +245,7 @@ def test_no_signal_disturbs_the_writing_of_the_result(
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_a_summary_is_shown_in_whatever_encoding(
-    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipelines.run.run", lambda spec: replace(SUMMARY, output="ausgäbe"))
     with (tmp_path / "printed").open("w", encoding=encoding) as file:

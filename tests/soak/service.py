@@ -125,6 +125,12 @@ def nodes_with(deployment: str) -> set[str]:
     return set(replicas(deployment).values())
 
 
+def n_ready(deployment: str) -> int:
+    """Replicas that take requests: one that is still loading does not, though its actor runs."""
+    service = serve.status().applications[serving.APPLICATION]
+    return service.deployments[deployment].replica_states.get("RUNNING", 0)
+
+
 def kill(deployment: str) -> None:
     """End the process of one replica at once."""
     names = [one["name"] for one in ray.util.list_named_actors(all_namespaces=True)]
@@ -132,10 +138,12 @@ def kill(deployment: str) -> None:
 
 
 def replaced(deployment: str, trouble: Callable[[], object], *, n_left: int) -> dict[str, int]:
-    """How many replicas the trouble ended, and how many came in their place until so many were there again."""
+    """How many replicas the trouble ended, and how many came in their place until so many took requests again."""
     before = replicas(deployment).keys()
     trouble()
-    wait_for(lambda: before - replicas(deployment).keys() and len(replicas(deployment)) >= n_left)
+    wait_for(
+        lambda: before - replicas(deployment).keys() and min(len(replicas(deployment)), n_ready(deployment)) >= n_left
+    )
     time.sleep(5)  # of requests to those that are there now
     after = replicas(deployment).keys()
     return {"n_gone": len(before - after), "n_new": len(after - before)}
@@ -187,7 +195,7 @@ def life() -> dict[str, Any]:
         url = serving.start(spec)
         expected = {text: ask(url, text)[1] for text in TEXTS}
         with Clients(url, expected) as clients:
-            wait_for(lambda: len(nodes_with("Model")) == N_NODES)
+            wait_for(lambda: n_ready("Model") == N_NODES)
             seen["grown"] = asdict(clients.phase())
             change = replaced("Model", lambda: kill("Model"), n_left=N_NODES)
             seen["replica killed"] = asdict(clients.phase(**change))

@@ -16,7 +16,7 @@ from pipelines.errors import SourceError, StoreError
 from pipelines.jsonl import LineError, compression_of, is_unicode, parse, sample_lines, some_of, survey
 from pipelines.storage import many_at_a_time, open_input
 from pipelines.units import MAX_UNIT_BYTES, Range, Shard, Stream, Task, byte_ranges, row_ranges, stretches, units_of
-from pipelines.values import is_string, kept_type
+from pipelines.values import is_string, kept_type, told_type
 
 _COLUMN_BYTES = 8 << 20  # of a column that are read at a time
 MOST_UNITS = 100_000  # of a shard: a footer may claim any number of rows
@@ -249,7 +249,7 @@ def kept_schema(inspections: Iterable[Inspection], names: Sequence[str]) -> pa.S
 
 
 def _common_type(types: Sequence[pa.DataType]) -> pa.DataType:
-    plain = [kept_type(type_.value_type if pa.types.is_dictionary(type_) else type_) for type_ in types]
+    plain = [kept_type(type_) for type_ in types]
     if pa.uint64() in plain and any(map(pa.types.is_signed_integer, plain)):
         return pa.string()  # no integer is as wide
     schemas = [pa.schema([("column", type_)]) for type_ in dict.fromkeys(plain)]
@@ -257,4 +257,4 @@ def _common_type(types: Sequence[pa.DataType]) -> pa.DataType:
         common = pa.unify_schemas(schemas, promote_options="permissive").field(0).type if schemas else pa.null()
     except (pa.ArrowTypeError, pa.ArrowInvalid):
         return pa.string()
-    return pa.string() if pa.types.is_null(common) else common
+    return told_type(common)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
@@ -248,17 +248,19 @@ def total_reasons(parts: Iterable[Part], most: int) -> tuple[dict[str, int], dic
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What changed between two recipes, in words."""
-    old, new = _settings(before), _settings(now)
-    return [
+    heads, new_heads = ({head["name"] for head in recipe.get("heads", ())} for recipe in (before, now))
+    old, new = (_settings(recipe, heads & new_heads) for recipe in (before, now))
+    alone = [f"head {name} is {'new' if name in new_heads else 'gone'}" for name in sorted(heads ^ new_heads)]
+    return alone + [
         f"{key} was {json.dumps(old.get(key), ensure_ascii=False)}, now {json.dumps(new.get(key), ensure_ascii=False)}"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]
 
 
-def _settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's settings, each of a head under a name of its own."""
+def _settings(recipe: Mapping[str, Any], heads: Set[str]) -> dict[str, Any]:
+    """A recipe's settings, each of these heads' under a name of its own."""
     settings = {key: value for key, value in recipe.items() if key != "heads"}
-    for head in recipe.get("heads", ()):
+    for head in (head for head in recipe.get("heads", ()) if head["name"] in heads):
         settings.update({f"head {head['name']} {key}": value for key, value in head.items() if key != "name"})
     return settings

@@ -96,7 +96,7 @@ class Partitioning:
         if len(folders) > MAX_VALUES:
             raise RunError(
                 f"--partition-by {self.key}: {len(folders)} values in one unit ({part}), more than {MAX_VALUES}: "
-                "choose a column with fewer values"
+                "choose a column with fewer values, or lower --unit-rows"
             )
         codes = encoded.indices.to_numpy(zero_copy_only=False)
         for code, folder in enumerate(folders):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date, datetime, time, timezone
 from typing import Any, cast
 
@@ -93,25 +93,39 @@ def is_string(type_: pa.DataType) -> bool:
 def kept_type(type_: pa.DataType) -> pa.DataType:
     """The type of a kept column for that in a shard: a field that is required there is null in a record that failed.
 
-    Strings and bytes are as Arrow's kernels take them, which know few views yet.
+    Strings and bytes are as Arrow's kernels take them, which know few views yet, and dictionaries are decoded: those of
+    several shards may have no index in common.
     """
     types = pa.types
+    if types.is_dictionary(type_):
+        return kept_type(type_.value_type)
     if types.is_string_view(type_) or types.is_binary_view(type_):
         return pa.string() if types.is_string_view(type_) else pa.binary()
+    return _with_inner(type_, kept_type)
+
+
+def told_type(type_: pa.DataType) -> pa.DataType:
+    """The type with strings in place of nulls alone, which say nothing of what later shards hold there."""
+    return pa.string() if pa.types.is_null(type_) else _with_inner(type_, told_type)
+
+
+def _with_inner(type_: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
+    """The type with changed types within it, if it is nested; all of its fields may be null."""
+
+    def changed(f: pa.Field) -> pa.Field:
+        return f.with_type(change(f.type)).with_nullable(True)
+
+    types = pa.types
     if types.is_struct(type_):
-        return pa.struct([_kept_field(f) for f in type_])
+        return pa.struct([changed(f) for f in type_])
     if types.is_map(type_):
-        return pa.map_(kept_type(type_.key_type), kept_type(type_.item_type))
+        return pa.map_(change(type_.key_type), change(type_.item_type))
     if types.is_list(type_) or types.is_large_list(type_):
         make = pa.list_ if types.is_list(type_) else pa.large_list
-        return make(_kept_field(type_.value_field))
+        return make(changed(type_.value_field))
     if types.is_fixed_size_list(type_):
-        return pa.list_(_kept_field(type_.value_field), type_.list_size)
+        return pa.list_(changed(type_.value_field), type_.list_size)
     return type_
-
-
-def _kept_field(f: pa.Field) -> pa.Field:
-    return f.with_type(kept_type(f.type)).with_nullable(True)
 
 
 def kept_column(column: pa.Array, f: pa.Field) -> tuple[pa.Array, Reasons]:

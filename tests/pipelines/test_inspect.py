@@ -317,6 +317,14 @@ def test_kept_columns_get_one_type_for_all_shards(tmp_path: Path) -> None:
         (pa.binary_view(), pa.binary_view(), pa.binary()),
         (pa.list_(pa.struct([("a", pa.string_view())])), pa.null(), pa.list_(pa.struct([("a", pa.string())]))),
         (pa.map_(pa.string_view(), pa.int8()), pa.null(), pa.map_(pa.string(), pa.int8())),
+        (pa.list_(pa.dictionary(pa.int8(), pa.string())), pa.list_(pa.string()), pa.list_(pa.string())),
+        (pa.list_(pa.null()), pa.null(), pa.list_(pa.string())),
+        (pa.list_(pa.null()), pa.list_(pa.int8()), pa.list_(pa.int8())),
+        (
+            pa.struct([("a", pa.null())]),
+            pa.struct([("b", pa.int8())]),
+            pa.struct([("a", pa.string()), ("b", pa.int8())]),
+        ),
     ],
     ids=str,
 )

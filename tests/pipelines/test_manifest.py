@@ -139,6 +139,9 @@ def test_differences_are_told_in_words() -> None:
     assert differences({"a": 1, "b": [1]}, {"a": 2, "b": [1], "c": "x"}) == ["a was 1, now 2", 'c was null, now "x"']
     before, now = ({"heads": [{"name": "x", "task": "t", "threshold": value}]} for value in (0.5, 0.7))
     assert differences(before, now) == ["head x threshold was 0.5, now 0.7"]
+    more = {"heads": [{"name": "y", "task": "t", "threshold": 0.5}, *now["heads"]]}
+    assert differences(before, more) == ["head y is new", "head x threshold was 0.5, now 0.7"]
+    assert differences(more, before) == ["head y is gone", "head x threshold was 0.7, now 0.5"]
 
 
 def test_what_runs_from_its_source_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -440,6 +440,18 @@ def test_a_kept_type_that_arrow_cannot_cast_fails_records_only(tmp_path: Path) -
     ]
 
 
+def test_dictionaries_within_a_kept_column_need_no_index_in_common(tmp_path: Path) -> None:
+    names = [[f"{shard}{n}" for n in range(100)] for shard in "ab"]
+    for its in names:
+        codes = pa.array(its).dictionary_encode().cast(pa.dictionary(pa.int8(), pa.string()))
+        structs = pa.StructArray.from_arrays([codes], names=["name"])
+        pq.write_table(pa.table({"text": its, "meta": structs}), tmp_path / f"{its[0]}.parquet")
+    shards = tuple(list_shards([str(tmp_path)]))
+    kept = kept_schema(inspect(shards, unit_rows=200), ["meta"]).field("meta").type
+    block = read_unit(Unit("part-a-0123456789abcdef-00000", shards), columns(("meta", kept)))
+    assert block["meta"].combine_chunks().field("name").to_pylist() == [*names[0], *names[1]]
+
+
 def test_a_field_that_a_shard_requires_is_null_where_its_record_failed(tmp_path: Path) -> None:
     required = pa.struct([pa.field("x", pa.timestamp("ns"), nullable=False)])
     nanosecond = pa.scalar(1, pa.timestamp("ns"))  # which Python's times do not have

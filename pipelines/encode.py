@@ -236,7 +236,8 @@ def _misfits(tokenizer: ConvBertTokenizer, encoding: Encoding, sequences: Sequen
     if encoding.needs_mask:
         n_masks = sums_of(sequences.packed.input_ids == tokenizer.mask_token_id, sequences.tokens)
         n_seen = encoding.max_length if encoding.long_text == "truncate" else None
-        cut = f" in its first {n_seen} tokens: long_text window reads the rest"
+        seen = "last" if tokenizer.truncation_side == "left" else "first"
+        cut = f" in its {seen} {n_seen} tokens: long_text window reads the rest"
         no_mask = [f"the text has no {tokenizer.mask_token}{cut if n == n_seen else ''}" for n in lengths]
         reasons = first_of(reasons, [None if n else why for n, why in zip(n_masks, no_mask, strict=True)])
     return reasons

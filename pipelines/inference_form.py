@@ -210,7 +210,7 @@ def shaped(
 
     Args:
         rows: structs of the head, one for each of the records.
-        head: its account in ``/info``: ``aggregation``, ``mask_token``.
+        head: its account in ``/info``: ``aggregation``, ``mask_token``, ``truncation_side``.
         is_list: the request gave a list.
     """
     if task == "text-classification":
@@ -224,7 +224,7 @@ def shaped(
     elif task == "question-answering":
         found = [_answers(row) for row in rows]
     elif task == "fill-mask":
-        found = [_words(row, record["text"], head["mask_token"]) for row, record in zip(rows, records, strict=True)]
+        found = [_words(row, record["text"], head=head) for row, record in zip(rows, records, strict=True)]
     else:
         found = list(rows)
     return found if is_list else found[0]
@@ -241,11 +241,13 @@ def _answers(row: Mapping[str, Any]) -> Any:
     return row.get("answers") or {name: row[name] for name in ("answer", "score", "start", "end")}
 
 
-def _words(row: Mapping[str, Any], text: str, mask_token: str) -> list[Any]:
+def _words(row: Mapping[str, Any], text: str, *, head: Mapping[str, Any]) -> list[Any]:
     """The words for each mask, or for the only one; each with the text in which it stands."""
+    mask_token = head["mask_token"]
     parts = text.split(mask_token)
+    is_cut_before = head["truncation_side"] == "left"  # then the masks that are read are the last ones
     masks = []
-    for place, words in enumerate(row["masks"]):
+    for place, words in enumerate(row["masks"], start=len(parts) - 1 - len(row["masks"]) if is_cut_before else 0):
         before, after = mask_token.join(parts[: place + 1]), mask_token.join(parts[place + 1 :])
         masks.append(
             [

@@ -245,11 +245,16 @@ def load_model(head: Head, url: str | Checkpoint, config: ConvBertConfig) -> Pre
     kind: type[PreTrainedModel] = getattr(convbert, head.architecture)
     model, report = kind.load(checkpoint, config=config)
     if report.missing:
+        unused = f" (it holds {_some(report.unexpected)}, for which there is no use)" if report.unexpected else ""
         raise ModelError(
-            f"{checkpoint.source} has no weights for {', '.join(report.missing[:3])}"
-            f"{' …' if len(report.missing) > 3 else ''}: give a checkpoint that was trained for this task"
+            f"{checkpoint.source} has no weights for {_some(report.missing)}{unused}: "
+            "give a checkpoint that was trained for this task"
         )
     return model
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
 
 
 _HEAD_SETTINGS: dict[str, dict[str, tuple[str, ...]]] = {

@@ -102,7 +102,8 @@ def describe(spec: ServeSpec, passes: Sequence[EncoderPass], *, device: str, pre
 
     heads = {head["name"]: head for one in passes for head in one.describe()}
     for name, head in heads_of(passes).items():
-        heads[name]["mask_token"] = getattr(head, "mask_token", None)
+        for its in ("mask_token", "truncation_side"):
+            heads[name][its] = getattr(head, its, None)
     limits = ("max_body_bytes", "max_texts", "max_characters", "timeout_s", "max_queued_tokens", "max_queued_requests")
     return {
         "heads": [heads[name] for name in spec.urls],

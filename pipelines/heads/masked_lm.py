@@ -46,6 +46,7 @@ class FillMask(Head):
         self.labels = []
         self.mask_id = _mask_id(tokenizer)
         self.mask_token = tokenizer.mask_token
+        self.truncation_side = tokenizer.truncation_side
         self.top_k = min(spec.top_k or USUAL_WORDS, config.vocab_size)
         self.words = _words(tokenizer, config.vocab_size)
 

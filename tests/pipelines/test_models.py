@@ -224,6 +224,17 @@ def test_a_head_without_its_own_weights_is_refused(checkpoint: Path, tmp_path: P
         plan_passes(spec(model=str(tmp_path)))
 
 
+def test_weights_under_other_names_are_told(checkpoint: Path, tmp_path: Path) -> None:
+    """As torch saves them of a model in ``torch.nn.DataParallel``."""
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    weights = load_file(folder / "model.safetensors")
+    save_file({f"module.{name}": weight for name, weight in weights.items()}, folder / "model.safetensors")
+    with pytest.raises(
+        ModelError, match=r"no weights for classifier\..* … \(it holds module\.classifier\..* …, for which"
+    ):
+        plan_passes(spec(model=str(folder)))
+
+
 @pytest.mark.parametrize(
     ("name", "message"), [("config.json", "has no config.json"), ("vocab.txt", "neither tokenizer.json nor vocab.txt")]
 )

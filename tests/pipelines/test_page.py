@@ -25,7 +25,7 @@ HEADS = [
     {"name": "names", "task": "token-classification", "labels": ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]},
     {"name": "answers", "task": "question-answering", "labels": []},
     {"name": "words", "task": "fill-mask", "labels": [], "mask_token": "[MASK]"},
-    {"name": "blanks", "task": "fill-mask", "labels": [], "mask_token": "<mask>"},
+    {"name": "blanks", "task": "fill-mask", "labels": [], "mask_token": "<mask>", "truncation_side": "left"},
     {"name": "vectors", "task": "feature-extraction", "labels": []},
     {"name": "choices", "task": "multiple-choice", "labels": []},
 ]
@@ -310,6 +310,11 @@ def test_a_mask_is_what_the_head_calls_it(page: Page) -> None:
     assert "<mask>" in page.all("#text")[0].get_property("value")
     page.label("blanks", "[MASK] is <mask>.", [word("paris", 0.5)])
     assert page.texts(".text") == ["[MASK] is paris."]
+
+
+def test_a_text_that_was_cut_on_the_left_has_words_for_its_last_masks(page: Page) -> None:
+    page.label("blanks", "<mask> and <mask> is in <mask>.", [[word("paris", 0.5)], [word("france", 0.25)]])
+    assert page.texts(".text") == ["<mask> and paris is in france."]
 
 
 HOSTILE = "<img src=x onerror='document.title=1'><b>bold</b><script>document.title=2</script>"

@@ -19,7 +19,14 @@ from pipelines.web import BusyError, Gate, Page, create_app, digests
 
 HEADS = [
     {"name": "spam", "task": "text-classification", "labels": ["ham", "spam"], "columns": ["text"], "mask_token": None},
-    {"name": "words", "task": "fill-mask", "labels": [], "columns": ["text"], "mask_token": "<mask>"},
+    {
+        "name": "words",
+        "task": "fill-mask",
+        "labels": [],
+        "columns": ["text"],
+        "mask_token": "<mask>",
+        "truncation_side": "right",
+    },
     {"name": "names", "task": "token-classification", "labels": [], "columns": ["text"], "aggregation": "none"},
     {"name": "choices", "task": "multiple-choice", "labels": [], "columns": ["text", "choices"]},
 ]

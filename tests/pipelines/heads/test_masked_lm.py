@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from pipelines.errors import ModelError
+from pipelines.inference_form import shaped
 from pipelines.models import plan_passes
-from pipelines.online import plan_service
+from pipelines.online import OnlinePredictor, Request, plan_service
 from pipelines.serve_spec import ServeSpec
 from pipelines.serving import Model, describe
 from tests.conftest import save_checkpoint
@@ -45,6 +46,22 @@ def test_a_mask_that_was_cut_off_is_told_from_one_that_is_not_there(model: Path)
         "the text has no [MASK] in its first 8 tokens: long_text window reads the rest",
         "the text has no [MASK]",
     ]
+
+
+def test_a_text_that_is_cut_on_the_left_has_its_last_masks_filled(model: Path) -> None:
+    settings = {"model_max_length": 8, "truncation_side": "left"}
+    (model / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    texts = ["the [MASK] free mail offer now [MASK] [MASK]", "[MASK] mail" + " offer" * 9]
+    passes = plan_service({"words": str(model)}, {})
+    (told,) = describe(ServeSpec.of({"head": {"words": str(model)}}), passes, device="cpu", precision="fp32")["heads"]
+    (answer,) = OnlinePredictor(passes)([Request(tuple({"text": text} for text in texts), (("words", ()),))])
+    assert answer.rows[1]["error"] == "the text has no [MASK] in its last 8 tokens: long_text window reads the rest"
+    rows, records = [answer.rows[0]["words"]], [{"text": texts[0]}]
+    (found,) = shaped("fill-mask", rows, records, head=told, parameters={}, is_list=True)
+    (expected,) = fill(model, texts[:1], top_k=5)
+    filled = ("the [MASK] free mail offer now {} [MASK]", "the [MASK] free mail offer now [MASK] {}")
+    for masks, theirs, sentence in zip(found, expected, filled, strict=True):
+        assert [word["sequence"] for word in masks] == [sentence.format(word["token"]) for word in theirs]
 
 
 def test_windows_fill_every_mask_once(model: Path) -> None:

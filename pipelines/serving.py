@@ -85,7 +85,7 @@ def _application(spec: ServeSpec, *, hosts: Collection[str] = ()) -> serve.Appli
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=10_000,
         logging_config=QUIET,
-        graceful_shutdown_timeout_s=spec.timeout_s,
+        graceful_shutdown_timeout_s=request_timeout_s(spec),
     )
     info = describe(spec, passes, device=device, precision=precision)
     tokens = digests(os.environ.get(TOKENS, ""))

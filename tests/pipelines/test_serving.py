@@ -483,6 +483,11 @@ def test_a_gpus_replica_has_several_ingresses(
     assert built(settings, device).num_replicas == expected
 
 
+def test_an_ingress_that_stops_finishes_what_it_has(built: Callable[[dict[str, Any], str], Any]) -> None:
+    """A body and then an answer may each take timeout_s."""
+    assert built({"timeout_s": 7}, "cpu")._deployment_config.graceful_shutdown_timeout_s >= 14
+
+
 class Started:
     """What ``start`` asks of Serve."""
 

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import socket
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -35,7 +36,7 @@ from pipelines.scaling import desired_replicas
 from pipelines.serve_spec import ServeSpec
 from pipelines.web import KINDS, BusyError, Page, create_app, digests
 
-__all__ = ["Ingress", "Model", "build", "connect", "start", "stop"]
+__all__ = ["Ingress", "Model", "build", "connect", "start", "stop", "watch"]
 logger = logging.getLogger("ray.serve")
 
 APPLICATION = "convbert"  # what Serve calls it, in its metrics too
@@ -46,6 +47,7 @@ QUIET = LoggingConfig(enable_access_log=False)  # a line for each request costs 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 INGRESS_REPLICAS_OF_A_GPU = 4  # one passes 600 requests a second on (docs/performance.md)
 MOST_TRIES = 2  # of a request whose replica dies, which may be what has killed it, or has no room
+WATCH_S = 5.0  # between two looks at the cluster
 MOST_ESTIMATED_AT_ONCE = 8  # records whose tokens are estimated in the event loop
 NONE_WORKS = "no replica of the models is in working order: try again"
 REFUSAL_S = 0.2
@@ -190,6 +192,17 @@ def _replica_cpus(spec: ServeSpec, device: str) -> float:
 def _ingress_replicas(spec: ServeSpec, device: str) -> int:
     """As many as a GPU's replica can keep busy; on CPUs a second one for when the first dies."""
     return INGRESS_REPLICAS_OF_A_GPU if device == "cuda" else min(2, spec.max_replicas)
+
+
+def watch(stopped: threading.Event) -> None:
+    """Wait for the event as long as there is a cluster; the driver itself outlives all of its nodes.
+
+    Raises:
+        RunError: the last node has died.
+    """
+    while not stopped.wait(WATCH_S):
+        if not any(node["Alive"] for node in ray.nodes()):
+            raise RunError("Ray has died, and the service with it: start it again")
 
 
 def stop() -> None:

@@ -565,6 +565,17 @@ def test_who_gives_up_before_the_service_is_ready_leaves_none_on_the_cluster(mon
     assert deleted == [serving.APPLICATION]
 
 
+def test_the_wait_for_a_signal_ends_with_the_last_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = iter([[{"Alive": True}, {"Alive": False}], [{"Alive": False}]])
+    monkeypatch.setattr(serving, "WATCH_S", 0.001)
+    monkeypatch.setattr(ray, "nodes", lambda: next(seen))
+    with pytest.raises(RunError, match="Ray has died"):
+        serving.watch(threading.Event())
+    stopped = threading.Event()
+    stopped.set()
+    serving.watch(stopped)
+
+
 def test_a_service_that_does_not_end_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def endless(name: str) -> None:
         raise TimeoutError(f"Some of these applications weren't deleted after 60s: {[name]}")

@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import ObjectLostError, RayActorError, RayError
 from ray.serve.context import _get_global_client  # no public way tells where Serve listens
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -421,7 +421,7 @@ class Replicas:
                 raise BusyError("the service has too many requests (max_queued_requests): try again") from error
             except DeploymentUnavailableError as error:
                 raise BusyError(NONE_WORKS) from error
-            except RayActorError:
+            except (RayActorError, ObjectLostError):  # a large answer stays on the replica's node until it is fetched
                 why = NONE_WORKS
                 continue
             if answer is not None:

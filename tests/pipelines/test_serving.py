@@ -22,7 +22,7 @@ import pytest
 import ray
 import requests
 from ray import serve
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, ObjectReconstructionFailedError
 from ray.serve.config import AutoscalingPolicy
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from selenium.webdriver.common.by import By
@@ -154,6 +154,7 @@ def replicas(*ends: Any) -> tuple[serving.Replicas, Handle]:
 
 
 DIED = ActorDiedError()
+LOST = ObjectReconstructionFailedError("00", None, "here")  # an answer, with the node that it was on
 UNAVAILABLE = DeploymentUnavailableError(serve._private.common.DeploymentID("Model"))
 
 
@@ -173,7 +174,7 @@ def test_a_request_that_nobody_takes_is_one_too_many(ends: list[Any], message: s
         asyncio.run(backend.answer(ASKED))
 
 
-@pytest.mark.parametrize("end", [DIED, None])
+@pytest.mark.parametrize("end", [DIED, LOST, None])
 def test_a_request_whose_replica_dies_or_is_full_is_another_one_s(end: Any) -> None:
     backend, handle = replicas(end, Answer(n_tokens=3))
     assert asyncio.run(backend.answer(ASKED)) == Answer(n_tokens=3)

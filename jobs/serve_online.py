@@ -29,7 +29,7 @@ from pipelines.serve_spec import ServeSpec
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until a signal comes; errors are one line on standard error."""
+    """Serve until a signal comes or Ray dies; errors are one line on standard error."""
     try:
         spec = parse(arguments)
         prepare_environment()
@@ -49,8 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    stopped.wait()
     try:
+        serving.watch(stopped)
         serving.stop()
     except PipelineError as error:
         return fail(error, FAILED)

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import socket
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -16,7 +17,7 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import ObjectLostError, RayActorError, RayError
 from ray.serve.context import _get_global_client  # no public way tells where Serve listens
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -35,7 +36,7 @@ from pipelines.scaling import desired_replicas
 from pipelines.serve_spec import ServeSpec
 from pipelines.web import KINDS, BusyError, Page, create_app, digests
 
-__all__ = ["Ingress", "Model", "build", "connect", "start", "stop"]
+__all__ = ["Ingress", "Model", "build", "connect", "start", "stop", "watch"]
 logger = logging.getLogger("ray.serve")
 
 APPLICATION = "convbert"  # what Serve calls it, in its metrics too
@@ -46,6 +47,7 @@ QUIET = LoggingConfig(enable_access_log=False)  # a line for each request costs 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 INGRESS_REPLICAS_OF_A_GPU = 4  # one passes 600 requests a second on (docs/performance.md)
 MOST_TRIES = 2  # of a request whose replica dies, which may be what has killed it, or has no room
+WATCH_S = 5.0  # between two looks at the cluster
 MOST_ESTIMATED_AT_ONCE = 8  # records whose tokens are estimated in the event loop
 NONE_WORKS = "no replica of the models is in working order: try again"
 REFUSAL_S = 0.2
@@ -85,7 +87,7 @@ def _application(spec: ServeSpec, *, hosts: Collection[str] = ()) -> serve.Appli
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=10_000,
         logging_config=QUIET,
-        graceful_shutdown_timeout_s=spec.timeout_s,
+        graceful_shutdown_timeout_s=request_timeout_s(spec),
     )
     info = describe(spec, passes, device=device, precision=precision)
     tokens = digests(os.environ.get(TOKENS, ""))
@@ -191,6 +193,17 @@ def _replica_cpus(spec: ServeSpec, device: str) -> float:
 def _ingress_replicas(spec: ServeSpec, device: str) -> int:
     """As many as a GPU's replica can keep busy; on CPUs a second one for when the first dies."""
     return INGRESS_REPLICAS_OF_A_GPU if device == "cuda" else min(2, spec.max_replicas)
+
+
+def watch(stopped: threading.Event) -> None:
+    """Wait for the event as long as there is a cluster; the driver itself outlives all of its nodes.
+
+    Raises:
+        RunError: the last node has died.
+    """
+    while not stopped.wait(WATCH_S):
+        if not any(node["Alive"] for node in ray.nodes()):
+            raise RunError("Ray has died, and the service with it: start it again")
 
 
 def stop() -> None:
@@ -409,7 +422,7 @@ class Replicas:
                 raise BusyError("the service has too many requests (max_queued_requests): try again") from error
             except DeploymentUnavailableError as error:
                 raise BusyError(NONE_WORKS) from error
-            except RayActorError:
+            except (RayActorError, ObjectLostError):  # a large answer stays on the replica's node until it is fetched
                 why = NONE_WORKS
                 continue
             if answer is not None:

@@ -93,8 +93,14 @@ def test_it_asks_only_for_what_is_exported(query: str) -> None:
     exported = defined() | of_serve()
     assert names <= set(exported)
     assert query.count("(") == query.count(")")
-    for label in re.findall(r"by \((\w+)\)", query) + re.findall(r"\{(\w+)=~", query):
+    for label in re.findall(r"by \((\w+)\)", query) + re.findall(r"[{,](\w+)(?:=~|!=)", query):
         assert all(label in exported[name] for name in names), label
+
+
+def test_load_balancers_that_ask_after_health_make_no_request_look_fast() -> None:
+    latencies = [query for query in QUERIES if "ray_convbert_latency_ms" in query]
+    assert len(latencies) == 3
+    assert all('path!="other"' in query for query in latencies)
 
 
 def test_it_shows_everything_that_is_exported() -> None:

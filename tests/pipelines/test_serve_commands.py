@@ -69,19 +69,37 @@ def running(command: list[str], environment: dict[str, str], log: Path) -> Itera
         process.wait()
 
 
-def test_serve_online_stops_at_ctrl_c(tmp_path: Path) -> None:
-    (port,) = free_ports(1)
+@contextmanager
+def serve_online(port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The script, once it waits for Ctrl-C."""
     command = [sys.executable, "jobs/serve_online.py", "--head", f"spam={SPAM}", "--port", str(port)]
-    with running(command, bare_environment(), tmp_path / "log") as process:
+    with running(command, bare_environment(), log) as process:
         assert label(port) == "spam"
         until_s = time.monotonic() + START_S
-        while "Ctrl-C stops" not in (tmp_path / "log").read_text():
-            assert time.monotonic() < until_s, (tmp_path / "log").read_text()
+        while "Ctrl-C stops" not in log.read_text():
+            assert time.monotonic() < until_s, log.read_text()
             time.sleep(0.2)
+        yield process
+
+
+def test_serve_online_stops_at_ctrl_c(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    with serve_online(port, tmp_path / "log") as process:
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0, (tmp_path / "log").read_text()
     with pytest.raises(requests.ConnectionError):
         requests.get(f"http://127.0.0.1:{port}/health", timeout=5)
+
+
+def test_serve_online_ends_with_its_ray(tmp_path: Path) -> None:
+    """Or nothing would start it again."""
+    (port,) = free_ports(1)
+    with serve_online(port, tmp_path / "log") as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        (raylet,) = (int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text().strip() == "raylet")
+        os.kill(raylet, signal.SIGKILL)
+        assert process.wait(120) == 1, (tmp_path / "log").read_text()
+        assert "error: Ray has died, and the service with it: start it again" in (tmp_path / "log").read_text()
 
 
 def test_serve_deploy_and_serve_run(cluster: Cluster, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import pytest
 import ray
 import requests
 from ray import serve
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, ObjectReconstructionFailedError
 from ray.serve.config import AutoscalingPolicy
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from selenium.webdriver.common.by import By
@@ -154,6 +154,7 @@ def replicas(*ends: Any) -> tuple[serving.Replicas, Handle]:
 
 
 DIED = ActorDiedError()
+LOST = ObjectReconstructionFailedError("00", None, "here")  # an answer, with the node that it was on
 UNAVAILABLE = DeploymentUnavailableError(serve._private.common.DeploymentID("Model"))
 
 
@@ -173,7 +174,7 @@ def test_a_request_that_nobody_takes_is_one_too_many(ends: list[Any], message: s
         asyncio.run(backend.answer(ASKED))
 
 
-@pytest.mark.parametrize("end", [DIED, None])
+@pytest.mark.parametrize("end", [DIED, LOST, None])
 def test_a_request_whose_replica_dies_or_is_full_is_another_one_s(end: Any) -> None:
     backend, handle = replicas(end, Answer(n_tokens=3))
     assert asyncio.run(backend.answer(ASKED)) == Answer(n_tokens=3)
@@ -483,6 +484,11 @@ def test_a_gpus_replica_has_several_ingresses(
     assert built(settings, device).num_replicas == expected
 
 
+def test_an_ingress_that_stops_finishes_what_it_has(built: Callable[[dict[str, Any], str], Any]) -> None:
+    """A body and then an answer may each take timeout_s."""
+    assert built({"timeout_s": 7}, "cpu")._deployment_config.graceful_shutdown_timeout_s >= 14
+
+
 class Started:
     """What ``start`` asks of Serve."""
 
@@ -558,6 +564,17 @@ def test_who_gives_up_before_the_service_is_ready_leaves_none_on_the_cluster(mon
     with pytest.raises(KeyboardInterrupt):
         serving.start(spec_at(9000))
     assert deleted == [serving.APPLICATION]
+
+
+def test_the_wait_for_a_signal_ends_with_the_last_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = iter([[{"Alive": True}, {"Alive": False}], [{"Alive": False}]])
+    monkeypatch.setattr(serving, "WATCH_S", 0.001)
+    monkeypatch.setattr(ray, "nodes", lambda: next(seen))
+    with pytest.raises(RunError, match="Ray has died"):
+        serving.watch(threading.Event())
+    stopped = threading.Event()
+    stopped.set()
+    serving.watch(stopped)
 
 
 def test_a_service_that_does_not_end_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

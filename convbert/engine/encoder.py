@@ -26,6 +26,7 @@ from convbert.engine.graphs import TOKENS_A_RECORD, Graphs, size_of
 from convbert.engine.linear import stacked
 from convbert.engine.packing import Indices, Layout, Packed, Run, layout
 from convbert.engine.precision import Kernels, kernels_for
+from convbert.engine.threads import one_thread
 from convbert.engine.transfer import send, send_tensor
 from convbert.errors import InputError
 from convbert.models import ConvBertModel
@@ -75,6 +76,7 @@ class PackedEncoder:
         self._has_attention_kernel = has_kernel(device, self.dtype, head_width=self.config.head_width)
         self.layers = [_PackedLayer(layer, config=model.config, kernels=kernels) for layer in model.encoder.layer]
         self._graphs = Graphs(device)
+        self._is_compiled_for_one = False
 
     @torch.inference_mode()
     def __call__(self, batch: Packed, wanted: Indices | None = None) -> Tensor:
@@ -97,6 +99,13 @@ class PackedEncoder:
         if size is not None:
             return self._graphs.run(self._states_of_flat, _flat(batch, where, size), size)[: len(batch.input_ids)]
         return self._states(self._placed(batch, where, wanted, attends_at_once=attends_at_once))
+
+    def compile_for_one_thread(self) -> None:
+        """Have compiled what threads will run side by side: torch's compiler fails while one of them runs."""
+        if not self._is_compiled_for_one:
+            with one_thread():
+                self(Packed(np.zeros(4, np.int64), np.array([0, 2, 4])))
+            self._is_compiled_for_one = True
 
     def _states(self, rows: _Rows) -> Tensor:
         """Last hidden states (T, H)."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from convbert.engine.encoder import PackedEncoder
 from convbert.engine.packing import Indices, Packed, Rows, gather, micro_batches
+from convbert.engine.threads import n_side_by_side, side_by_side
 from convbert.engine.transfer import send
 
 
@@ -141,8 +142,9 @@ class PseudoLikelihood(nn.Module):
         places = np.arange(len(owners)) - np.asarray(records.offsets)[owners]
         is_scored = ~np.isin(records.input_ids, self.unscored) & records.is_counted
         owners, places = owners[is_scored], places[is_scored]  # a copy of its record for each scored token
-        copied, found = [], []
-        for copies in micro_batches(lengths[owners], max_batch_tokens):
+
+        @torch.inference_mode()  # which each thread enters by itself
+        def score(copies: Indices) -> tuple[Indices, Tensor]:
             batch = records.take(owners[copies])
             masks = batch.offsets[:-1] + places[copies]
             ids = batch.input_ids.copy()
@@ -150,10 +152,15 @@ class PseudoLikelihood(nn.Module):
             hidden = encoder(batch._replace(input_ids=ids), masks)
             rows, words = send(masks, batch.input_ids[masks], device=hidden.device)
             logits = self.module(hidden[rows]).float()
-            found.append(logits.log_softmax(-1).gather(1, words[:, None])[:, 0])
-            copied.append(owners[copies])
+            return owners[copies], logits.log_softmax(-1).gather(1, words[:, None])[:, 0]
+
+        n_threads = n_side_by_side(int(lengths[owners].sum()), max_batch_tokens, encoder.device)
+        batches = micro_batches(lengths[owners], max_batch_tokens, n_threads=n_threads)
+        if n_threads > 1:
+            encoder.compile_for_one_thread()
+        found = side_by_side(score, batches, n_threads=n_threads)
         totals = np.zeros((len(lengths), 2), np.float64)
-        for records_of, scores in zip(copied, found, strict=True):  # fetched when all are on their way
+        for records_of, scores in found:  # fetched when all are on their way
             np.add.at(totals, records_of, np.stack([scores.cpu().numpy(), np.ones(len(records_of))], 1))
         return Rows(totals.astype(np.float32), np.arange(len(lengths) + 1))
 

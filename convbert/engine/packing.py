@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from convbert.errors import InputError
 
 Indices = NDArray[np.int64]
+LEAST_SHARE = 128  # tokens of a micro-batch that is cut for one of several threads: fewer take hardly less time
 MOST_RECORDS = 65_535  # of a micro-batch: CUDA starts no more blocks side by side, and attention takes one a record
 
 
@@ -125,21 +126,27 @@ def gather(starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> tuple[I
     return np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths), offsets
 
 
-def micro_batches(lengths: Indices, max_batch_tokens: int) -> Iterator[Indices]:
+def micro_batches(lengths: Indices, max_batch_tokens: int, *, n_threads: int = 1) -> Iterator[Indices]:
     """Record numbers of each micro-batch: longest first, each within the budget.
 
-    The same lengths give the same batches. A record longer than the budget stands alone; no batch has more than
+    The same arguments give the same batches. A record longer than the budget stands alone; no batch has more than
     ``MOST_RECORDS``.
 
     Args:
         lengths: (R,) tokens of each record.
         max_batch_tokens: most tokens of a batch of several records.
+        n_threads: that will each take the next batch when they are done with one. For several the batches get smaller
+            towards the end, so that none is left with a large one (guided self-scheduling, Polychronopoulos and Kuck
+            1987).
     """
     order = np.argsort(-lengths, kind="stable")
     totals = np.cumsum(lengths[order])
     first = n_before = 0
+    budget = max_batch_tokens
     while first < len(order):
-        fitting = int(np.searchsorted(totals, n_before + max_batch_tokens, side="right"))
+        if n_threads > 1:
+            budget = min(max_batch_tokens, max(LEAST_SHARE, (int(totals[-1]) - n_before) // (2 * n_threads)))
+        fitting = int(np.searchsorted(totals, n_before + budget, side="right"))
         last = min(max(fitting, first + 1), first + MOST_RECORDS)
         yield order[first:last]
         first, n_before = last, int(totals[last - 1])

@@ -28,6 +28,7 @@ from convbert.engine.packing import (
     micro_batches,
     offsets_of,
 )
+from convbert.engine.threads import n_side_by_side, side_by_side
 from convbert.engine.transfer import Arriving
 from convbert.errors import InputError
 from convbert.models import ConvBertModel
@@ -40,7 +41,9 @@ N_AHEAD = 2  # micro-batches that a GPU has before it while the host waits for t
 class Engine:
     """One encoder and the heads on it, for records of any mixture of lengths.
 
-    On a GPU it runs some thousand tokens while it is made, so that nothing is left to be compiled when work comes.
+    On a GPU it runs some thousand tokens while it is made, so that nothing is left to be compiled when work comes. On a
+    CPU as many micro-batches as torch has threads run side by side, where there are enough records; else all threads
+    share each.
 
     Args:
         encoder: the shared encoder.
@@ -82,6 +85,7 @@ class Engine:
         self.heads = {name: head for name, head in there.items() if isinstance(head, Head)}
         self.scorers = {name: head for name, head in there.items() if isinstance(head, PseudoLikelihood)}
         self.max_batch_tokens = self._prepared(max_batch_tokens)
+        self._has_memory_for_threads = True
 
     def _prepared(self, max_batch_tokens: int | None) -> int:
         """The token budget; on a GPU everything is compiled by then."""
@@ -151,6 +155,34 @@ class Engine:
 
     def _one_pass(self, records: Packed) -> dict[str, Rows]:
         """The encoder once over everything, and every head on what it gives."""
+        n_threads = n_side_by_side(len(records.input_ids), self.max_batch_tokens, self.device)
+        if n_threads > 1 and self._has_memory_for_threads:
+            try:
+                return self._side_by_side(records, n_threads)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._has_memory_for_threads = False
+            logger.warning("no memory for %d micro-batches at a time: from now on they run one by one", n_threads)
+        return self._one_by_one(records)
+
+    def _side_by_side(self, records: Packed, n_threads: int) -> dict[str, Rows]:
+        """A CPU's way for many records: each thread has a micro-batch of its own."""
+
+        @torch.inference_mode()  # which each thread enters by itself
+        def run(numbers: Indices) -> dict[str, NDArray[np.float32]]:
+            return {name: rows.numpy() for name, rows in self._run(records.take(numbers)).items()}
+
+        self.encoder.compile_for_one_thread()
+        results = {name: _Result(head.n_rows(records)) for name, head in self.heads.items()}
+        batches = list(micro_batches(records.lengths, self.max_batch_tokens, n_threads=n_threads))
+        for numbers, rows in zip(batches, side_by_side(run, batches, n_threads=n_threads), strict=True):
+            for name, result in results.items():
+                result.put(numbers, rows[name])
+        return {name: result.rows() for name, result in results.items()}
+
+    def _one_by_one(self, records: Packed) -> dict[str, Rows]:
+        """One micro-batch after the other, on a GPU a few under way."""
         lengths, before = records.lengths, self.max_batch_tokens
         results = {name: _Result(head.n_rows(records)) for name, head in self.heads.items()}
         running: deque[_Started] = deque()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from convbert import InputError
 from convbert.engine.convolution import sides_of
-from convbert.engine.packing import MOST_RECORDS, Packed, layout, micro_batches, sums_of
+from convbert.engine.packing import LEAST_SHARE, MOST_RECORDS, Packed, layout, micro_batches, sums_of
 
 lengths_of = st.lists(st.integers(1, 40), min_size=1, max_size=60).map(lambda lengths: np.array(lengths))
 
@@ -20,6 +20,24 @@ def test_micro_batches_hold_every_record_once_within_the_budget(lengths: np.ndar
     batches = list(micro_batches(lengths, budget))
     assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
     assert all(lengths[batch].sum() <= budget or len(batch) == 1 for batch in batches)
+
+
+@given(lengths_of, st.integers(1, 2000), st.integers(2, 9))
+def test_batches_of_several_threads_are_none_that_the_others_would_wait_for(
+    lengths: np.ndarray, budget: int, n_threads: int
+) -> None:
+    batches = list(micro_batches(lengths, budget, n_threads=n_threads))
+    assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
+    left = lengths.sum()
+    for batch in batches:
+        n_tokens = lengths[batch].sum()
+        assert n_tokens <= min(budget, max(LEAST_SHARE, left / (2 * n_threads))) or len(batch) == 1
+        left -= n_tokens
+
+
+def test_batches_of_several_threads_are_full_at_first_and_small_in_the_end() -> None:
+    sizes = [len(batch) for batch in micro_batches(np.ones(3000, np.int64), 600, n_threads=2)]
+    assert sizes == [600, 600, 450, 337, 253, 190, 142, 128, 128, 128, 44]
 
 
 def test_micro_batches_begin_with_the_longest_and_keep_the_order_of_equals() -> None:

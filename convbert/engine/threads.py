@@ -1,0 +1,53 @@
+"""Pieces of work in, their results out, from a CPU's threads that each compute pieces of their own.
+
+Threads that share a product wait at its end for the slowest of them, which on a machine with other work to do is late
+each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+LEAST_EACH = 4  # micro-batches a thread: with fewer the end, where some threads have none, costs what is gained
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """What this thread computes meanwhile takes no other."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def n_side_by_side(n_tokens: int, max_batch_tokens: int, device: torch.device) -> int:
+    """How many micro-batches of so many tokens to run at a time: on a CPU one on each thread if there are enough."""
+    n_threads = torch.get_num_threads() if device.type == "cpu" else 1
+    return n_threads if n_tokens >= LEAST_EACH * n_threads * max_batch_tokens else 1
+
+
+def side_by_side(run: Callable[[Piece], Result], pieces: Iterable[Piece], *, n_threads: int) -> list[Result]:
+    """The results of the pieces, in their order; each of so many threads takes the next when it is done with one.
+
+    A single one is this thread, which computes with all that torch has.
+
+    Raises:
+        Exception: the first that ``run`` raised; pieces that had not begun by then are left out.
+    """
+    if n_threads == 1:
+        return [run(piece) for piece in pieces]
+    with one_thread():
+        threads = ThreadPoolExecutor(n_threads, "side-by-side", initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            return list(threads.map(run, pieces))
+        finally:
+            threads.shutdown(cancel_futures=True)

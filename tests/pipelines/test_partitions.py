@@ -74,7 +74,8 @@ def test_names_tell_how_the_whole_unit_was_parted() -> None:
 
 def test_too_many_or_too_long_values_are_refused() -> None:
     many = pa.table({"id": range(MAX_VALUES + 1), "user": range(MAX_VALUES + 1)})
-    with pytest.raises(RunError, match=r"user: 257 values in one unit .*more than 256: choose .* or lower --unit-rows"):
+    message = r"--partition-by user: 257 values in one unit .*more than 256: choose .* or lower --unit-rows"
+    with pytest.raises(RunError, match=message):
         split(many, Partitioning("user"))
     with pytest.raises(RunError, match="of record two is too long for a folder's name"):
         split(pa.table({"id": ["one", "two"], "url": ["ü", "ü" * 130]}), Partitioning("url"))

@@ -32,11 +32,16 @@ def a_single_thread() -> Iterator[None]:
         yield
 
 
+def numbers(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+WEIGHT, BIAS = numbers(24, 40), numbers(24)
+
+
 def linear_on(monkeypatch: pytest.MonkeyPatch, capability: str, dtype: torch.dtype = torch.float32) -> Linear:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(24, 40, generator=generator).to(dtype)
-    return Linear(weight, torch.randn(24, generator=generator).to(dtype))
+    return Linear(WEIGHT.to(dtype), BIAS.to(dtype))
 
 
 def is_onednns(linear: Linear, n_rows: int) -> bool:
@@ -49,12 +54,9 @@ def is_onednns(linear: Linear, n_rows: int) -> bool:
 @pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
 @pytest.mark.parametrize("n_rows", [1, MKL_ROWS - 1, MKL_ROWS, 1024])
 def test_product_is_the_layers(n_rows: int, capability: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    linear = linear_on(monkeypatch, capability)
-    generator = torch.Generator().manual_seed(0)
-    weight, bias = torch.randn(24, 40, generator=generator), torch.randn(24, generator=generator)
-    x = torch.randn(n_rows, 40, generator=generator)
-    expected = F.linear(x.double(), weight.double(), bias.double()).float()
-    torch.testing.assert_close(linear(x), expected, rtol=1e-5, atol=1e-5)
+    x = numbers(n_rows, 40)
+    expected = F.linear(x.double(), WEIGHT.double(), BIAS.double()).float()
+    torch.testing.assert_close(linear_on(monkeypatch, capability)(x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_with_avx2_many_rows_are_mkls(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,11 @@ Both run in this environment: with Ray's settings for less latency (docs/serving
 
 Traffic comes from a process of its own at a fixed rate with exponential gaps, whatever becomes of the answers
 (benchmarks/load.py): the same texts at the same times for both. The rate rises until the 99th percentile of the
-latency exceeds a bound; what counts is the highest rate that kept within it. A lone request, for which no other has
-to wait, is compared with the bare engine on its token ids in this process, a few of one and a few of the other in
-turn; what the service's mere presence costs the engine is told by the engine's times before there was one. The same
-is done with two deployments that hold nothing but the engine, which tells what Serve itself takes.
+latency exceeds a bound, and then one between the highest that kept within it and the next is tried; what counts is the
+highest that did. A lone request, for which no other has to wait, is compared with the bare engine on its token ids in
+this process, a few of one and a few of the other in turn; what the service's mere presence costs the engine is told
+by the engine's times before there was one. The same is done with two deployments that hold nothing but the engine,
+which tells what Serve itself takes.
 
 With as many threads as cores, Serve's own processes take their time from the model's threads. ``--threads`` below that
 leaves them cores, as a cluster would. On a GPU the rates are higher by far, and fewer seconds at each say as much.
@@ -238,16 +239,32 @@ def in_turns(
 def sweep(
     name: str, url: str, texts: Sequence[str], lowest_per_s: float, *, seconds: float, p99_ms: float | None
 ) -> list[Rate]:
-    """Rates upwards until they miss the bound, by default twice the p99 at the lowest of them."""
-    rates: list[Rate] = []
-    for per_s in rates_from(lowest_per_s):
+    """What became of the traffic at each rate of a climb."""
+
+    def at(per_s: float) -> Rate:
         times_s = arrivals(per_s, seconds)
         replies = send(url, list(itertools.islice(itertools.cycle(texts), len(times_s))), times_s)
-        rates.append(rate_of(per_s, replies))
-        print(f"{name:>6}: {_line(rates[-1])} ({len(replies)} requests)", flush=True)
+        rate = rate_of(per_s, replies)
+        print(f"{name:>6}: {_line(rate)} ({len(replies)} requests)", flush=True)
+        return rate
+
+    return climb(at, lowest_per_s, p99_ms)
+
+
+def climb(at: Callable[[float], Rate], lowest_per_s: float, p99_ms: float | None) -> list[Rate]:
+    """Rates upwards until they miss the bound, and then the one half a step above the highest that held.
+
+    The bound is by default twice the p99 at the lowest rate.
+    """
+    rates: list[Rate] = []
+    bound_ms = p99_ms or math.inf
+    for per_s in rates_from(lowest_per_s):
+        rates.append(at(per_s))
         bound_ms = p99_ms or BOUND_OVER_LOWEST * rates[0].p99_ms
         if sum(not holds(rate, bound_ms) for rate in rates) >= MOST_MISSES:
             break
+    if highest := sustained(rates, bound_ms):
+        rates.append(at(highest * math.sqrt(STEP)))
     return rates
 
 

@@ -8,7 +8,7 @@ import statistics
 import pytest
 
 from benchmarks.load import Reply
-from benchmarks.serving import Rate, arrivals, largest_difference, percentile, rate_of, rates_from, sustained
+from benchmarks.serving import Rate, arrivals, climb, largest_difference, percentile, rate_of, rates_from, sustained
 
 
 def test_arrivals_are_as_many_as_the_rate_says_and_the_same_every_time() -> None:
@@ -51,6 +51,20 @@ def test_sustained_is_the_highest_rate_in_time_and_without_failure() -> None:
     rates = [Rate(4, 1, 90, 0), Rate(5, 1, 110, 0), Rate(6, 1, 100, 0), Rate(7, 1, 80, 1), Rate(8, 1, 300, 0)]
     assert sustained(rates, 100) == 6
     assert sustained(rates, 50) == 0
+
+
+def test_a_climb_tries_between_the_highest_rate_in_time_and_the_next() -> None:
+    steps = [rate.per_s for rate in climb(lambda per_s: Rate(per_s, 1, 10 * per_s, 0), 2.0, 45)]
+    assert steps == pytest.approx([2 ** (power / 8) for power in (8, 10, 12, 14, 16, 18, 20, 17)])
+
+
+def test_a_climb_is_bound_by_its_lowest_rate_where_no_bound_is_given() -> None:
+    steps = [rate.per_s for rate in climb(lambda per_s: Rate(per_s, 1, per_s - 0.5, 0), 2.1, None)]  # at 2.0: 1.5
+    assert steps == pytest.approx([2 ** (power / 8) for power in (8, 10, 12, 14, 16, 18, 15)])
+
+
+def test_a_climb_above_which_nothing_holds_ends() -> None:
+    assert [rate.n_failed for rate in climb(lambda per_s: Rate(per_s, 1, 1, 1), 2.0, 45)] == [1, 1]
 
 
 def test_largest_difference_is_label_by_label() -> None:

@@ -92,7 +92,7 @@ class _FillMask(_Parameters):
 class _FeatureExtraction(_Parameters):
     normalize: bool | None = None
     truncate: bool | None = None
-    truncation_direction: Literal["right"] | None = None
+    truncation_direction: Literal["left", "right"] | None = None  # check_direction compares it
 
     def settings(self) -> dict[str, Any]:
         long_text = None if self.truncate is None else "truncate" if self.truncate else "error"
@@ -152,6 +152,20 @@ def settings_from(task: str, parameters: Mapping[str, Any], records: Sequence[Ma
         raise RefusedError(f"parameters: {name}: {first['msg']}") from None
     pairs = {"text_pair_column": "text_pair"} if "text_pair" in records[0] else {}
     return {**known.settings(), **pairs}
+
+
+def check_direction(parameters: Mapping[str, Any], *, head: Mapping[str, Any]) -> None:
+    """See that the request wants texts cut at the end where the head's tokenizer cuts them.
+
+    Raises:
+        RefusedError: at the other one.
+    """
+    direction = parameters.get("truncation_direction")
+    if direction is not None and direction != head["truncation_side"]:
+        raise RefusedError(
+            f"parameters: truncation_direction: the tokenizer of {head['name']} cuts texts on the "
+            f"{head['truncation_side']}: leave it out, or send them cut"
+        )
 
 
 def check_answer(

@@ -52,6 +52,9 @@ class ServeSpec(BaseModel):
     target_ongoing_requests: float = Field(32, gt=0, description="requests at a replica that call for another one")
     upscale_delay_s: float = Field(5, ge=0, description="seconds of load before a replica is added")
     downscale_delay_s: float = Field(300, ge=0, description="seconds without load before a replica goes")
+    max_surge_percent: int = Field(
+        0, ge=0, le=100, description="replicas beyond their number, for which there must be room, during a rollout"
+    )
     ingress_replicas: int | None = Field(
         None,
         ge=1,

@@ -80,6 +80,7 @@ def _application(spec: ServeSpec, *, hosts: Collection[str] = ()) -> serve.Appli
         health_check_period_s=5,
         # three in a row end a replica, and a batch may take four times its estimate
         health_check_timeout_s=max(30, spec.timeout_s),
+        max_surge_percent=spec.max_surge_percent,
         **_scaling(spec),
     )
     ingress = _deployment(Ingress).options(
@@ -88,6 +89,7 @@ def _application(spec: ServeSpec, *, hosts: Collection[str] = ()) -> serve.Appli
         max_ongoing_requests=10_000,
         logging_config=QUIET,
         graceful_shutdown_timeout_s=request_timeout_s(spec),
+        max_surge_percent=100,  # they reserve nothing, so that there is room for them
     )
     info = describe(spec, passes, device=device, precision=precision)
     tokens = digests(os.environ.get(TOKENS, ""))

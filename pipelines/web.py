@@ -19,7 +19,7 @@ from starlette.requests import Request as HTTPRequest
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipelines.inference_form import check_answer, check_words, records_of, settings_from, shaped
+from pipelines.inference_form import check_answer, check_direction, check_words, records_of, settings_from, shaped
 from pipelines.online import Answer, RefusedError, Request, settings_of
 from pipelines.request_body import Inference, LabelRequest, described, read_body
 from pipelines.serve_spec import ServeSpec
@@ -193,6 +193,7 @@ class _Answers:
         _check_size(records, self.spec)
         parameters = {**(body.parameters or {}), **(body.model_extra or {})}
         settings = settings_from(task, parameters, records)
+        check_direction(parameters, head=head)
         check_answer(task, records, settings, head=head)
         answer = await self._ask(Request(tuple(records), ((name, settings_of(settings)),)))
         for place, row in enumerate(answer.rows):

@@ -27,6 +27,7 @@ class Embedding(Head):
     def __init__(self, config: ConvBertConfig, tokenizer: ConvBertTokenizer, spec: JobSpec) -> None:
         self.inputs = text_inputs(spec)
         self.labels = []
+        self.truncation_side = tokenizer.truncation_side
         self.pooling = spec.pooling
         self.normalize = spec.normalize
         self.dtype = np.dtype(spec.embedding_type)

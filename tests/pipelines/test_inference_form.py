@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.inference_form import EVERY_LABEL, records_of, settings_from, shaped
+from pipelines.inference_form import EVERY_LABEL, check_direction, records_of, settings_from, shaped
 from pipelines.online import RefusedError
 
 INPUTS: dict[str, Any] = {
@@ -55,6 +55,16 @@ def test_parameters_become_settings(task: str, parameters: dict[str, Any], expec
     assert settings(task, **parameters) == expected
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_texts_are_cut_where_the_tokenizer_cuts_them_or_the_request_is_refused(side: str) -> None:
+    head = {"name": "vectors", "truncation_side": side}
+    other = {"left": "right", "right": "left"}[side]
+    for parameters in ({}, {"truncation_direction": None}, {"truncation_direction": side}):
+        check_direction(parameters, head=head)
+    with pytest.raises(RefusedError, match=f"the tokenizer of vectors cuts texts on the {side}: leave it out, or"):
+        check_direction({"truncation_direction": other}, head=head)
+
+
 def test_pairs_are_read_from_their_own_field() -> None:
     records = records_of("text-classification", {"text": "a", "text_pair": "b"})
     assert settings_from("text-classification", {}, records)["text_pair_column"] == "text_pair"
@@ -68,6 +78,11 @@ def test_pairs_are_read_from_their_own_field() -> None:
         ("token-classification", {"ignore_labels": ["O" * 201]}, "ignore_labels: String should have at most 200"),
         ("question-answering", {"align_to_words": False}, "align_to_words: Input should be True"),
         ("question-answering", {"max_answer_len": "7"}, "max_answer_len: Input should be a valid integer"),
+        (
+            "feature-extraction",
+            {"truncation_direction": "up"},
+            "truncation_direction: Input should be 'left' or 'right'",
+        ),
         ("fill-mask", {"top_k": 101}, "top_k: Input should be less than or equal to 100"),
         ("multiple-choice", {"top_k": 1}, "'top_k' is not one for multiple-choice: there are none"),
     ],

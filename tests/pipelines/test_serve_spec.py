@@ -75,6 +75,7 @@ def test_what_no_service_can_have_is_one_line(values: dict[str, Any], message: s
         ("target_ongoing_requests", 0.5, 0),
         ("upscale_delay_s", 0, -1),
         ("downscale_delay_s", 0, -1),
+        ("max_surge_percent", 0, -1),
         ("ingress_replicas", 1, 0),
         ("replica_cpus", 0, -1),
     ],

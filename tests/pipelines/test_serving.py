@@ -12,9 +12,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import huggingface_hub
 import numpy as np
@@ -24,6 +25,7 @@ import requests
 from ray import serve
 from ray.exceptions import ActorDiedError, ObjectReconstructionFailedError
 from ray.serve.config import AutoscalingPolicy
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -43,6 +45,7 @@ from tests.oracle import answer, classify, embed, fill, tag
 from tests.pipelines.labelling import job, label
 from tests.standing_cluster import free_ports
 
+Result = TypeVar("Result")
 TOKEN, OTHER_TOKEN = "first-token", "second-token"
 MAX_BODY_BYTES, MAX_TEXTS, MAX_CHARACTERS = 50_000, 16, 2_000
 TEXTS = ["free mail now!", "the offer", "x 12", "offering mail . now", "zebra , the mail"]
@@ -484,6 +487,16 @@ def test_a_gpus_replica_has_several_ingresses(
     assert built(settings, device).num_replicas == expected
 
 
+@pytest.mark.parametrize("percent", [0, 25])
+def test_a_rollout_begins_with_new_replicas_where_there_is_room(
+    built: Callable[[dict[str, Any], str], Any], percent: int
+) -> None:
+    ingress = built({"max_surge_percent": percent}, "cpu")
+    (model,) = (arg for arg in ingress.init_args if isinstance(arg, serve.Application))
+    assert model._bound_deployment._deployment_config.max_surge_percent == percent
+    assert ingress._deployment_config.max_surge_percent == 100  # it reserves nothing
+
+
 def test_an_ingress_that_stops_finishes_what_it_has(built: Callable[[dict[str, Any], str], Any]) -> None:
     """A body and then an answer may each take timeout_s."""
     assert built({"timeout_s": 7}, "cpu")._deployment_config.graceful_shutdown_timeout_s >= 14
@@ -640,6 +653,10 @@ def test_feature_extraction(url: str, checkpoints: dict[str, Path]) -> None:
     np.testing.assert_allclose(client(url, "vectors").feature_extraction("free mail"), [mean], atol=1e-4)
     normal = client(url, "vectors").feature_extraction("free mail", normalize=True)
     np.testing.assert_allclose(normal, [mean / np.linalg.norm(mean)], atol=1e-4)
+    cut = client(url, "vectors").feature_extraction("free mail", truncate=True, truncation_direction="right")
+    np.testing.assert_allclose(cut, [mean], atol=1e-4)
+    refused = post(url, "vectors", {"inputs": "free mail", "parameters": {"truncation_direction": "left"}})
+    assert (refused.status_code, "cuts texts on the right" in refused.json()["error"]) == (422, True)
 
 
 def test_a_refusal_reaches_the_client_with_its_reason(url: str) -> None:
@@ -855,26 +872,34 @@ def test_the_page_shows_what_the_service_answers(url: str) -> None:
         assert row["token_str"] in shown["words"]
 
 
+@contextmanager
+def repeated(action: Callable[[], Result], *, threads: int = 1) -> Iterator[list[Result]]:
+    """What an action gives that threads do again and again meanwhile; all that they raise is raised at the end."""
+    found: list[Result] = []
+    is_done = threading.Event()
+
+    def repeat() -> None:
+        while not is_done.is_set():
+            found.append(action())
+
+    with ThreadPoolExecutor(threads) as pool:
+        tasks = [pool.submit(repeat) for _ in range(threads)]
+        try:
+            yield found
+        finally:
+            is_done.set()
+    for task in tasks:
+        task.result()
+
+
 @pytest.mark.slow
 def test_new_weights_are_rolled_out_without_a_failed_request(url: str, spec: ServeSpec, tmp_path: Path) -> None:
     """Every answer on the way is the old checkpoint's or the new one's."""
     text = TEXTS[0]
     other = save_checkpoint(tmp_path / "other", seed=9, **with_labels("ham", "spam"))
     old = post(url, "spam", {"inputs": text}).json()
-    found: list[requests.Response] = []
-    is_done = threading.Event()
-
-    def ask() -> None:
-        while not is_done.is_set():
-            found.append(post(url, "spam", {"inputs": text}))
-
-    with ThreadPoolExecutor(2) as pool:
-        tasks = [pool.submit(ask) for _ in range(2)]
-        try:
-            serving.start(ServeSpec.of({**spec.model_dump(), "head": {**spec.head, "spam": str(other)}}))
-        finally:
-            is_done.set()
-    assert [task.exception() for task in tasks] == [None, None]
+    with repeated(lambda: post(url, "spam", {"inputs": text}), threads=2) as found:
+        serving.start(ServeSpec.of({**spec.model_dump(), "head": {**spec.head, "spam": str(other)}}))
     new = post(url, "spam", {"inputs": text}).json()
     assert new != old
     assert {response.status_code for response in found} == {200}
@@ -883,6 +908,34 @@ def test_new_weights_are_rolled_out_without_a_failed_request(url: str, spec: Ser
     assert [
         one for one in scores if one != pytest.approx(known[0], abs=1e-5) and one != pytest.approx(known[1], abs=1e-5)
     ] == []
+
+
+@pytest.mark.slow
+def test_a_single_replica_with_room_for_another_is_rolled_out_without_a_gap(
+    url: str, spec: ServeSpec, tmp_path: Path
+) -> None:
+    single = ServeSpec.of({**spec.model_dump(), "min_replicas": 1, "max_replicas": 1, "max_surge_percent": 100})
+    other = save_checkpoint(tmp_path / "other", seed=11, **with_labels("ham", "spam"))
+
+    def running() -> dict[str, int]:
+        """Replicas of each deployment; ``serve.status`` disturbs a start in another thread."""
+        details = _get_global_client().get_serve_details()
+        deployments = details["applications"][serving.APPLICATION]["deployments"]
+        return {
+            name: sum(replica["state"] == "RUNNING" for replica in its["replicas"]) for name, its in deployments.items()
+        }
+
+    try:
+        serving.start(single)
+        old = post(url, "spam", {"inputs": TEXTS[0]}).json()
+        with repeated(lambda: post(url, "spam", {"inputs": TEXTS[0]})) as answers, repeated(running) as seen:
+            serving.start(ServeSpec.of({**single.model_dump(), "head": {**spec.head, "spam": str(other)}}))
+        assert post(url, "spam", {"inputs": TEXTS[0]}).json() != old
+        assert {response.status_code for response in answers} == {200}
+        assert {name for n_running in seen for name in n_running} == {"Model", "Ingress"}
+        assert [n_running for n_running in seen if 0 in n_running.values()] == []
+    finally:
+        serving.start(spec)
 
 
 def test_requests_are_on_rays_metrics_port(url: str) -> None:

@@ -214,11 +214,17 @@ def encoding_for(
     max_length = spec.max_length or min(longest, head.default_max_length or longest)
     room = max_length - tokenizer.num_special_tokens_to_add(pair=len(head.inputs.columns) == 2)
     if room < 1:
-        raise ModelError(f"--max-length ({max_length}) leaves no token for the text beside the special ones: raise it")
+        text = "leaves no token for the text beside the special ones"
+        if spec.max_length is not None:
+            raise ModelError(f"--max-length ({max_length}) {text}: raise it")
+        raise ModelError(
+            f"the most tokens that {source} takes at a time ({max_length}) {text}: see max_position_embeddings in its "
+            "config and model_max_length in its tokenizer's"
+        )
     long_text = spec.long_text or head.long_text
     stride = 0
     if long_text == "window":
-        stride = min(128, max_length // 2) if spec.stride is None else spec.stride
+        stride = min(128, max_length // 2, room - 1) if spec.stride is None else spec.stride
         if stride >= room:
             raise ModelError(
                 f"--stride ({stride}) leaves no room: a window of {max_length} tokens has {room} for the text"

@@ -79,6 +79,19 @@ def test_a_length_without_room_for_text_is_refused(changes: dict[str, Any], n_sp
     plan_passes(spec(model=str(checkpoint), max_length=n_special + 1, **changes))
 
 
+def test_a_checkpoint_without_room_for_text_is_named_with_what_decides(checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": 2}')
+    with pytest.raises(ModelError, match=rf"that {folder} takes at a time \(2\) leaves no .*model_max_length in its"):
+        plan_passes(spec(model=str(folder)))
+
+
+@pytest.mark.parametrize("max_length", [3, 4, 5, 6, 128])
+def test_windows_of_any_length_go_on_by_themselves(max_length: int, checkpoint: Path) -> None:
+    (plan,) = plan_passes(spec(model=str(checkpoint), long_text="window", max_length=max_length))
+    assert plan.encoding.stride == min(max_length // 2, max_length - 3)  # two special tokens, and one that is new
+
+
 def test_heads_on_an_identical_encoder_share_its_pass(checkpoint: Path, tmp_path: Path) -> None:
     twin = shutil.copytree(checkpoint, tmp_path / "twin")
     model = transformers.ConvBertForSequenceClassification.from_pretrained(twin)

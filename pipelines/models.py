@@ -214,12 +214,13 @@ def encoding_for(
     max_length = spec.max_length or min(longest, head.default_max_length or longest)
     room = max_length - tokenizer.num_special_tokens_to_add(pair=len(head.inputs.columns) == 2)
     if room < 1:
-        text = "leaves no token for the text beside the special ones"
         if spec.max_length is not None:
-            raise ModelError(f"--max-length ({max_length}) {text}: raise it")
+            raise ModelError(
+                f"--max-length ({max_length}) leaves no token for the text beside the special ones: raise it"
+            )
         raise ModelError(
-            f"the most tokens that {source} takes at a time ({max_length}) {text}: see max_position_embeddings in its "
-            "config and model_max_length in its tokenizer's"
+            f"the {max_length} tokens that {source} takes at most leave none for the text beside the special ones: "
+            "see max_position_embeddings in its config and model_max_length in its tokenizer's"
         )
     long_text = spec.long_text or head.long_text
     stride = 0

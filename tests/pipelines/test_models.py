@@ -82,7 +82,9 @@ def test_a_length_without_room_for_text_is_refused(changes: dict[str, Any], n_sp
 def test_a_checkpoint_without_room_for_text_is_named_with_what_decides(checkpoint: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(checkpoint, tmp_path / "copy")
     (folder / "tokenizer_config.json").write_text('{"model_max_length": 2}')
-    with pytest.raises(ModelError, match=rf"that {folder} takes at a time \(2\) leaves no .*model_max_length in its"):
+    with pytest.raises(
+        ModelError, match=rf"the 2 tokens that {folder} takes at most leave none .*model_max_length in its"
+    ):
         plan_passes(spec(model=str(folder)))
 
 

@@ -256,13 +256,11 @@ def climb(at: Callable[[float], Rate], lowest_per_s: float, p99_ms: float | None
 
     The bound is by default twice the p99 at the lowest rate.
     """
-    rates: list[Rate] = []
-    bound_ms = p99_ms or math.inf
-    for per_s in rates_from(lowest_per_s):
-        rates.append(at(per_s))
-        bound_ms = p99_ms or BOUND_OVER_LOWEST * rates[0].p99_ms
-        if sum(not holds(rate, bound_ms) for rate in rates) >= MOST_MISSES:
-            break
+    steps = rates_from(lowest_per_s)
+    rates = [at(next(steps))]
+    bound_ms = p99_ms or BOUND_OVER_LOWEST * rates[0].p99_ms
+    while sum(not holds(rate, bound_ms) for rate in rates) < MOST_MISSES:
+        rates.append(at(next(steps)))
     if highest := sustained(rates, bound_ms):
         rates.append(at(highest * math.sqrt(STEP)))
     return rates

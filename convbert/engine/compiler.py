@@ -18,6 +18,8 @@ from torch.utils._triton import has_triton
 
 logger = logging.getLogger(__name__)
 
+_VECTOR_BITS = {"AVX2": 256, "AVX512": 512, "SVE256": 256}
+
 
 class RowKernel:
     """A function whose tensors have a row for each token, compiled at its first call for any number of rows.
@@ -47,11 +49,14 @@ class RowKernel:
 
     @cached_property
     def _compiled(self) -> Callable[..., Any]:
-        return torch.compile(self._function, dynamic=True)
+        # What torch keeps on disk is for one width of a processor's vectors, and its key does not say so: where another
+        # processor finds it, the same loops run over other vectors and compute nonsense. Options are part of the key.
+        width: Any = _VECTOR_BITS.get(torch.backends.cpu.get_cpu_capability())
+        return torch.compile(self._function, dynamic=True, options={"cpp.simdlen": width})
 
 
 class Fused:
-    """A function of rows that a kernel of ``triton_kernels`` computes on a GPU.
+    """A function of rows that a kernel of ``triton_kernels`` computes on a GPU, and torch's compiler on a CPU.
 
     It runs as written where there is no Triton, and from when Triton fails, for whatever model: slower, with the same
     meaning.
@@ -62,10 +67,13 @@ class Fused:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
+        self._on_a_cpu = RowKernel(function)
         self._has_failed = False
 
     def __call__(self, rows: Tensor, *others: Any) -> Any:
         """The function's result."""
+        if not is_fused(rows.device):
+            return self._on_a_cpu(rows, *others)
         if self._has_failed or not has_compiler(rows.device.type):
             return self._function(rows, *others)
         from convbert.engine import triton_kernels  # it needs Triton, which is not everywhere installed
@@ -100,10 +108,10 @@ def _is_compilers(error: RuntimeError | OSError) -> bool:
 
 
 def is_fused(device: torch.device) -> bool:
-    """Whether a device computes what lies between the products in one pass (``Fused``) rather than in several.
+    """Whether a device computes what lies between the products in one pass (``Fused``) in every precision.
 
-    A GPU does, whose memory each pass over the rows waits for. On a CPU passes in float were measured to be as fast,
-    and start at once.
+    A GPU does, whose memory each pass over the rows waits for. On a CPU int8 does (``Kernels.is_fused``), and passes
+    in float, whose products take most of the time, start at once.
     """
     return device.type == "cuda"
 

@@ -1,7 +1,7 @@
 """Both convolutions of a block over a packed batch, in which no record sees its neighbours.
 
-Each has two forms: passes that torch has fast kernels for, on a CPU, and one function of rows, which is one kernel on
-a GPU.
+Each has two forms: passes that torch has fast kernels for, and one function of rows, which is one kernel on a GPU and
+one that torch compiles on a CPU.
 
 Shapes: T tokens, G gapped rows, H hidden width, N heads, d head width, A = N·d, K kernel taps.
 """
@@ -22,13 +22,15 @@ _MOST_LOGITS = 512  # of a token: for more Triton compiles half a minute or more
 
 
 class DepthwiseConvolution:
-    """One kernel a channel, on a CPU over a buffer with zero rows between the records.
+    """One kernel a channel, in passes over a buffer with zero rows between the records.
 
     Args:
         weight: (H, 1, K), as in a checkpoint.
+        is_fused: as one function of rows.
     """
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, *, is_fused: bool) -> None:
+        self.is_fused = is_fused
         self.n_taps = weight.shape[-1]
         self.taps = weight[:, 0].T.contiguous()  # (K, H)
         # Rows as pixels of a one-line image whose channels lie innermost: the form that oneDNN has a depthwise
@@ -39,13 +41,13 @@ class DepthwiseConvolution:
         """(T, H) -> (T, H).
 
         Args:
-            gapped_rows: (T,) row of each token in the buffer; None on a GPU, which needs none.
+            gapped_rows: (T,) row of each token in the buffer; None for a function of rows, which needs none.
             n_gapped: G, its rows.
             sides: as ``sides_of`` gives it.
         """
         if self.n_taps == 1:
             return x * self.taps[0]
-        if compiler.is_fused(x.device):
+        if self.is_fused:
             return _depthwise_taps(x, self.taps, sides)
         assert gapped_rows is not None
         gapped = x.new_zeros(n_gapped, x.shape[1]).index_copy_(0, gapped_rows, x)  # (G, H)
@@ -55,16 +57,16 @@ class DepthwiseConvolution:
         return rows.index_select(0, gapped_rows - self.n_taps // 2)
 
 
-def sides_of(sides: Tensor, n_taps: int, dtype: torch.dtype) -> Tensor:
-    """Where each token's record begins and ends, as the convolutions of its device want it.
+def sides_of(sides: Tensor, n_taps: int, dtype: torch.dtype, *, is_fused: bool) -> Tensor:
+    """Where each token's record begins and ends, as the convolutions want it.
 
     Args:
         sides: (T, 2) how many tokens of its own record stand before each token and behind it.
 
     Returns:
-        The same on a GPU; on a CPU the mask (T, K) of its taps, as factors.
+        The same for functions of rows; for passes the mask (T, K) of its taps, as factors.
     """
-    return sides if compiler.is_fused(sides.device) else _is_inside(sides, n_taps).to(dtype)
+    return sides if is_fused else _is_inside(sides, n_taps).to(dtype)
 
 
 def _is_inside(sides: Tensor, n_taps: int) -> Tensor:
@@ -98,7 +100,14 @@ def kernel_logits(span_key: Tensor, query: Tensor, weight: Tensor, bias: Tensor)
 
 
 def mix_into(
-    context: Tensor, logits: Tensor, values: Tensor, sides: Tensor, attended: Tensor | None = None, *, n_heads: int
+    context: Tensor,
+    logits: Tensor,
+    values: Tensor,
+    sides: Tensor,
+    attended: Tensor | None = None,
+    *,
+    n_heads: int,
+    is_fused: bool,
 ) -> None:
     """Mix each token's span by its own kernels into the right half of ``context``. Paper equations 2 and 5:
 
@@ -109,9 +118,10 @@ def mix_into(
         logits: (T, N·K).
         values: (T, A).
         sides: as ``sides_of`` gives it.
-        attended: (T, A) for the left half, or None where it is there.
+        attended: (T, A) for the left half, or None where it is there, as passes want it.
+        is_fused: as one function of rows.
     """
-    if compiler.is_fused(context.device):
+    if is_fused:
         _mixed_taps(context, logits, values, sides, attended, n_heads)
     else:
         context[:, values.shape[1] :] = _dynamic_passes(logits.unflatten(1, (n_heads, -1)), values, sides)

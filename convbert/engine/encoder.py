@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from convbert import layers
 from convbert.activations import ACTIVATIONS
-from convbert.engine import compiler
 from convbert.engine.attention import attend_at_once, attend_runs, has_kernel
 from convbert.engine.convolution import DepthwiseConvolution, KernelLogits, mix_into, sides_of
 from convbert.engine.graphs import TOKENS_A_RECORD, Graphs, size_of
@@ -41,7 +40,7 @@ class _Rows(NamedTuple):
     positions: Tensor  # (T,)
     types: Tensor  # (T,)
     sides: Tensor  # as sides_of gives it
-    gapped: Tensor | None  # (T,), but for a GPU
+    gapped: Tensor | None  # (T,), for passes
     n_gapped: int
     runs: list[Run]
     offsets: Tensor | None  # (R + 1,) int32, where all records are attended to at once
@@ -73,6 +72,7 @@ class PackedEncoder:
         self.embeddings = placed(model.embeddings, device, self.dtype)
         project = getattr(model, "embeddings_project", None)
         self.project = None if project is None else placed(project, device, self.dtype)
+        self._is_fused = kernels.is_fused
         self._has_attention_kernel = has_kernel(device, self.dtype, head_width=self.config.head_width)
         self.layers = [_PackedLayer(layer, config=model.config, kernels=kernels) for layer in model.encoder.layer]
         self._graphs = Graphs(device)
@@ -120,7 +120,7 @@ class PackedEncoder:
 
     def _placed(self, batch: Packed, where: Layout, wanted: Indices | None, *, attends_at_once: bool) -> _Rows:
         arrays = {"ids": batch.input_ids, "positions": where.positions}
-        if not compiler.is_fused(self.device):
+        if not self._is_fused:
             arrays["gapped"] = where.gapped_rows
         if batch.token_type_ids is not None:
             arrays["types"] = batch.token_type_ids
@@ -134,7 +134,7 @@ class PackedEncoder:
             ids=there["ids"],
             positions=there["positions"],
             types=there["types"] if "types" in there else torch.zeros_like(there["ids"]),
-            sides=sides_of(sides, self.config.conv_kernel_size, self.dtype),
+            sides=sides_of(sides, self.config.conv_kernel_size, self.dtype, is_fused=self._is_fused),
             gapped=there.get("gapped"),
             n_gapped=where.n_gapped_rows,
             runs=where.runs,
@@ -150,7 +150,7 @@ class PackedEncoder:
             ids=ids,
             positions=positions,
             types=types,
-            sides=sides_of(sides.view(size, 2).int(), self.config.conv_kernel_size, self.dtype),
+            sides=sides.view(size, 2).int(),  # as functions of rows want it
             gapped=None,
             n_gapped=0,
             runs=[],
@@ -183,10 +183,11 @@ class _PackedLayer:
 
     def __init__(self, layer: Any, *, config: Any, kernels: Kernels) -> None:
         self.n_heads, self.width = config.n_mixed_heads, config.attention_width
+        self.is_fused = kernels.is_fused
         mixed: layers.MixedSelfAttention = layer.attention.self
         separable = mixed.key_conv_attn_layer
         self.fused = kernels.linear(*stacked([mixed.query, mixed.key, mixed.value, mixed.conv_out_layer]))
-        self.depthwise = DepthwiseConvolution(kernels.placed(separable.depthwise.weight))
+        self.depthwise = DepthwiseConvolution(kernels.placed(separable.depthwise.weight), is_fused=kernels.is_fused)
         self.pointwise = kernels.linear(separable.pointwise.weight.detach()[..., 0], separable.bias.detach()[:, 0])
         self.kernel_logits = KernelLogits(
             kernels.placed(mixed.conv_kernel_layer.weight), kernels.placed(mixed.conv_kernel_layer.bias)
@@ -200,7 +201,8 @@ class _PackedLayer:
         query, conv_values = fused[:, : self.width], fused[:, 3 * self.width :]
         context = hidden.new_empty(len(hidden), 2 * self.width)
         attended = self._attend(fused, rows, out=context[:, : self.width])
-        mix_into(context, self._logits(hidden, query, rows), conv_values, rows.sides, attended, n_heads=self.n_heads)
+        logits = self._logits(hidden, query, rows)
+        mix_into(context, logits, conv_values, rows.sides, attended, n_heads=self.n_heads, is_fused=self.is_fused)
         if wanted is not None:
             context, hidden = context.index_select(0, wanted), hidden.index_select(0, wanted)
         return self.feed_forward(self.attention_output(context, hidden))

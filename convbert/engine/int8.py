@@ -10,9 +10,7 @@ Shapes: T tokens; widths of a layer's input and output are I and O.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -66,28 +64,9 @@ class Int8Residual:
 
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
         """(T, I), (T, O) -> (T, O)."""
-        return self.of_quantised(quantise(x), residual)
-
-    def of_quantised(self, x: Quantised, residual: Tensor) -> Tensor:
-        """The same where x has been quantised already."""
-        dense, norm = self.dense, self.norm
-        parts = (x.scale, x.zero, dense.sums, dense.bias, residual, norm.weight, norm.bias, norm.eps)
-        return _NORMALISED(dense.product(x), *parts)
-
-
-class Int8FeedForward:
-    """LayerNorm(act(x · Vᵀ + a) · Wᵀ + b + x), in which the wide activations only exist as integers."""
-
-    def __init__(self, widen: Int8Linear, activation: Callable[[Tensor], Tensor], close: Int8Residual) -> None:
-        self.widen, self.close = widen, close
-        self._activated = _activated(activation)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(T, H) -> (T, H)."""
-        quantised, widen = quantise(x), self.widen
-        parts = (quantised.scale, quantised.zero, widen.sums, widen.bias, most_levels())
-        wide = self._activated(widen.product(quantised), *parts)
-        return self.close.of_quantised(Quantised(*wide), x)
+        quantised, dense, norm = quantise(x), self.dense, self.norm
+        parts = (quantised.scale, quantised.zero, dense.sums, dense.bias, residual, norm.weight, norm.bias, norm.eps)
+        return _NORMALISED(dense.product(quantised), *parts)
 
 
 def quantise(x: Tensor) -> Quantised:
@@ -120,7 +99,8 @@ def _quantise(x: Tensor, n_levels: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _rescaled(product: Tensor, scale: Tensor, zero: Tensor, sums: Tensor, bias: Tensor) -> Tensor:
-    return scale * (product - zero * sums) + bias
+    """In place, which saves the caches a tensor as wide as the widest."""
+    return product.sub_(zero * sums).mul_(scale).add_(bias)
 
 
 def _normalised(
@@ -136,14 +116,6 @@ def _normalised(
 ) -> Tensor:
     summed = _rescaled(product, scale, zero, sums, bias) + residual
     return F.layer_norm(summed, weight.shape, weight, shift, eps)
-
-
-@cache
-def _activated(activation: Callable[[Tensor], Tensor]) -> RowKernel:
-    def quantised(product: Tensor, scale: Tensor, zero: Tensor, sums: Tensor, bias: Tensor, n_levels: int) -> Any:
-        return _quantise(activation(_rescaled(product, scale, zero, sums, bias)), n_levels)
-
-    return RowKernel(quantised)
 
 
 _QUANTISED = RowKernel(_quantise)

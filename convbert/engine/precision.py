@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from convbert.activations import ACTIVATIONS
 from convbert.engine import compiler
 from convbert.engine.compiler import Fused
-from convbert.engine.int8 import Int8FeedForward, Int8Linear, Int8Residual, check_int8
+from convbert.engine.int8 import Int8Linear, Int8Residual, check_int8
 from convbert.engine.linear import Grouped, Linear, Product, TanhGelu, parts_of
 from convbert.errors import InputError
 
@@ -52,10 +52,16 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 class Kernels:
-    """What a block is built from: products, sums and norms in one floating-point type."""
+    """What a block is built from: products, sums and norms in one floating-point type.
+
+    Attributes:
+        dtype: of hidden states.
+        is_fused: convolutions are functions of rows, each one kernel (convbert.engine.convolution).
+    """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
+        self.is_fused = compiler.is_fused(device)
 
     def placed(self, tensor: Tensor) -> Tensor:
         """A copy of a weight on the device, in the type of the hidden states."""
@@ -76,11 +82,11 @@ class Kernels:
 
     def feed_forward(self, layer: Any, activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """x (T, H) -> (T, H): the second half of a layers.EncoderLayer."""
-        dense, close = layer.intermediate.dense, self.residual(layer.output)
+        dense = layer.intermediate.dense
         parts = parts_of(dense)
         if compiler.is_fused(self.device) and len(parts) == 1 and is_tanh_gelu(activation, self.dtype):
-            return _FeedForward(TanhGelu(*map(self.placed, parts[0])), close)
-        return _FeedForward(_Activated(self.dense(dense), activation), close)
+            return _FeedForward(TanhGelu(*map(self.placed, parts[0])), self.residual(layer.output))
+        return _FeedForward(_Activated(self.dense(dense), activation), self.residual(layer.output))
 
     def _norm(self, norm: nn.LayerNorm) -> nn.LayerNorm:
         there = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, device=self.device, dtype=self.dtype)
@@ -93,6 +99,7 @@ class _Int8Kernels(Kernels):
 
     def __init__(self) -> None:
         super().__init__(torch.device("cpu"), torch.float32)
+        self.is_fused = compiler.has_compiler("cpu")
 
     def linear(self, weight: Tensor, bias: Tensor) -> Product:
         return Int8Linear(self.placed(weight), self.placed(bias))
@@ -100,12 +107,6 @@ class _Int8Kernels(Kernels):
     def residual(self, output: Any) -> Callable[[Tensor, Tensor], Tensor]:
         dense, norm = self.dense(output.dense), self._norm(output.LayerNorm)
         return Int8Residual(dense, norm) if isinstance(dense, Int8Linear) else _Residual(dense, norm)
-
-    def feed_forward(self, layer: Any, activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        widen, close = self.dense(layer.intermediate.dense), self.residual(layer.output)
-        if isinstance(widen, Int8Linear) and isinstance(close, Int8Residual):
-            return Int8FeedForward(widen, activation, close)
-        return _FeedForward(_Activated(widen, activation), close)
 
 
 class _Residual:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +54,40 @@ def test_other_errors_are_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(torch.OutOfMemoryError):
             doubled(torch.ones(2))
     assert len(called) == 2
+
+
+@pytest.mark.parametrize(("capability", "bits"), [("AVX512", 512), ("AVX2", 256), ("DEFAULT", None)])
+def test_what_is_compiled_is_kept_for_processors_with_as_wide_vectors(
+    capability: str, bits: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, object]] = []
+    monkeypatch.setattr(compiler, "has_compiler", lambda device_type: True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: given.append(options) or function)
+    RowKernel(lambda x: x * 2)(torch.ones(2))
+    assert [options["options"] for options in given] == [{"cpp.simdlen": bits}]
+
+
+QUANTISED = """
+import torch
+from convbert.engine.int8 import quantise
+print(torch.backends.cpu.get_cpu_capability(), quantise(torch.arange(400.0).view(4, 100)).levels.sum().item())
+"""
+
+
+@pytest.mark.slow  # two processes that import torch's compiler
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="no processor with two widths of vectors"
+)
+def test_a_processor_with_narrower_vectors_finds_no_code_for_wide_ones(tmp_path: Path) -> None:
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    found = []
+    for settings in ({}, {"ATEN_CPU_CAPABILITY": "avx2"}):
+        command = [sys.executable, "-c", QUANTISED]
+        run = subprocess.run(command, env={**environment, **settings}, check=True, capture_output=True, text=True)
+        found.append(run.stdout.split())
+    assert [capability for capability, _ in found] == ["AVX512", "AVX2"]
+    assert len({levels for _, levels in found}) == 1
 
 
 @pytest.fixture
@@ -156,6 +192,7 @@ def test_where_triton_fails_the_function_runs_as_written(
         calls.append(factor)
         raise (raised if factor == 2 else RuntimeError("Triton Error [CUDA]: out of memory"))
 
+    monkeypatch.setattr(compiler, "is_fused", lambda device: True)
     monkeypatch.setattr(compiler, "has_compiler", lambda device_type: True)
     monkeypatch.setattr(triton_kernels, "doubled", failing, raising=False)
     fused = Fused(doubled)

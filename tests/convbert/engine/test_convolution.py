@@ -17,11 +17,13 @@ N_HEADS, WIDTH = 2, 16
 LENGTHS = np.array([3, 1, 1, 9, 2])
 
 
-@pytest.fixture(params=["passes", "as written"])
-def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How a CPU computes, and how a GPU does without Triton; test_triton_kernels.py has the third."""
+@pytest.fixture(params=["passes", "compiled", "as written"])
+def form(request: pytest.FixtureRequest) -> str:
+    """How a CPU computes in float, in int8, and a GPU without Triton; test_triton_kernels.py has the fourth."""
     if request.param == "as written":
         request.getfixturevalue("as_on_a_gpu")
+    if request.param == "compiled":
+        request.getfixturevalue("compiled_rows")
     return request.param
 
 
@@ -35,9 +37,9 @@ def rows(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(int(LENGTHS.sum()), *shape, generator=torch.Generator().manual_seed(seed))
 
 
-def sides(n_taps: int) -> torch.Tensor:
+def sides(n_taps: int, form: str) -> torch.Tensor:
     where = layout(LENGTHS, n_taps=n_taps, max_length=9)
-    return sides_of(torch.from_numpy(where.sides), n_taps, torch.float32)
+    return sides_of(torch.from_numpy(where.sides), n_taps, torch.float32, is_fused=form != "passes")
 
 
 @torch.inference_mode()
@@ -47,7 +49,8 @@ def test_dynamic_convolution_is_the_references_on_each_record(form: str) -> None
     columns = torch.cat([values, values], 1)[:, WIDTH:]  # as they stand beside others in a block
     for given in (None,) if form == "passes" else (None, attended):
         context = torch.cat([attended if given is None else torch.zeros_like(values), torch.zeros_like(values)], 1)
-        mix_into(context, logits.flatten(1), columns, sides(3), given, n_heads=N_HEADS)
+        is_fused = form != "passes"
+        mix_into(context, logits.flatten(1), columns, sides(3, form), given, n_heads=N_HEADS, is_fused=is_fused)
         torch.testing.assert_close(context, torch.cat([attended, expected.flatten(1)], 1))
 
 
@@ -66,7 +69,8 @@ def test_depthwise_convolution_is_the_references_on_each_record(form: str, n_tap
     expected = by_record(lambda record: reference(record.transpose(1, 2)).transpose(1, 2), x)
     where = layout(LENGTHS, n_taps=n_taps, max_length=9)
     gapped = torch.from_numpy(where.gapped_rows)
-    result = DepthwiseConvolution(reference.weight)(x, gapped, where.n_gapped_rows, sides(n_taps))
+    depthwise = DepthwiseConvolution(reference.weight, is_fused=form != "passes")
+    result = depthwise(x, gapped, where.n_gapped_rows, sides(n_taps, form))
     torch.testing.assert_close(result, expected)
 
 
@@ -77,19 +81,19 @@ def test_depthwise_convolution_is_the_references_on_each_record(form: str, n_tap
 def test_a_neighbour_that_is_no_number_stays_outside(
     no_number: float, dtype: torch.dtype, tolerance: float, is_fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiler, "is_fused", lambda device: is_fused)
     monkeypatch.setattr(compiler, "has_compiler", lambda device_type: False)
     logits, values = rows(N_HEADS, 5, seed=0).to(dtype), rows(WIDTH, seed=1).to(dtype)
     where = layout(LENGTHS, n_taps=5, max_length=9)
-    mask, gapped = sides_of(torch.from_numpy(where.sides), 5, dtype), torch.from_numpy(where.gapped_rows)
-    depthwise = DepthwiseConvolution(torch.ones(WIDTH, 1, 5, dtype=dtype))
+    mask = sides_of(torch.from_numpy(where.sides), 5, dtype, is_fused=is_fused)
+    gapped = torch.from_numpy(where.gapped_rows)
+    depthwise = DepthwiseConvolution(torch.ones(WIDTH, 1, 5, dtype=dtype), is_fused=is_fused)
     spoilt = values.clone()
     spoilt[3] = no_number  # the second record
     others = torch.arange(len(values)) != 3
 
     def mixed(x: torch.Tensor) -> torch.Tensor:
         context = x.new_zeros(len(x), 2 * WIDTH)
-        mix_into(context, logits.flatten(1), x, mask, n_heads=N_HEADS)
+        mix_into(context, logits.flatten(1), x, mask, n_heads=N_HEADS, is_fused=is_fused)
         return context[:, WIDTH:]
 
     for convolve in (

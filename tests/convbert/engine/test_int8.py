@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from convbert import InputError
 from convbert.engine import compiler, int8
-from convbert.engine.int8 import Int8FeedForward, Int8Linear, Int8Residual, most_levels, quantise
+from convbert.engine.int8 import Int8Linear, Int8Residual, most_levels, quantise
+from convbert.engine.precision import kernels_for
 
 
 @pytest.fixture(params=["compiled", "as written"])
@@ -89,7 +90,9 @@ def test_feed_forward_and_residual_are_close_to_float(activation) -> None:
     x = torch.randn(33, 64)
     with torch.inference_mode():
         close = Int8Residual(Int8Linear(outer.weight.detach(), outer.bias.detach()), norm)
-        block = Int8FeedForward(Int8Linear(inner.weight.detach(), inner.bias.detach()), activation, close)
+        output = SimpleNamespace(dense=outer, LayerNorm=norm)
+        layer = SimpleNamespace(intermediate=SimpleNamespace(dense=inner), output=output)
+        block = kernels_for("int8", torch.device("cpu")).feed_forward(layer, activation)
         expected = norm(outer(activation(inner(x))) + x)
         assert (block(x) - expected).abs().max() < 0.05
         wide = activation(inner(x))

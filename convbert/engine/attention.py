@@ -31,6 +31,8 @@ def attend_runs(fused: Tensor, runs: list[Run], *, n_heads: int, out: Tensor) ->
         heads = fused[rows, : 3 * width].view(run.n_records, run.length, 3, n_heads, -1)
         q, k, v = (heads[:, :, part].transpose(1, 2) for part in range(3))  # (R, N, L, d)
         k, v = k[:, :, : run.n_attended], v[:, :, : run.n_attended]
+        if fused.dtype == torch.float16:  # in which some processors would sum
+            q, k, v = q.float(), k.float(), v.float()
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)  # (R, L, N, d)
         out[rows].view(run.n_records, run.length, n_heads, -1).copy_(attended)
 

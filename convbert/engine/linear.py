@@ -21,7 +21,8 @@ MKL_ROWS = 256  # a thread: with fewer, MKL, which lays the weights out anew in 
 class Linear:
     """x · Wᵀ + b. On a CPU the weights are laid out once as oneDNN wants them, where it has a kernel for the type.
 
-    Where MKL is faster for many rows, they are there twice.
+    Where MKL is faster for many rows, they are there twice. Some processors would sum half-precision products in half
+    precision, and in another order for other numbers of rows: on a CPU they are summed in float32, and rounded once.
 
     Args:
         weight: (O, I) on its device, in the type to compute in.
@@ -32,7 +33,11 @@ class Linear:
         self.bias = bias
         self.weight: Tensor | None = weight
         self.packed: Tensor | None = None
-        if weight.device.type == "cpu" and _has_onednn_kernel(weight.dtype):
+        if weight.device.type != "cpu":
+            return
+        if weight.dtype == torch.float16:
+            self.weight, self.bias = weight.float(), bias.float()
+        elif _has_onednn_kernel(weight.dtype):
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
             if not _has_faster_mkl(weight.dtype):
                 self.weight = None
@@ -41,7 +46,7 @@ class Linear:
         """(T, I) -> (T, O)."""
         if self.weight is None or (self.packed is not None and len(x) < MKL_ROWS * torch.get_num_threads()):
             return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-        return F.linear(x, self.weight, self.bias)
+        return F.linear(x.to(self.bias.dtype), self.weight, self.bias).to(x.dtype)
 
 
 class TanhGelu:

@@ -53,7 +53,7 @@ def alone(model: transformers.PreTrainedModel, batch: Packed) -> np.ndarray:
 
 @pytest.mark.parametrize("changes", SHAPES, ids=str)
 def test_any_mixture_gives_each_record_its_own_result(changes: dict[str, object], tmp_path: Path) -> None:
-    torch.manual_seed(1)
+    torch.manual_seed(2)
     config = tiny_config(max_position_embeddings=512, num_labels=3, **changes)
     oracle = transformers.ConvBertForSequenceClassification(config).eval()
     oracle.save_pretrained(tmp_path)
@@ -98,7 +98,7 @@ def test_the_same_records_give_the_same_bytes(checkpoint: Path) -> None:
 def test_every_precision_stays_close_and_gives_each_record_its_own(
     changes: dict[str, int], precision: str, tolerance: float, tmp_path: Path
 ) -> None:
-    torch.manual_seed(1)
+    torch.manual_seed(2)
     oracle = transformers.ConvBertForSequenceClassification(tiny_config(num_labels=3, **changes)).eval()
     oracle.save_pretrained(tmp_path)
     model = ConvBertForSequenceClassification.from_pretrained(tmp_path)
@@ -359,7 +359,7 @@ def test_the_way_through_a_gpu_gives_each_record_its_own(
     request: pytest.FixtureRequest,
 ) -> None:
     request.getfixturevalue(way)
-    torch.manual_seed(1)
+    torch.manual_seed(2)
     oracle = transformers.ConvBertForSequenceClassification(tiny_config(num_labels=3, **changes)).eval()
     oracle.save_pretrained(tmp_path)
     model = ConvBertForSequenceClassification.from_pretrained(tmp_path)

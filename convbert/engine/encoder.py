@@ -58,6 +58,7 @@ class PackedEncoder:
 
     Attributes:
         dtype: type of the hidden states.
+        is_fused: it calls compiled functions, on a CPU many short ones.
 
     Raises:
         InputError: no encoder, or the device does not compute in that precision.
@@ -72,7 +73,7 @@ class PackedEncoder:
         self.embeddings = placed(model.embeddings, device, self.dtype)
         project = getattr(model, "embeddings_project", None)
         self.project = None if project is None else placed(project, device, self.dtype)
-        self._is_fused = kernels.is_fused
+        self.is_fused = kernels.is_fused
         self._has_attention_kernel = has_kernel(device, self.dtype, head_width=self.config.head_width)
         self.layers = [_PackedLayer(layer, config=model.config, kernels=kernels) for layer in model.encoder.layer]
         self._graphs = Graphs(device)
@@ -102,7 +103,7 @@ class PackedEncoder:
 
     def compile_for_one_thread(self) -> None:
         """Have compiled what threads will run side by side: torch's compiler fails while one of them runs."""
-        if not self._is_compiled_for_one:
+        if self.is_fused and not self._is_compiled_for_one:
             with one_thread():
                 self(Packed(np.zeros(4, np.int64), np.array([0, 2, 4])))
             self._is_compiled_for_one = True
@@ -120,7 +121,7 @@ class PackedEncoder:
 
     def _placed(self, batch: Packed, where: Layout, wanted: Indices | None, *, attends_at_once: bool) -> _Rows:
         arrays = {"ids": batch.input_ids, "positions": where.positions}
-        if not self._is_fused:
+        if not self.is_fused:
             arrays["gapped"] = where.gapped_rows
         if batch.token_type_ids is not None:
             arrays["types"] = batch.token_type_ids
@@ -134,7 +135,7 @@ class PackedEncoder:
             ids=there["ids"],
             positions=there["positions"],
             types=there["types"] if "types" in there else torch.zeros_like(there["ids"]),
-            sides=sides_of(sides, self.config.conv_kernel_size, self.dtype, is_fused=self._is_fused),
+            sides=sides_of(sides, self.config.conv_kernel_size, self.dtype, is_fused=self.is_fused),
             gapped=there.get("gapped"),
             n_gapped=where.n_gapped_rows,
             runs=where.runs,

@@ -16,6 +16,8 @@ from convbert.errors import InputError
 
 Indices = NDArray[np.int64]
 LEAST_SHARE = 128  # tokens of a micro-batch that is cut for one of several threads: fewer take hardly less time
+LEAST_EQUAL_SHARE = 64  # tokens, for each thread: all read the same weights, the longer the more they are
+MOST_OF_EQUAL_SHARE = 1.12  # of the mean: one that is larger keeps the others waiting
 MOST_RECORDS = 65_535  # of a micro-batch: CUDA starts no more blocks side by side, and attention takes one a record
 
 
@@ -150,6 +152,30 @@ def micro_batches(lengths: Indices, max_batch_tokens: int, *, n_threads: int = 1
         last = min(max(fitting, first + 1), first + MOST_RECORDS)
         yield order[first:last]
         first, n_before = last, int(totals[last - 1])
+
+
+def equal_shares(lengths: Indices, n_threads: int, max_batch_tokens: int) -> list[Indices]:
+    """Record numbers of a micro-batch for each thread, all with about as many tokens; none where there are no such.
+
+    The longest first, each to the thread that has least so far (LPT, Graham 1969).
+
+    Args:
+        lengths: (R,) tokens of each record.
+        n_threads: that compute one each, at the same time.
+        max_batch_tokens: most tokens of one.
+    """
+    shares: list[list[int]] = [[] for _ in range(n_threads)]
+    n_tokens = np.zeros(n_threads, np.int64)
+    least, most = LEAST_EQUAL_SHARE * n_threads, min(max_batch_tokens, MOST_OF_EQUAL_SHARE * lengths.sum() / n_threads)
+    if not least <= most:
+        return []
+    for record in np.argsort(-lengths, kind="stable").tolist():
+        thread = int(n_tokens.argmin())
+        n_tokens[thread] += lengths[record]
+        if n_tokens[thread] > most:
+            return []
+        shares[thread].append(record)
+    return [np.array(share, np.int64) for share in shares] if n_tokens.min() >= least else []
 
 
 class Run(NamedTuple):

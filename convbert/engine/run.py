@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ from convbert.engine.packing import (
     Rows,
     check_fields,
     check_lengths,
+    equal_shares,
     gather,
     micro_batches,
     offsets_of,
@@ -155,10 +156,11 @@ class Engine:
 
     def _one_pass(self, records: Packed) -> dict[str, Rows]:
         """The encoder once over everything, and every head on what it gives."""
-        n_threads = n_side_by_side(len(records.input_ids), self.max_batch_tokens, self.device)
-        if n_threads > 1 and self._has_memory_for_threads:
+        batches = self._for_threads(records.lengths) if self._has_memory_for_threads else []
+        if batches:
+            n_threads = torch.get_num_threads()
             try:
-                return self._side_by_side(records, n_threads)
+                return self._side_by_side(records, batches, n_threads)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -166,8 +168,18 @@ class Engine:
             logger.warning("no memory for %d micro-batches at a time: from now on they run one by one", n_threads)
         return self._one_by_one(records)
 
-    def _side_by_side(self, records: Packed, n_threads: int) -> dict[str, Rows]:
-        """A CPU's way for many records: each thread has a micro-batch of its own."""
+    def _for_threads(self, lengths: Indices) -> list[Indices]:
+        """Record numbers of micro-batches that a CPU's threads compute one each; none where they had better share."""
+        n_threads = n_side_by_side(int(lengths.sum()), self.max_batch_tokens, self.device)
+        if n_threads > 1:
+            return list(micro_batches(lengths, self.max_batch_tokens, n_threads=n_threads))
+        n_threads = torch.get_num_threads()
+        if self.device.type != "cpu" or n_threads == 1 or self.encoder.is_fused:  # the last: calls hold Python's lock
+            return []
+        return equal_shares(lengths, n_threads, self.max_batch_tokens)
+
+    def _side_by_side(self, records: Packed, batches: Sequence[Indices], n_threads: int) -> dict[str, Rows]:
+        """A CPU's way for several records: each thread has micro-batches of its own."""
 
         @torch.inference_mode()  # which each thread enters by itself
         def run(numbers: Indices) -> dict[str, NDArray[np.float32]]:
@@ -175,7 +187,6 @@ class Engine:
 
         self.encoder.compile_for_one_thread()
         results = {name: _Result(head.n_rows(records)) for name, head in self.heads.items()}
-        batches = list(micro_batches(records.lengths, self.max_batch_tokens, n_threads=n_threads))
         for numbers, rows in zip(batches, side_by_side(run, batches, n_threads=n_threads), strict=True):
             for name, result in results.items():
                 result.put(numbers, rows[name])

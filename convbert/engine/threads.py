@@ -6,9 +6,11 @@ each time.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
@@ -45,9 +47,27 @@ def side_by_side(run: Callable[[Piece], Result], pieces: Iterable[Piece], *, n_t
     """
     if n_threads == 1:
         return [run(piece) for piece in pieces]
-    with one_thread():
-        threads = ThreadPoolExecutor(n_threads, "side-by-side", initializer=torch.set_num_threads, initargs=(1,))
+    is_over = threading.Event()
+
+    def run_unless_over(piece: Piece) -> Result:
+        if is_over.is_set():
+            raise CancelledError
         try:
-            return list(threads.map(run, pieces))
+            return run(piece)
+        except BaseException:
+            is_over.set()
+            raise
+
+    with one_thread():
+        futures = [_threads(n_threads).submit(run_unless_over, piece) for piece in pieces]
+        try:
+            return [future.result() for future in futures]
         finally:
-            threads.shutdown(cancel_futures=True)
+            is_over.set()
+            wait(futures)
+
+
+@lru_cache
+def _threads(n: int) -> ThreadPoolExecutor:
+    """So many threads that stay: what libraries keep for each thread is made once."""
+    return ThreadPoolExecutor(n, "side-by-side", initializer=torch.set_num_threads, initargs=(1,))

@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 from convbert import InputError
 from convbert.engine.convolution import sides_of
-from convbert.engine.packing import LEAST_SHARE, MOST_RECORDS, Packed, layout, micro_batches, sums_of
+from convbert.engine.packing import (
+    LEAST_EQUAL_SHARE,
+    LEAST_SHARE,
+    MOST_OF_EQUAL_SHARE,
+    MOST_RECORDS,
+    Packed,
+    equal_shares,
+    layout,
+    micro_batches,
+    sums_of,
+)
 
 lengths_of = st.lists(st.integers(1, 40), min_size=1, max_size=60).map(lambda lengths: np.array(lengths))
 
@@ -49,7 +59,36 @@ def test_micro_batches_hold_no_more_records_than_a_gpu_attends_to() -> None:
     assert sizes == [65_535, 65_535, 1]
 
 
+@given(lengths_of.map(lambda lengths: 20 * lengths), st.integers(1, 9000), st.integers(2, 5))
+def test_equal_shares_hold_every_record_once_and_keep_no_thread_waiting(
+    lengths: np.ndarray, budget: int, n_threads: int
+) -> None:
+    if shares := equal_shares(lengths, n_threads, budget):
+        assert sorted(np.concatenate(shares)) == list(range(len(lengths)))
+        n_tokens = [lengths[share].sum() for share in shares]
+        assert len(shares) == n_threads
+        assert LEAST_EQUAL_SHARE * n_threads <= min(n_tokens)
+        assert max(n_tokens) <= min(budget, MOST_OF_EQUAL_SHARE * lengths.sum() / n_threads)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "budget", "shares"),
+    [
+        ([90, 200, 100, 210], 1000, [[3, 0], [1, 2]]),
+        ([300], 1000, []),  # nothing to share
+        ([300, 100, 40], 1000, []),  # the others would wait for the longest
+        ([90, 60, 100, 50], 1000, [[2, 3], [0, 1]]),
+        ([60, 60], 1000, []),  # weights take longer to read than so few tokens to compute
+        ([500, 500, 100, 100], 599, []),
+        ([500, 500, 100, 100], 600, [[0, 2], [1, 3]]),
+    ],
+)
+def test_equal_shares_of_records(lengths: list[int], budget: int, shares: list[list[int]]) -> None:
+    assert [share.tolist() for share in equal_shares(np.array(lengths), 2, budget)] == shares
+
+
 def test_no_records_give_no_batches() -> None:
+    assert equal_shares(np.array([], np.int64), 2, 8) == []
     assert list(micro_batches(np.array([], np.int64), 8)) == []
 
 

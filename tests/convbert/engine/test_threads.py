@@ -89,6 +89,21 @@ def test_copies_of_a_record_are_scored_side_by_side(checkpoint: Path, runs: list
         assert_same(rows, engine(batch))
 
 
+def test_threads_take_equal_shares_of_a_few_records(checkpoint: Path, runs: list[tuple[str, int, int]]) -> None:
+    batch, engine = records(*[80, 60, 50, 90] * 3), engine_of(checkpoint)
+    rows = engine(batch)
+    assert [(n_threads, n_tokens) for _, n_threads, n_tokens in runs] == [(1, 280)] * N_THREADS
+    assert len({name for name, *_ in runs}) == N_THREADS
+    with one_thread():
+        assert_same(rows, engine(batch))
+
+
+def test_compiled_functions_are_shared_by_all_threads(checkpoint: Path, runs: list[tuple[str, int, int]]) -> None:
+    engine = engine_of(checkpoint, precision="int8")
+    engine(records(*[80, 60, 50, 90] * 3))
+    assert [run[1:] for run in runs] == [(N_THREADS, 840)]
+
+
 def test_few_records_are_shared_by_all_threads(checkpoint: Path, runs: list[tuple[str, int, int]]) -> None:
     engine_of(checkpoint, max_batch_tokens=100)(records(*[90] * 13, 29))
     assert runs == [(threading.current_thread().name, N_THREADS, n_tokens) for n_tokens in [90] * 13 + [29]]

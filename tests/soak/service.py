@@ -185,7 +185,7 @@ def life() -> dict[str, Any]:
         "max_replicas": N_NODES,
         "target_ongoing_requests": 0.5,  # well below what the clients keep under way: it calls for all nodes throughout
         "upscale_delay_s": 0.5,
-        "downscale_delay_s": 3,
+        "downscale_delay_s": 20,  # a busy machine leaves the controller without figures while replicas start
     }
     spec = ServeSpec.of({"head": {"spam": str(CHECKPOINT)}, "port": port, "threads": 1, "timeout_s": 60, **scaling})
     seen: dict[str, Any] = {}

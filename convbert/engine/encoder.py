@@ -25,7 +25,6 @@ from convbert.engine.graphs import TOKENS_A_RECORD, Graphs, size_of
 from convbert.engine.linear import stacked
 from convbert.engine.packing import Indices, Layout, Packed, Run, layout
 from convbert.engine.precision import Kernels, kernels_for
-from convbert.engine.threads import one_thread
 from convbert.engine.transfer import send, send_tensor
 from convbert.errors import InputError
 from convbert.models import ConvBertModel
@@ -58,7 +57,6 @@ class PackedEncoder:
 
     Attributes:
         dtype: type of the hidden states.
-        is_fused: it calls compiled functions, on a CPU many short ones.
 
     Raises:
         InputError: no encoder, or the device does not compute in that precision.
@@ -73,11 +71,10 @@ class PackedEncoder:
         self.embeddings = placed(model.embeddings, device, self.dtype)
         project = getattr(model, "embeddings_project", None)
         self.project = None if project is None else placed(project, device, self.dtype)
-        self.is_fused = kernels.is_fused
+        self._is_fused = kernels.is_fused
         self._has_attention_kernel = has_kernel(device, self.dtype, head_width=self.config.head_width)
         self.layers = [_PackedLayer(layer, config=model.config, kernels=kernels) for layer in model.encoder.layer]
         self._graphs = Graphs(device)
-        self._is_compiled_for_one = False
 
     @torch.inference_mode()
     def __call__(self, batch: Packed, wanted: Indices | None = None) -> Tensor:
@@ -101,13 +98,6 @@ class PackedEncoder:
             return self._graphs.run(self._states_of_flat, _flat(batch, where, size), size)[: len(batch.input_ids)]
         return self._states(self._placed(batch, where, wanted, attends_at_once=attends_at_once))
 
-    def compile_for_one_thread(self) -> None:
-        """Have compiled what threads will run side by side: torch's compiler fails while one of them runs."""
-        if self.is_fused and not self._is_compiled_for_one:
-            with one_thread():
-                self(Packed(np.zeros(4, np.int64), np.array([0, 2, 4])))
-            self._is_compiled_for_one = True
-
     def _states(self, rows: _Rows) -> Tensor:
         """Last hidden states (T, H)."""
         words = self.embeddings.word_embeddings(rows.ids)  # (T, E)
@@ -121,7 +111,7 @@ class PackedEncoder:
 
     def _placed(self, batch: Packed, where: Layout, wanted: Indices | None, *, attends_at_once: bool) -> _Rows:
         arrays = {"ids": batch.input_ids, "positions": where.positions}
-        if not self.is_fused:
+        if not self._is_fused:
             arrays["gapped"] = where.gapped_rows
         if batch.token_type_ids is not None:
             arrays["types"] = batch.token_type_ids
@@ -135,7 +125,7 @@ class PackedEncoder:
             ids=there["ids"],
             positions=there["positions"],
             types=there["types"] if "types" in there else torch.zeros_like(there["ids"]),
-            sides=sides_of(sides, self.config.conv_kernel_size, self.dtype, is_fused=self.is_fused),
+            sides=sides_of(sides, self.config.conv_kernel_size, self.dtype, is_fused=self._is_fused),
             gapped=there.get("gapped"),
             n_gapped=where.n_gapped_rows,
             runs=where.runs,

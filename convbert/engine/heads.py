@@ -156,8 +156,6 @@ class PseudoLikelihood(nn.Module):
 
         n_threads = n_side_by_side(int(lengths[owners].sum()), max_batch_tokens, encoder.device)
         batches = micro_batches(lengths[owners], max_batch_tokens, n_threads=n_threads)
-        if n_threads > 1:
-            encoder.compile_for_one_thread()
         found = side_by_side(score, batches, n_threads=n_threads)
         totals = np.zeros((len(lengths), 2), np.float64)
         for records_of, scores in found:  # fetched when all are on their way

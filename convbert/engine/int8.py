@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convbert.engine.compiler import RowKernel
+from convbert.engine.compiler import Fused
 from convbert.errors import InputError
 
 
@@ -52,8 +52,21 @@ class Int8Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(T, I) -> (T, O)."""
-        quantised = quantise(x)
-        return _RESCALED(self.product(quantised), quantised.scale, quantised.zero, self.sums, self.bias)
+        levels = quantise(x)
+        return _rescaled(self.product(levels), levels.scale, levels.zero, self.sums, self.bias)
+
+
+class Int8Gelu:
+    """GELU(x · Wᵀ + b) as integers, ready for the next product."""
+
+    def __init__(self, dense: Int8Linear) -> None:
+        self.dense = dense
+
+    def __call__(self, x: Tensor) -> Quantised:
+        """(T, I) -> (T, O)."""
+        levels, dense = quantise(x), self.dense
+        rows = (dense.product(levels), levels.scale, levels.zero, dense.sums, dense.bias)
+        return Quantised(*_gelu_quantised(*rows, most_levels()))
 
 
 class Int8Residual:
@@ -62,16 +75,16 @@ class Int8Residual:
     def __init__(self, dense: Int8Linear, norm: nn.LayerNorm) -> None:
         self.dense, self.norm = dense, norm
 
-    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
+    def __call__(self, x: Tensor | Quantised, residual: Tensor) -> Tensor:
         """(T, I), (T, O) -> (T, O)."""
-        quantised, dense, norm = quantise(x), self.dense, self.norm
-        parts = (quantised.scale, quantised.zero, dense.sums, dense.bias, residual, norm.weight, norm.bias, norm.eps)
-        return _NORMALISED(dense.product(quantised), *parts)
+        levels, dense, norm = x if isinstance(x, Quantised) else quantise(x), self.dense, self.norm
+        parts = (levels.scale, levels.zero, dense.sums, dense.bias, residual, norm.weight, norm.bias, norm.eps)
+        return _normalised(dense.product(levels), *parts)
 
 
 def quantise(x: Tensor) -> Quantised:
     """Rows (T, I) as integers."""
-    return Quantised(*_QUANTISED(x.contiguous(), most_levels()))
+    return Quantised(*_quantised(x, most_levels()))
 
 
 def check_int8() -> None:
@@ -90,7 +103,8 @@ def most_levels() -> int:
     return 256 if torch.cpu._is_vnni_supported() else 128
 
 
-def _quantise(x: Tensor, n_levels: int) -> tuple[Tensor, Tensor, Tensor]:
+def quantised(x: Tensor, n_levels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows (T, I) as so many levels, with each row's scale and zero point."""
     low, high = x.amin(1, keepdim=True).clamp(max=0), x.amax(1, keepdim=True).clamp(min=0)
     scale = ((high - low) / (n_levels - 1)).clamp(min=1e-12)
     zero = (-low / scale).round()
@@ -98,12 +112,19 @@ def _quantise(x: Tensor, n_levels: int) -> tuple[Tensor, Tensor, Tensor]:
     return levels.to(torch.uint8), scale, zero
 
 
-def _rescaled(product: Tensor, scale: Tensor, zero: Tensor, sums: Tensor, bias: Tensor) -> Tensor:
-    """In place, which saves the caches a tensor as wide as the widest."""
+def rescaled(product: Tensor, scale: Tensor, zero: Tensor, sums: Tensor, bias: Tensor) -> Tensor:
+    """x · Wᵀ + b of the product (T, O) of their integers, in place."""
     return product.sub_(zero * sums).mul_(scale).add_(bias)
 
 
-def _normalised(
+def gelu_quantised(
+    product: Tensor, scale: Tensor, zero: Tensor, sums: Tensor, bias: Tensor, n_levels: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """GELU of what ``rescaled`` gives, as ``quantised`` gives it; the product is written over."""
+    return quantised(torch.ops.aten.gelu_(rescaled(product, scale, zero, sums, bias)), n_levels)
+
+
+def normalised(
     product: Tensor,
     scale: Tensor,
     zero: Tensor,
@@ -114,10 +135,12 @@ def _normalised(
     shift: Tensor,
     eps: float,
 ) -> Tensor:
-    summed = _rescaled(product, scale, zero, sums, bias) + residual
+    """LayerNorm of what ``rescaled`` gives and the residual (T, O); the product is written over."""
+    summed = rescaled(product, scale, zero, sums, bias).add_(residual)
     return F.layer_norm(summed, weight.shape, weight, shift, eps)
 
 
-_QUANTISED = RowKernel(_quantise)
-_RESCALED = RowKernel(_rescaled)
-_NORMALISED = RowKernel(_normalised)
+_quantised = Fused(quantised)
+_rescaled = Fused(rescaled)
+_gelu_quantised = Fused(gelu_quantised)
+_normalised = Fused(normalised)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from convbert.activations import ACTIVATIONS
 from convbert.engine import compiler
 from convbert.engine.compiler import Fused
-from convbert.engine.int8 import Int8Linear, Int8Residual, check_int8
+from convbert.engine.int8 import Int8Gelu, Int8Linear, Int8Residual, check_int8
 from convbert.engine.linear import Grouped, Linear, Product, TanhGelu, parts_of
 from convbert.errors import InputError
 
@@ -61,7 +61,7 @@ class Kernels:
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
-        self.is_fused = compiler.is_fused(device)
+        self.is_fused = compiler.is_fused(device) or compiler.has_cpu_kernels(device, dtype)
 
     def placed(self, tensor: Tensor) -> Tensor:
         """A copy of a weight on the device, in the type of the hidden states."""
@@ -99,7 +99,6 @@ class _Int8Kernels(Kernels):
 
     def __init__(self) -> None:
         super().__init__(torch.device("cpu"), torch.float32)
-        self.is_fused = compiler.has_compiler("cpu")
 
     def linear(self, weight: Tensor, bias: Tensor) -> Product:
         return Int8Linear(self.placed(weight), self.placed(bias))
@@ -107,6 +106,12 @@ class _Int8Kernels(Kernels):
     def residual(self, output: Any) -> Callable[[Tensor, Tensor], Tensor]:
         dense, norm = self.dense(output.dense), self._norm(output.LayerNorm)
         return Int8Residual(dense, norm) if isinstance(dense, Int8Linear) else _Residual(dense, norm)
+
+    def feed_forward(self, layer: Any, activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        dense, close = self.dense(layer.intermediate.dense), self.residual(layer.output)
+        if activation is F.gelu and isinstance(dense, Int8Linear) and isinstance(close, Int8Residual):
+            return _FeedForward(Int8Gelu(dense), close)
+        return _FeedForward(_Activated(dense, activation), close)
 
 
 class _Residual:
@@ -137,7 +142,7 @@ class _Activated:
 class _FeedForward:
     """close(inner(x), x)."""
 
-    def __init__(self, inner: Product, close: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, inner: Callable[[Tensor], Any], close: Callable[[Any, Tensor], Tensor]) -> None:
         self.inner, self.close = inner, close
 
     def __call__(self, x: Tensor) -> Tensor:

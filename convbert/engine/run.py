@@ -174,7 +174,7 @@ class Engine:
         if n_threads > 1:
             return list(micro_batches(lengths, self.max_batch_tokens, n_threads=n_threads))
         n_threads = torch.get_num_threads()
-        if self.device.type != "cpu" or n_threads == 1 or self.encoder.is_fused:  # the last: calls hold Python's lock
+        if self.device.type != "cpu" or n_threads == 1:
             return []
         return equal_shares(lengths, n_threads, self.max_batch_tokens)
 
@@ -185,7 +185,6 @@ class Engine:
         def run(numbers: Indices) -> dict[str, NDArray[np.float32]]:
             return {name: rows.numpy() for name, rows in self._run(records.take(numbers)).items()}
 
-        self.encoder.compile_for_one_thread()
         results = {name: _Result(head.n_rows(records)) for name, head in self.heads.items()}
         for numbers, rows in zip(batches, side_by_side(run, batches, n_threads=n_threads), strict=True):
             for name, result in results.items():

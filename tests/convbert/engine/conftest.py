@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from convbert.engine import Packed, PackedEncoder, attention, compiler, graphs
-from convbert.engine.compiler import RowKernel
+from convbert.engine import Packed, PackedEncoder, attention, compiler, cpu_kernels, graphs
+from convbert.engine.compiler import Fused
 from tests.convbert.engine.varlen import varlen_reference
 
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Row kernels as written, a known room, and all records attended to at once, on the processor."""
+    """Functions of rows as written, a known room, and all records attended to at once, on the processor."""
     monkeypatch.setattr(compiler, "is_fused", lambda device: True)
-    monkeypatch.setattr(compiler, "has_compiler", lambda device_type: False)
+    monkeypatch.setattr(compiler, "has_compiler", lambda: False)
     monkeypatch.setattr("convbert.engine.run.probed_budget", lambda *args, **kwargs: 1024)
     monkeypatch.setattr("convbert.engine.encoder.has_kernel", lambda *args, **kwargs: True)
     monkeypatch.setattr(attention, "_at_once", lambda: varlen_reference)
@@ -49,28 +49,33 @@ class RunAgain:
 def in_triton(as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU's way with Triton's kernels, which Triton's interpreter runs; an error of theirs is the test's."""
     pytest.importorskip("triton")
-    monkeypatch.setattr(compiler, "has_compiler", lambda device_type: True)
+    monkeypatch.setattr(compiler, "has_compiler", lambda: True)
     monkeypatch.setattr("convbert.engine.compiler.logger.warning", None)  # as Fused calls it for such an error
     monkeypatch.setattr("convbert.engine.run.warm_up", lambda *args, **kwargs: None)  # the interpreter takes seconds,
     monkeypatch.setattr("convbert.engine.encoder.size_of", lambda *counts: None)  # and more for what fills a batch up
 
 
 @pytest.fixture
-def compiled_rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Row kernels run compiled on the processor, and a test fails where they run as written instead."""
-    if not compiler.has_compiler("cpu"):
+def in_cpp(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Functions of rows run as the processor's kernels, and a test fails where one runs as written instead."""
+    if cpu_kernels.library() is None:
         pytest.skip("no C++ compiler here")
-    monkeypatch.setattr(compiler, "_is_compilers", lambda error: False)  # its errors are the test's
-    called: list[RowKernel] = []
-    run = RowKernel.__call__
+    called: list[Fused] = []
+    ran: list[str] = []
+    call, run = Fused.__call__, cpu_kernels._run
 
-    def watched(self: RowKernel, *args: Any) -> Any:
+    def watched(self: Fused, *args: Any) -> Any:
         called.append(self)
-        return run(self, *args)
+        return call(self, *args)
 
-    monkeypatch.setattr(RowKernel, "__call__", watched)
+    def counted(name: str, *args: Any) -> None:
+        ran.append(name)
+        run(name, *args)
+
+    monkeypatch.setattr(Fused, "__call__", watched)
+    monkeypatch.setattr(cpu_kernels, "_run", counted)
     yield
-    assert all(kernel._compiled is not kernel._function for kernel in called)  # as after an error in an earlier test
+    assert [fused._function.__name__ for fused in called] == ran
 
 
 @pytest.fixture

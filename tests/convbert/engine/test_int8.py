@@ -1,4 +1,4 @@
-"""Products of 8-bit integers against the formula, on any processor, compiled and as written."""
+"""Products of 8-bit integers against the formula, on any processor, in C++ and as written."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 from torch.nn import functional as F
 
 from convbert import InputError
-from convbert.engine import compiler, int8
+from convbert.engine import cpu_kernels, int8
 from convbert.engine.int8 import Int8Linear, Int8Residual, most_levels, quantise
 from convbert.engine.precision import kernels_for
 
 
-@pytest.fixture(params=["compiled", "as written"])
+@pytest.fixture(params=["in C++", "as written"])
 def rows_run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways of running row functions."""
     if request.param == "as written":
-        monkeypatch.setattr(compiler.RowKernel, "__call__", lambda self, *args: self._function(*args))
+        monkeypatch.setattr(cpu_kernels, "library", lambda: None)
     else:
-        request.getfixturevalue("compiled_rows")
+        request.getfixturevalue("in_cpp")
 
 
 def rows(n_rows: int, width: int) -> torch.Tensor:

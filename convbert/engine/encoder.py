@@ -56,6 +56,7 @@ class PackedEncoder:
         precision: one of ``precision.PRECISIONS``.
 
     Attributes:
+        precision: as given.
         dtype: type of the hidden states.
 
     Raises:
@@ -67,7 +68,7 @@ class PackedEncoder:
             raise InputError(f"encoder ({type(model).__name__}) must be a ConvBertModel: give model.base_model")
         kernels = kernels_for(precision, device)
         self.config = model.config
-        self.device, self.dtype = device, kernels.dtype
+        self.device, self.precision, self.dtype = device, precision, kernels.dtype
         self.embeddings = placed(model.embeddings, device, self.dtype)
         project = getattr(model, "embeddings_project", None)
         self.project = None if project is None else placed(project, device, self.dtype)

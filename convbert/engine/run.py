@@ -174,7 +174,7 @@ class Engine:
         if n_threads > 1:
             return list(micro_batches(lengths, self.max_batch_tokens, n_threads=n_threads))
         n_threads = torch.get_num_threads()
-        if self.device.type != "cpu" or n_threads == 1:
+        if self.device.type != "cpu" or n_threads == 1 or self.encoder.precision == "int8":  # too quick to gain by it
             return []
         return equal_shares(lengths, n_threads, self.max_batch_tokens)
 

@@ -89,11 +89,10 @@ def test_copies_of_a_record_are_scored_side_by_side(checkpoint: Path, runs: list
         assert_same(rows, engine(batch))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_threads_take_equal_shares_of_a_few_records(
-    precision: str, checkpoint: Path, runs: list[tuple[str, int, int]], monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, runs: list[tuple[str, int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch, engine = records(*[80, 60, 50, 90] * 3), engine_of(checkpoint, precision=precision)
+    batch, engine = records(*[80, 60, 50, 90] * 3), engine_of(checkpoint)
     with one_thread():
         expected = engine(batch)
     runs.clear()
@@ -107,6 +106,12 @@ def test_threads_take_equal_shares_of_a_few_records(
     assert_same(engine(batch), expected)
     assert [(n_threads, n_tokens) for _, n_threads, n_tokens in runs] == [(1, 280)] * N_THREADS
     assert len({name for name, *_ in runs}) == N_THREADS
+
+
+def test_a_few_records_in_int8_are_shared_by_all_threads(checkpoint: Path, runs: list[tuple[str, int, int]]) -> None:
+    engine = engine_of(checkpoint, precision="int8")
+    engine(records(*[80, 60, 50, 90] * 3))
+    assert [run[1:] for run in runs] == [(N_THREADS, 840)]
 
 
 def test_few_records_are_shared_by_all_threads(checkpoint: Path, runs: list[tuple[str, int, int]]) -> None:

@@ -16,7 +16,21 @@ namespace {
 using Index = std::int64_t;
 
 constexpr Index LEAST_SHARED = 1 << 14;  // numbers, for which it pays to wake other threads
-constexpr Index BLOCK = 64;              // columns whose sums stay in registers
+
+#ifdef __AVX512F__
+constexpr int LANES = 16;
+#else
+constexpr int LANES = 8;
+#endif
+constexpr int N_VECTORS = 4;  // whose sums stay in registers
+
+typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
+
+inline Vector vector_at(const float* first) {
+    Vector found;
+    std::memcpy(&found, first, sizeof found);
+    return found;
+}
 
 // e^x for x <= 0, to 2e-7 of it: 2^n times the Taylor series around 0 of what is left, which is at most ln(2) / 2.
 inline float exp_of(float x) {
@@ -71,19 +85,22 @@ inline void rescale_row(float* row, float scale, float zero, const float* sums, 
     for (Index i = 0; i < width; i++) row[i] = (row[i] - zero * sums[i]) * scale + bias[i];
 }
 
-// out[i] = Σ over taps of weights[tap * step_of_weights + i * is_by_column] · rows[tap * step_of_rows + i]
+// out[i] = Σ over taps of weights[tap * weight_step + i or 0] · rows[tap * row_step + i]
 template <bool IS_BY_COLUMN>
 inline void sum_taps(const float* weights, Index weight_step, const float* rows, Index row_step, Index n_taps,
                      Index width, float* out) {
     Index first = 0;
-    for (; first + BLOCK <= width; first += BLOCK) {
-        float sums[BLOCK] = {};
-        for (Index tap = 0; tap < n_taps; tap++) {
-            const float* weight = weights + tap * weight_step + (IS_BY_COLUMN ? first : 0);
-            const float* row = rows + tap * row_step + first;
-#pragma omp simd
-            for (Index i = 0; i < BLOCK; i++) sums[i] += weight[IS_BY_COLUMN ? i : 0] * row[i];
-        }
+    for (; first + N_VECTORS * LANES <= width; first += N_VECTORS * LANES) {
+        Vector sums[N_VECTORS] = {};
+        for (Index tap = 0; tap < n_taps; tap++)
+            for (int i = 0; i < N_VECTORS; i++) {
+                const Index column = first + i * LANES;
+                const Vector row = vector_at(rows + tap * row_step + column);
+                if constexpr (IS_BY_COLUMN)
+                    sums[i] += vector_at(weights + tap * weight_step + column) * row;
+                else
+                    sums[i] += weights[tap * weight_step] * row;
+            }
         std::memcpy(out + first, sums, sizeof sums);
     }
     for (Index i = first; i < width; i++) {

@@ -1,9 +1,9 @@
 // What lies between a block's products on a CPU, float32, each row in one pass. cpu_kernels.py compiles and calls it.
 //
-// Rows are shared by the threads; a row's result does not depend on how many there are. Loops are written for the
-// compiler's vectors: none has a call in it or an early end.
+// Rows are shared by the threads; a row's result does not depend on how many there are, nor on the other rows. Loops
+// over a row are such that the compiler makes vectors of them: without calls that stay calls, and without an early end.
 //
-// Names and shapes as in the Python function of the same name: T rows of so many columns, N heads, K taps.
+// Names are those of the Python functions, whose tensors lie row by row.
 
 #include <algorithm>
 #include <cmath>

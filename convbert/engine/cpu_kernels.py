@@ -22,7 +22,8 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fopenmp")
+# -fno-trapping-math: else g++ makes no vectors where a comparison chooses between numbers
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-trapping-math", "-fPIC", "-fopenmp")
 _TYPES = {"t": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}  # a tensor's numbers, an integer, a float
 _ARGUMENTS = {
     "quantised": "ttttiiii",

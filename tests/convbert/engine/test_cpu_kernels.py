@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from convbert.engine import compiler, convolution, cpu_kernels, int8
+from convbert import ConvBertForSequenceClassification
+from convbert.engine import Engine, FirstToken, Packed, compiler, convolution, cpu_kernels, int8
 from convbert.engine.packing import layout
 from convbert.engine.threads import one_thread
 
@@ -164,6 +167,37 @@ def test_pythons_lock_is_free_while_a_kernel_runs(monkeypatch: pytest.MonkeyPatc
     finally:
         sys.setswitchinterval(interval)
     assert seen == [1000]
+
+
+@needs_a_compiler
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+def test_threads_that_share_a_kernel_are_torchs() -> None:
+    """A second OpenMP would bring threads of its own, which fight torch's for the cores."""
+    code = (
+        "from convbert.engine import cpu_kernels; cpu_kernels.library()\n"
+        "print({line.split()[-1] for line in open('/proc/self/maps') if 'omp' in line.rpartition('/')[2]})"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    (loaded,) = ast.literal_eval(run.stdout)
+    assert Path(torch.__file__).parent in Path(loaded).parents
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_an_engine_without_a_compiler_gives_the_same(
+    precision: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ConvBertForSequenceClassification.from_pretrained(checkpoint)
+    lengths = [90, 1, 17, 5]
+    ids = np.random.default_rng(0).integers(5, 60, sum(lengths))
+    batch = Packed(ids, np.concatenate([[0], np.cumsum(lengths)]))
+
+    def scores() -> np.ndarray:
+        engine = Engine(model.base_model, {"scores": FirstToken(model.classifier)}, precision=precision)
+        return engine(batch)["scores"].values
+
+    expected = scores()
+    monkeypatch.setattr(cpu_kernels, "library", lambda: None)
+    np.testing.assert_allclose(scores(), expected, atol=1e-5 if precision == "fp32" else 2e-3)
 
 
 def compiler_that(folder: Path, script: str) -> str:

@@ -197,7 +197,7 @@ def test_an_engine_without_a_compiler_gives_the_same(
 
     expected = scores()
     monkeypatch.setattr(cpu_kernels, "library", lambda: None)
-    np.testing.assert_allclose(scores(), expected, atol=1e-5 if precision == "fp32" else 2e-3)
+    np.testing.assert_allclose(scores(), expected, atol=1e-5 if precision == "fp32" else 1e-2)  # a level up or down
 
 
 def compiler_that(folder: Path, script: str) -> str:

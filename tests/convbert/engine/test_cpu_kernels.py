@@ -233,6 +233,7 @@ def test_without_a_compiler_that_works_the_functions_run_as_written(
         assert torch.equal(found, expected)
 
 
+@needs_a_compiler
 def test_a_folder_that_cannot_be_written_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -82,11 +82,14 @@ class Kernels:
 
     def feed_forward(self, layer: Any, activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """x (T, H) -> (T, H): the second half of a layers.EncoderLayer."""
-        dense = layer.intermediate.dense
+        return _FeedForward(self._activated(layer.intermediate.dense, activation), self.residual(layer.output))
+
+    def _activated(self, dense: Any, activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Any]:
+        """x (T, H) -> activation(dense(x)) (T, I), as ``residual`` takes it."""
         parts = parts_of(dense)
         if compiler.is_fused(self.device) and len(parts) == 1 and is_tanh_gelu(activation, self.dtype):
-            return _FeedForward(TanhGelu(*map(self.placed, parts[0])), self.residual(layer.output))
-        return _FeedForward(_Activated(self.dense(dense), activation), self.residual(layer.output))
+            return TanhGelu(*map(self.placed, parts[0]))
+        return _Activated(self.dense(dense), activation)
 
     def _norm(self, norm: nn.LayerNorm) -> nn.LayerNorm:
         there = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, device=self.device, dtype=self.dtype)
@@ -107,11 +110,11 @@ class _Int8Kernels(Kernels):
         dense, norm = self.dense(output.dense), self._norm(output.LayerNorm)
         return Int8Residual(dense, norm) if isinstance(dense, Int8Linear) else _Residual(dense, norm)
 
-    def feed_forward(self, layer: Any, activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        dense, close = self.dense(layer.intermediate.dense), self.residual(layer.output)
-        if activation is F.gelu and isinstance(dense, Int8Linear) and isinstance(close, Int8Residual):
-            return _FeedForward(Int8Gelu(dense), close)
-        return _FeedForward(_Activated(dense, activation), close)
+    def _activated(self, dense: Any, activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Any]:
+        product = self.dense(dense)  # in groups where the product after it is
+        if activation is F.gelu and isinstance(product, Int8Linear):
+            return Int8Gelu(product)
+        return _Activated(product, activation)
 
 
 class _Residual:

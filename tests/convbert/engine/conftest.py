@@ -12,6 +12,17 @@ from convbert.engine import Packed, PackedEncoder, attention, compiler, cpu_kern
 from convbert.engine.compiler import Fused
 from tests.convbert.engine.varlen import varlen_reference
 
+N_THREADS = 3
+
+
+@pytest.fixture
+def several_threads() -> Iterator[None]:
+    """More than one, on any machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(N_THREADS)
+    yield
+    torch.set_num_threads(before)
+
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,9 @@ from convbert import ConvBertForSequenceClassification
 from convbert.engine import EachToken, Engine, FirstToken, Packed, PackedEncoder, Pooled, PseudoLikelihood, Rows
 from convbert.engine.packing import Indices
 from convbert.engine.threads import one_thread, side_by_side
+from tests.convbert.engine.conftest import N_THREADS
 
-N_THREADS = 3
-
-
-@pytest.fixture(autouse=True)
-def several_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(N_THREADS)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("several_threads")
 
 
 def records(*lengths: int) -> Packed:

@@ -46,7 +46,7 @@ class RefusedError(Exception):
 
 
 class UnknownHeadError(RefusedError):
-    """No head has this name here."""
+    """No head has this name here, or one with another task."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,12 @@ class Request:
     Attributes:
         records: ``text``, ``text_pair``, ``question``, ``context`` or ``choices`` by name.
         heads: settings by head, sorted as ``settings_of`` makes them.
+        tasks: what the answers are read as, by head; during a rollout a replica may have another task by that name.
     """
 
     records: tuple[Record, ...]
     heads: tuple[tuple[str, Settings], ...]
+    tasks: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -237,7 +239,7 @@ class OnlinePredictor:
         """
         encodings = {
             encoding: self._tokenizers[variants[0].plan.name]
-            for encoding, variants in self._encodings(request.heads).items()
+            for encoding, variants in self._encodings_of(request).items()
         }
         return [sum(estimated_tokens(record, *one) for one in encodings.items()) for record in request.records]
 
@@ -280,10 +282,16 @@ class OnlinePredictor:
 
     def _asked(self, request: Request) -> _Asked:
         try:
-            variants = self._encodings(request.heads)
+            variants = self._encodings_of(request)
         except RefusedError as error:
             return _Asked((), {}, [], refusal=str(error))
         return _Asked(request.records, variants, [{} for _ in request.records])
+
+    def _encodings_of(self, request: Request) -> dict[Encoding, list[_Variant]]:
+        for name, task in request.tasks:
+            if name in self._plans and (own := self._plans[name].head.task) != task:
+                raise UnknownHeadError(f"{name} is for {own} here, not for {task}")
+        return self._encodings(request.heads)
 
     def _answer_together(self, encoding: Encoding, asked: Sequence[_Asked], found: _Found) -> None:
         """Fill in what the heads with this encoding say of the records of all these requests."""

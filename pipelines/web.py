@@ -195,7 +195,7 @@ class _Answers:
         settings = settings_from(task, parameters, records)
         check_direction(parameters, head=head)
         check_answer(task, records, settings, head=head)
-        answer = await self._ask(Request(tuple(records), ((name, settings_of(settings)),)))
+        answer = await self._ask(Request(tuple(records), ((name, settings_of(settings)),), ((name, task),)))
         for place, row in enumerate(answer.rows):
             if row.get("error"):
                 raise RefusedError(f"inputs[{place}]: {row['error']}" if is_list else row["error"])
@@ -218,7 +218,8 @@ class _Answers:
         _check_size(records, self.spec)
         names = sorted(set(wanted))
         check_words(records, [heads[name] for name in names])
-        answer = await self._ask(Request(tuple(records), tuple((name, ()) for name in names)))
+        tasks = tuple((name, heads[name]["task"]) for name in names)
+        answer = await self._ask(Request(tuple(records), tuple((name, ()) for name in names), tasks))
         return JSONResponse({"results": list(answer.rows), "tokens": answer.n_tokens})
 
     async def _ask(self, request: Request) -> Answer:

@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from pipelines.encode import Encoded, Encoding, encode_records
 from pipelines.errors import ModelError, SpecError
 from pipelines.inference_form import settings_from
 from pipelines.models import plan_passes
-from pipelines.online import Answer, OnlinePredictor, Request, plan_service, settings_of
+from pipelines.online import Answer, OnlinePredictor, Request, UnknownHeadError, plan_service, settings_of
 from pipelines.predict import Predictor
 from tests.conftest import save_checkpoint, with_labels
 from tests.pipelines.breaking import break_the_encoder, spoil_the_results, zebra
@@ -242,6 +243,18 @@ def test_a_request_that_cannot_be_is_refused_without_harm(
     refused, good = online([ask([{"text": "secret"}], **heads), ask([{"text": "mail"}], spam={})])
     assert refused.refusal is not None
     assert refused.refusal.startswith(message)
+    assert good.rows[0]["spam"]["label"]
+
+
+def test_a_head_of_another_task_is_as_good_as_none(online: OnlinePredictor) -> None:
+    """During a rollout the ingress may know a head by the name of another one here."""
+    known = replace(ask([{"text": "mail"}], spam={}), tasks=(("spam", "text-classification"),))
+    other = replace(known, tasks=(("spam", "token-classification"),))
+    with pytest.raises(UnknownHeadError, match="spam is for text-classification here, not for token-classification"):
+        online.estimated_tokens(other)
+    assert online.estimated_tokens(known)
+    refused, good = online([other, known])
+    assert refused.refusal == "spam is for text-classification here, not for token-classification"
     assert good.rows[0]["spam"]["label"]
 
 

@@ -911,6 +911,24 @@ def test_new_weights_are_rolled_out_without_a_failed_request(url: str, spec: Ser
 
 
 @pytest.mark.slow
+def test_a_head_that_gets_another_task_is_told_to_try_again_at_worst(
+    url: str, spec: ServeSpec, checkpoints: dict[str, Path]
+) -> None:
+    swapped = {**spec.head, "spam": str(checkpoints["names"]), "names": str(checkpoints["spam"])}
+    serving.start(spec)  # where another test has left other weights
+    before = [post(url, head, {"inputs": TEXTS[0]}).json() for head in ("spam", "names")]
+    try:
+        with repeated(lambda: post(url, "spam", {"inputs": TEXTS[0]}), threads=2) as found:
+            serving.start(ServeSpec.of({**spec.model_dump(), "head": swapped}))
+        after = [post(url, head, {"inputs": TEXTS[0]}).json() for head in ("spam", "names")]
+        assert after == before[::-1]
+    finally:
+        serving.start(spec)
+    assert {response.status_code for response in found} <= {200, 503}
+    assert {response.headers["Retry-After"] for response in found if response.status_code == 503} <= {"1"}
+
+
+@pytest.mark.slow
 def test_a_single_replica_with_room_for_another_is_rolled_out_without_a_gap(
     url: str, spec: ServeSpec, tmp_path: Path
 ) -> None:

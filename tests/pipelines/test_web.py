@@ -506,3 +506,11 @@ def test_a_head_that_is_asked_twice_is_run_once(models: Models) -> None:
     web = TestClient(app_of(models, []))
     web.post("/label", json={"texts": ["a"], "heads": ["spam", "names", "spam"]})
     assert models.asked[0].heads == (("names", ()), ("spam", ()))
+
+
+def test_the_models_are_told_what_their_answers_are_read_as(models: Models) -> None:
+    web = TestClient(app_of(models, []))
+    web.post("/names", json={"inputs": "a"})
+    web.post("/label", json={"texts": ["a"], "heads": ["spam", "names"]})
+    names, spam = ("names", "token-classification"), ("spam", "text-classification")
+    assert [request.tasks for request in models.asked] == [(names,), (names, spam)]

@@ -78,6 +78,10 @@ _PASSING_NAMES = {  # errors of the stores' clients, which need not be installed
 _LASTING_ERRORS = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
 
 
+class ShorterError(OSError):
+    """A file has become shorter than it was."""
+
+
 class ShortReadError(OSError):
     """Fewer bytes than were asked for and are there."""
 
@@ -189,7 +193,8 @@ _SECRET_NAMES = (
     r"|(?:aws_)?(?:access_key_id|secret_access_key|session_token)|AccountKey|SharedAccessSignature|account_key|secret"
 )
 _OF_QUERIES = (
-    r"[\w-]*(?:signature|credential|token|secret|password|passwd|api_?key|access_key|secret_key)|key|auth|code|pwd"
+    r"[\w-]*(?:signature|credential|token|secret|password|passwd|(?:api|access|secret|subscription|auth)[_-]?key)"
+    r"|key|auth|code|pwd|pass|sas|sign|jwt"
 )
 _SECRETS = (
     (re.compile(r"(?i)(https?://)[^/\s]+@"), r"\1***@"),  # over the web a user alone may be a token
@@ -249,7 +254,8 @@ def read_range(fs: FileSystem, path: str, start: int, stop: int, *, size: int | 
 
     Raises:
         NoRangesError: the store sends more than was asked for.
-        OSError: as ``retried``, or the file has become shorter.
+        ShorterError: the file has become shorter.
+        OSError: as ``retried``.
     """
 
     def read() -> bytes:
@@ -262,7 +268,7 @@ def read_range(fs: FileSystem, path: str, start: int, stop: int, *, size: int | 
             )
         if len(data) < stop - start:
             if int(file_info(fs, path)["size"]) < stop:
-                raise OSError(f"it has become shorter than {stop} bytes since it was listed")
+                raise ShorterError(f"it has become shorter than {stop} bytes since it was listed")
             raise ShortReadError(f"{len(data)} bytes came of {stop - start}")
         return data
 

@@ -252,6 +252,9 @@ def _common_type(types: Sequence[pa.DataType]) -> pa.DataType:
     plain = [kept_type(type_) for type_ in types]
     if pa.uint64() in plain and any(map(pa.types.is_signed_integer, plain)):
         return pa.string()  # no integer is as wide
+    numbers = [type_ for type_ in plain if not pa.types.is_null(type_)]
+    if len(set(map(pa.types.is_decimal, numbers))) > 1:
+        return pa.string()  # a float rounds decimals, and a decimal that Arrow finds may be too short for integers
     schemas = [pa.schema([("column", type_)]) for type_ in dict.fromkeys(plain)]
     try:
         common = pa.unify_schemas(schemas, promote_options="permissive").field(0).type if schemas else pa.null()

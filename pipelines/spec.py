@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.fields import FieldInfo
 
 from pipelines.errors import SpecError
+from pipelines.jsonl import is_unicode
 from pipelines.partitions import Partitioning
 from pipelines.storage import redacted
 
@@ -115,6 +116,10 @@ class JobSpec(BaseModel):
     def _short_forms(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
+        for name, value in values.items():
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and not is_unicode(text):
+                    raise ValueError(f"{flag(str(name))} ({text!a}) holds what is no character: give it in UTF-8")
         lists = [name for name, field in cls.model_fields.items() if get_origin(field.annotation) is list]
         values = {**values, **{name: [values[name]] for name in lists if isinstance(values.get(name), str)}}
         if values.get("model"):

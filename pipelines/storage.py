@@ -25,12 +25,13 @@ from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from convbert.stores import FileSystem, file_info, open_store, read_range, reason, retried
+from convbert.stores import FileSystem, ShorterError, change_mark, file_info, open_store, read_range, reason, retried
 from convbert.stores import redacted as redacted
 from pipelines.errors import OutputError, SpecError, StoreError
 
 _THREADS = 32
 _TURN = threading.RLock()
+_MOST_VERSIONS = 20  # of a file that others replace
 _FIRST_BLOCK_BYTES, _LARGEST_BLOCK_BYTES = 1 << 20, 16 << 20
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -283,13 +284,21 @@ def check_writable(folder: Location) -> None:
 
 
 def read_bytes(place: Location) -> bytes:
-    """All of a file.
+    """All of a file, in one version, whoever replaces it meanwhile.
 
     Raises:
         OSError: it is not there, or cannot be read.
     """
     with _in_turn(place.fs):
-        return read_range(place.fs, place.path, 0, int(file_info(place.fs, place.path)["size"]))
+        info = file_info(place.fs, place.path)
+        for _ in range(_MOST_VERSIONS):
+            data = None
+            with suppress(ShorterError):
+                data = read_range(place.fs, place.path, 0, int(info["size"]))
+            before, info = info, file_info(place.fs, place.path)
+            if data is not None and (info["size"], change_mark(info)) == (before["size"], change_mark(before)):
+                return data
+    raise OSError(f"it was replaced {_MOST_VERSIONS} times while it was read")
 
 
 def open_input(place: Location) -> BinaryIO:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 from functools import cache
@@ -21,6 +22,7 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
+MOST_S = 300.0  # of a compiler that takes a second or two, and twenty where all actors of a node start at once
 _SOURCE = Path(__file__).with_suffix(".cpp")
 # -fno-trapping-math: else g++ makes no vectors where a comparison chooses between numbers
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-trapping-math", "-fPIC", "-fopenmp")
@@ -108,21 +110,23 @@ def _run(name: str, *arguments: Tensor | int | float) -> None:
 @cache
 def library() -> ctypes.CDLL | None:
     """The functions, compiled for this machine (a second or two), or None where that fails; says once why."""
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
+    compiler = shlex.split(os.environ.get("CXX", "")) or ["g++"]  # with arguments, such as "ccache g++"
+    if shutil.which(compiler[0]) is None:
         logger.warning(
-            "no C++ compiler (%s) is installed: the engine runs slower than it could (install g++)", compiler
+            "no C++ compiler (%s) is installed: the engine runs slower than it could (install g++)", compiler[0]
         )
         return None
     try:
         with TemporaryDirectory(prefix="convbert-") as folder:
             objects, there = str(Path(folder, "cpu_kernels.o")), str(Path(folder, "cpu_kernels.so"))
-            _call(compiler, *_FLAGS, "-c", str(_SOURCE), "-o", objects)
-            _call(compiler, "-shared", objects, "-o", there)  # not -fopenmp: OpenMP is the one torch has loaded
+            _call(*compiler, *_FLAGS, "-c", str(_SOURCE), "-o", objects)
+            _call(*compiler, "-shared", objects, "-o", there)  # not -fopenmp: OpenMP is the one torch has loaded
             found = ctypes.CDLL(there)
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or error
-        logger.warning("%s cannot compile for this machine: the engine runs slower than it could: %s", compiler, reason)
+        logger.warning(
+            "%s cannot compile for this machine: the engine runs slower than it could: %s", shlex.join(compiler), reason
+        )
         return None
     for name, letters in _ARGUMENTS.items():
         function = getattr(found, name)
@@ -131,4 +135,4 @@ def library() -> ctypes.CDLL | None:
 
 
 def _call(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=MOST_S)

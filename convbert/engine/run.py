@@ -106,7 +106,12 @@ class Engine:
     def _run_zeros(self, n_records: int, length: int, attended: Indices | None = None) -> None:
         ids, offsets = np.zeros(n_records * length, np.int64), np.arange(n_records + 1) * length
         batch = Packed(ids, offsets, attended=attended)
-        self._run(batch) if self.heads else self.encoder(batch)
+        with self._own_precision():
+            self._run(batch) if self.heads else self.encoder(batch)
+
+    def _own_precision(self) -> torch.autocast:
+        """A caller's autocast would round what kernels read as float32, and not in the threads that are ours."""
+        return torch.autocast(self.device.type, enabled=False)
 
     @torch.inference_mode()
     def __call__(self, records: Packed) -> dict[str, Rows]:
@@ -121,9 +126,10 @@ class Engine:
         records = records.trimmed()
         check_lengths(records.lengths, self.encoder.config.max_position_embeddings)
         self._check_ids(records)
-        results = {name: self._score(scorer, records) for name, scorer in self.scorers.items()}
-        if self.heads:
-            results.update(self._one_pass(records))
+        with self._own_precision():
+            results = {name: self._score(scorer, records) for name, scorer in self.scorers.items()}
+            if self.heads:
+                results.update(self._one_pass(records))
         return results
 
     def _check_ids(self, records: Packed) -> None:

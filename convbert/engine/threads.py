@@ -6,12 +6,13 @@ each time.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 
@@ -49,9 +50,9 @@ def side_by_side(run: Callable[[Piece], Result], pieces: Iterable[Piece], *, n_t
         return [run(piece) for piece in pieces]
     is_over = threading.Event()
 
-    def run_unless_over(piece: Piece) -> Result:
+    def run_unless_over(piece: Piece) -> Result | None:
         if is_over.is_set():
-            raise CancelledError
+            return None  # which nobody sees
         try:
             return run(piece)
         except BaseException:
@@ -61,7 +62,7 @@ def side_by_side(run: Callable[[Piece], Result], pieces: Iterable[Piece], *, n_t
     with one_thread():
         futures = [_threads(n_threads).submit(run_unless_over, piece) for piece in pieces]
         try:
-            return [future.result() for future in futures]
+            return cast("list[Result]", [future.result() for future in futures])
         finally:
             is_over.set()
             wait(futures)
@@ -71,3 +72,7 @@ def side_by_side(run: Callable[[Piece], Result], pieces: Iterable[Piece], *, n_t
 def _threads(n: int) -> ThreadPoolExecutor:
     """So many threads that stay: what libraries keep for each thread is made once."""
     return ThreadPoolExecutor(n, "side-by-side", initializer=torch.set_num_threads, initargs=(1,))
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_threads.cache_clear)  # a fork leaves all threads but one behind

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,19 @@ def test_a_lone_string_is_a_list_of_one() -> None:
     assert (spec.input, spec.keep_column) == (["s3://bucket/in"], ["body", "n"])
     assert (spec.ignore_label, spec.actor_nodes) == (["X"], ["zone=a"])
     assert given["input"] == "s3://bucket/in"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("output", "out\udcff", r"--output ('out\udcff')"),  # as Python reads a byte of no UTF-8
+        ("text_column", "\ud800", r"--text-column ('\ud800')"),
+        ("ignore_label", ["O", "\ud800"], r"--ignore-label ('\ud800')"),
+    ],
+)
+def test_what_no_manifest_could_hold_is_refused(field: str, value: Any, told: str) -> None:
+    with pytest.raises(SpecError, match=re.escape(f"{told} holds what is no character")):
+        JobSpec.of(values(**{field: value}))
 
 
 @pytest.mark.parametrize("text", [None, "- a list", "a: [", "\xff"])

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -66,6 +67,14 @@ def test_a_local_path_has_one_spelling(url: str, tmp_path: Path, monkeypatch: py
     (tmp_path / "w").mkdir()
     monkeypatch.chdir(tmp_path / "w")
     assert locate(url.format(tmp_path)).path == f"{tmp_path}/w/in/*.json"
+
+
+def test_a_file_that_is_replaced_all_the_time_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = locate(str(tmp_path)).child("a.json")
+    put(place, b"{}")
+    monkeypatch.setattr(storage, "change_mark", lambda info: uuid.uuid4().hex)
+    with pytest.raises(OSError, match="it was replaced 20 times while it was read"):
+        read_bytes(place)
 
 
 def test_folders_above_are_those_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -624,6 +633,28 @@ def test_a_part_in_many_pieces_leaves_none_behind(method: str, fault: str, store
     assert read_bytes(place) == data
     assert fs.call_s3("list_multipart_uploads", Bucket="bucket").get("Uploads", []) == []
     remove(place)
+
+
+@pytest.mark.parametrize("is_local", [True, False])
+@pytest.mark.parametrize(
+    "versions", [[b"{}", b"[1, 2, 3]"], [b"[1, 2, 3]", b"[1]", b"{}"], [b"[1, 2]", b"[]", b"[3, 4]"]]
+)
+def test_a_file_is_read_in_one_version(
+    versions: list[bytes], is_local: bool, store: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another driver puts longer and shorter manifests while this one reads."""
+    place = (locate(str(tmp_path)) if is_local else store).child("replaced.json")
+    first, *later = versions
+    put(place, first)
+    original = storage.read_range
+
+    def replaced(*args: Any) -> bytes:
+        if later:
+            put(place, later.pop(0))
+        return original(*args)
+
+    monkeypatch.setattr(storage, "read_range", replaced)
+    assert read_bytes(place) == versions[-1]
 
 
 def test_looking_whether_an_output_can_be_written_leaves_nothing(tmp_path: Path, s3: FaultProxy) -> None:

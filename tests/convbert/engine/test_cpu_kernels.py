@@ -214,8 +214,10 @@ def compiler_that(folder: Path, script: str) -> str:
         (lambda folder: str(folder / "none"), "is installed: the engine runs slower than it could (install g++)"),
         (lambda folder: compiler_that(folder, "echo no such processor >&2; exit 1"), "no such processor"),
         (lambda folder: compiler_that(folder, 'for last; do :; done; echo no code > "$last"'), "cpu_kernels.so"),
+        (lambda folder: compiler_that(folder, r"printf 'f\\374r\\n' >&2; exit 1"), "it could: f\ufffdr"),  # in Latin-1
+        (lambda folder: compiler_that(folder, "exec sleep 60"), "timed out after 3 seconds"),
     ],
-    ids=["none", "fails", "makes nothing that can be loaded"],
+    ids=["none", "fails", "makes nothing that can be loaded", "speaks no UTF-8", "hangs"],
 )
 def test_without_a_compiler_that_works_the_functions_run_as_written(
     make: Callable[[Path], str],
@@ -224,6 +226,7 @@ def test_without_a_compiler_that_works_the_functions_run_as_written(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    monkeypatch.setattr(cpu_kernels, "MOST_S", 3)
     monkeypatch.setenv("CXX", make(tmp_path))
     assert cpu_kernels.library.__wrapped__() is None
     assert message in caplog.text
@@ -232,6 +235,13 @@ def test_without_a_compiler_that_works_the_functions_run_as_written(
     x = rows(7, 33)
     for found, expected in zip(int8.quantise(x), int8.quantised(x, int8.most_levels()), strict=True):
         assert torch.equal(found, expected)
+
+
+@needs_a_compiler
+@pytest.mark.parametrize("command", ["", " ", "env g++", "g++ -DNDEBUG"])
+def test_a_compiler_may_have_arguments(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", command)
+    assert cpu_kernels.library.__wrapped__() is not None
 
 
 @needs_a_compiler

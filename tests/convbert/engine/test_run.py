@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from convbert import ConvBertForMaskedLM, ConvBertForSequenceClassification, InputError
+from convbert import ConvBertForMaskedLM, ConvBertForSequenceClassification, ConvBertModel, InputError
 from convbert.engine import (
     EachToken,
     Engine,
@@ -49,6 +49,32 @@ def alone(model: transformers.PreTrainedModel, batch: Packed) -> np.ndarray:
         with torch.inference_mode():
             rows.append(model(torch.tensor(batch.input_ids[start:stop])[None], token_type_ids=types).logits[0].numpy())
     return np.stack(rows)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("changes", [{}, {"embedding_size": 32}], ids=str)
+def test_precision_is_the_engines_whatever_autocast_its_caller_is_in(
+    changes: dict[str, int], precision: str, tmp_path: Path
+) -> None:
+    """Which is a thread's own, and rounds what kernels read as float32."""
+    torch.manual_seed(2)
+    config = tiny_config(max_position_embeddings=512, **changes)
+    transformers.ConvBertModel(config).save_pretrained(tmp_path)
+    model = ConvBertModel.from_pretrained(tmp_path)
+    heads = {"mean": Pooled("mean"), "dense": EachToken(torch.nn.Linear(32, 5))}
+    scorer = PseudoLikelihood(torch.nn.Linear(32, len(VOCAB)), mask_id=4, unscored=frozenset())
+    batch = packed(LENGTHS[4:9], len(VOCAB))
+
+    def rows(batch: Packed) -> dict[str, np.ndarray]:
+        engine = Engine(model, {**heads, "likelihood": scorer}, precision=precision, max_batch_tokens=200)
+        return {name: rows.values for name, rows in engine(batch).items()}
+
+    for records in (batch, batch.take(np.array([0]))):
+        expected = rows(records)
+        with torch.autocast("cpu"):
+            found = rows(records)
+        for name in ("mean", "dense", "likelihood"):
+            np.testing.assert_array_equal(found[name], expected[name])
 
 
 @pytest.mark.parametrize("changes", SHAPES, ids=str)

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,17 @@ import pytest
 import torch
 
 from convbert import ConvBertForSequenceClassification
-from convbert.engine import EachToken, Engine, FirstToken, Packed, PackedEncoder, Pooled, PseudoLikelihood, Rows
+from convbert.engine import (
+    EachToken,
+    Engine,
+    FirstToken,
+    Packed,
+    PackedEncoder,
+    Pooled,
+    PseudoLikelihood,
+    Rows,
+    threads,
+)
 from convbert.engine.packing import Indices
 from convbert.engine.threads import one_thread, side_by_side
 from tests.convbert.engine.conftest import N_THREADS
@@ -157,6 +171,47 @@ def test_results_come_in_the_order_of_the_pieces_and_threads_share_them() -> Non
 
     assert side_by_side(run, range(9), n_threads=N_THREADS) == [(piece, 1) for piece in range(9)]
     assert torch.get_num_threads() == N_THREADS
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_has_threads_of_its_own() -> None:
+    """The child has none but the one that forked."""
+
+    def run() -> None:
+        assert side_by_side(abs, range(3), n_threads=2) == [0, 1, 2]
+
+    run()
+    child = multiprocessing.get_context("fork").Process(target=run, daemon=True)
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+
+
+class LastFirst:
+    """Threads of which the first is so late that the second has failed by then."""
+
+    def __init__(self) -> None:
+        self.left: list[tuple[Future[None], int]] = []
+
+    def submit(self, run: Callable[[int], None], piece: int) -> Future[None]:
+        self.left.append((Future(), piece))
+        if piece == 1:
+            for future, its in reversed(self.left):
+                try:
+                    future.set_result(run(its))
+                except ValueError as error:
+                    future.set_exception(error)
+        return self.left[piece][0]
+
+
+def test_a_late_thread_hides_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(piece: int) -> None:
+        raise ValueError(f"of piece {piece}")
+
+    late = LastFirst()
+    monkeypatch.setattr(threads, "_threads", lambda n: late)
+    with pytest.raises(ValueError, match="of piece 1"):
+        side_by_side(run, range(2), n_threads=2)
 
 
 def test_after_an_error_no_piece_begins() -> None:

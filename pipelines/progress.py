@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from types import TracebackType
 
@@ -19,6 +20,7 @@ from pipelines.write import Part
 
 logger = logging.getLogger(__name__)
 LOG_INTERVAL_S = 10.0
+STALL_S = 60.0  # without a finished unit, after which it is looked whether there is something to say
 RATE_WINDOW_S = 60.0  # rates are those of the last minute: starting and loading models say nothing about the rest
 
 
@@ -29,9 +31,17 @@ class Progress:
         n_units: units to finish.
         n_rows: records that they have; None where reading has to tell, which is then estimated.
         n_actors: model actors that there may be at most.
+        stalled: why nothing is labelled, or None where something is; asked beside the caller's thread.
     """
 
-    def __init__(self, *, n_units: int, n_rows: int | None = None, n_actors: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        n_units: int,
+        n_rows: int | None = None,
+        n_actors: int = 1,
+        stalled: Callable[[], str | None] = lambda: None,
+    ) -> None:
         self._n_units = n_units
         self._n_rows = n_rows
         self._n_actors = n_actors
@@ -42,8 +52,12 @@ class Progress:
         self._recent = deque([(self._logged, 0, 0)])  # when, rows and tokens by then
         self._bar = _Bar() if sys.stderr.isatty() else None
         self._task = self._bar.add_task("loading models", total=None) if self._bar else TaskID(0)
+        self._stalled = stalled
+        self._is_over = threading.Event()
+        self._watch = threading.Thread(target=self._tell_stalls, daemon=True)
 
     def __enter__(self) -> Progress:
+        self._watch.start()
         if self._bar:
             self._bar.start()
         return self
@@ -51,6 +65,8 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._is_over.set()
+        self._watch.join()
         if self._bar:
             self._bar.stop()
         elif kind is None and self._done > self._told:
@@ -80,6 +96,13 @@ class Progress:
         elif now - self._logged >= LOG_INTERVAL_S or self._done == self._n_units:
             self._logged = now
             self._tell()
+
+    def _tell_stalls(self) -> None:
+        done = self._done
+        while not self._is_over.wait(STALL_S):
+            if self._done == done and (why := self._stalled()):
+                logger.warning("%s", why)
+            done = self._done
 
     def _tell(self) -> None:
         self._told = self._done

@@ -229,6 +229,16 @@ def share_out(spec: JobSpec, device: str, *, n_units: int) -> Hardware:
     return Hardware(fewest, most, max_cpus=max(sum(node_cpus), n_cpus), actor_nodes=nodes, **shares)
 
 
+def why_stalled(hardware: Hardware) -> str:
+    """Why no model actor of a run may be at work: what one asks for, and what of it is free."""
+    name, asked = ("GPU", hardware.actor_gpus) if hardware.actor_gpus else ("CPU", hardware.actor_cpus)
+    free, present = ray.available_resources().get(name, 0), ray.cluster_resources().get(name, 0)
+    return (
+        f"no model actor is at work: one reserves {asked:g} {name}, and of the cluster's {present:g} {free:g} are free "
+        "(ray status shows what is held and asked for; jobs and services that hold all CPUs wait for each other)"
+    )
+
+
 def _check_room(n_actors: int, actor_cpus: int, node_cpus: Sequence[int]) -> None:
     """Warn where actors would wait for nodes, or hold all CPUs while the tasks that feed them wait.
 

@@ -40,7 +40,7 @@ from pipelines.plan import JobPlan, is_there, is_whole_stream, make_plan
 from pipelines.predict import Predictor
 from pipelines.progress import Progress
 from pipelines.report import write_report
-from pipelines.resources import Hardware, connect, nodes_alive, share_out
+from pipelines.resources import Hardware, connect, nodes_alive, share_out, why_stalled
 from pipelines.sample import estimate
 from pipelines.spec import JobSpec
 from pipelines.stages import TaskSource, write
@@ -186,9 +186,14 @@ def _label(plan: JobPlan, hardware: Hardware, meter: Meter) -> list[Part]:
     def n_at_work() -> int:
         return ray.get(ledger.n_at_work.remote(LABELLING))
 
+    def stalled() -> str | None:
+        with suppress(RayError):
+            return why_stalled(hardware) if n_at_work() == 0 else None
+        return None
+
     try:
         metrics = JobMetrics(output=redacted(plan.spec.output), n_at_work=n_at_work, **sizes)
-        with metrics, Progress(**sizes) as progress:
+        with metrics, Progress(**sizes, stalled=stalled) as progress:
             for rows in pipeline(plan, hardware, ledger).iter_batches(batch_size=None, batch_format="pyarrow"):
                 parts = parts_from(rows)
                 labelled += parts

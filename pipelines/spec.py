@@ -225,12 +225,26 @@ def read_config(path: str | Path) -> dict[str, Any]:
         SpecError: no such file, or no mapping of fields in it.
     """
     try:
-        values = yaml.safe_load(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
+        values = yaml.load(Path(os.path.expanduser(path)).read_text(encoding="utf-8"), _Loader)  # a safe one
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError(f"--config {path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise SpecError(f"--config {path} must hold 'field: value' lines such as 'input: [corpus/]'")
-    return {str(key).replace("-", "_"): value for key, value in values.items()}
+    fields = {str(key).replace("-", "_"): value for key, value in values.items()}
+    if len(fields) < len(values):
+        raise SpecError(f"--config {path} gives a field twice, with dashes and with underscores: leave one out")
+    return fields
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping: YAML's own takes the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            line = node.start_mark.line + 1
+            raise yaml.YAMLError(f"{twice!r} is given twice in what begins at line {line}: leave one out")
+        return super().construct_mapping(node, deep)
 
 
 def first_fault(error: ValidationError, fields: Mapping[str, FieldInfo], *, named: Callable[[str], str] = str) -> str:

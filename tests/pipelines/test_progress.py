@@ -4,7 +4,9 @@ import io
 import logging
 import re
 import sys
+import threading
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,37 @@ from pipelines.write import Part
 
 def part(n: int, rows: int = 10) -> Part:
     return Part(f"part-a-0123-{n:05d}.parquet", rows=rows, failed=1, tokens=10 * rows, bytes=1)
+
+
+def test_that_nothing_is_labelled_is_told_now_and_then(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "STALL_S", 0.01)
+    looked, reasons = threading.Semaphore(0), ["no room", None, "no room yet"]
+
+    def stalled() -> str | None:
+        looked.release()
+        return reasons.pop(0) if reasons else None
+
+    with caplog.at_level(logging.WARNING, "pipelines.progress"), Progress(n_units=3, stalled=stalled):
+        for _ in range(5):
+            assert looked.acquire(timeout=60)
+    assert caplog.messages == ["no room", "no room yet"]
+
+
+def test_a_run_that_goes_on_is_not_asked_whether_it_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[Any] = []
+
+    def waited(seconds: float) -> bool:
+        """A part is finished meanwhile; the third wait is the last."""
+        waits.append(seconds)
+        shown.add([part(len(waits))], n_at_work=1)
+        return len(waits) == 3
+
+    shown = Progress(n_units=9, stalled=lambda: pytest.fail("it goes on"))
+    monkeypatch.setattr(shown._is_over, "wait", waited)
+    shown._tell_stalls()
+    assert waits == [progress.STALL_S] * 3
 
 
 @pytest.fixture

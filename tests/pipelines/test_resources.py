@@ -139,6 +139,23 @@ def test_actors_for_which_no_node_is_large_enough_are_told(cluster: Any, caplog:
     )
 
 
+@pytest.mark.parametrize(
+    ("changes", "device", "told"),
+    [
+        ({}, "cpu", "one reserves 4 CPU, and of the cluster's 8 0.5 are free"),
+        ({"max_actors": 1}, "cuda", "one reserves 1 GPU, and of the cluster's 2 0 are free"),
+    ],
+)
+def test_what_an_actor_may_wait_for_is_told(
+    changes: dict[str, Any], device: str, told: str, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster({"CPU": 8, "GPU": 2})
+    monkeypatch.setattr(resources.ray, "available_resources", lambda: {"CPU": 0.5})  # Ray leaves out what is all held
+    why = resources.why_stalled(share_out(spec(**changes), device, n_units=9))
+    assert told in why
+    assert "ray status" in why
+
+
 def test_actors_begin_where_there_is_room_on_growing_gpu_clusters(cluster: Any) -> None:
     cluster({})
     hardware = share_out(spec(max_actors=6), "cuda", n_units=100)

@@ -106,6 +106,21 @@ def test_what_no_manifest_could_hold_is_refused(field: str, value: Any, told: st
         JobSpec.of(values(**{field: value}))
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("input: [a]\noutput: b\ninput: [c]\n", "'input' is given twice in what begins at line 1: leave one out"),
+        ("head:\n  a: x\n  a: y\n", "'a' is given twice in what begins at line 2"),
+        ("keep_column: [a]\nkeep-column: [b]\n", "gives a field twice, with dashes and with underscores"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(text: str, told: str, tmp_path: Path) -> None:
+    """The last one would win in silence, and a part of the corpus stay without labels."""
+    (tmp_path / "job.yaml").write_text(text)
+    with pytest.raises(SpecError, match=rf"--config .*job\.yaml .*{told}"):
+        read_config(tmp_path / "job.yaml")
+
+
 @pytest.mark.parametrize("text", [None, "- a list", "a: [", "\xff"])
 def test_yaml_that_cannot_be_read_is_refused(text: str | None, tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"

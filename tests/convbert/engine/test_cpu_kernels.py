@@ -214,7 +214,7 @@ def compiler_that(folder: Path, script: str) -> str:
         (lambda folder: str(folder / "none"), "is installed: the engine runs slower than it could (install g++)"),
         (lambda folder: compiler_that(folder, "echo no such processor >&2; exit 1"), "no such processor"),
         (lambda folder: compiler_that(folder, 'for last; do :; done; echo no code > "$last"'), "cpu_kernels.so"),
-        (lambda folder: compiler_that(folder, r"printf 'f\\374r\\n' >&2; exit 1"), "it could: f\ufffdr"),  # in Latin-1
+        (lambda folder: compiler_that(folder, r"printf 'f\374r\n' >&2; exit 1"), "it could: f\ufffdr"),  # in Latin-1
         (lambda folder: compiler_that(folder, "exec sleep 60"), "timed out after 3 seconds"),
     ],
     ids=["none", "fails", "makes nothing that can be loaded", "speaks no UTF-8", "hangs"],

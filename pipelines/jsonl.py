@@ -82,7 +82,7 @@ def parse(line: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise LineError(f"the line is not UTF-8: byte 0x{line[error.start]:02x} at {error.start}") from error
     except json.JSONDecodeError as error:
-        raise LineError(f"the line is no JSON: {error.msg} at column {error.colno}") from error
+        raise LineError(f"the line is no JSON: {error.msg.removesuffix(' at')} at column {error.colno}") from error
     except (ValueError, RecursionError) as error:
         raise LineError(f"the line is no JSON that can be read: {error}") from error
     if not isinstance(record, dict):

@@ -164,4 +164,6 @@ class Summary:
             if counts:
                 lines.append(f"{head}: " + ", ".join(f"{label} {count:,}" for label, count in counts.items()))
         lines += [f"failed: {reason} ({count:,})" for reason, count in self.reasons.items()]
+        if others := self.failed - sum(self.reasons.values()):
+            lines.append(f"failed: for other reasons ({others:,})")
         return lines

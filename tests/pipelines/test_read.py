@@ -80,6 +80,11 @@ def test_good_and_bad_lines_each_become_one_row(tmp_path: Path) -> None:
     ]
 
 
+def test_a_text_without_an_end_is_told_by_where_it_begins(tmp_path: Path) -> None:
+    block = read_unit(unit(jsonl(tmp_path / "a.jsonl", b'{"text": "x')), columns())
+    assert block["error"].to_pylist() == ["the line is no JSON: Unterminated string starting at column 10"]
+
+
 def test_the_envelope_names_the_part_and_counts_the_rows(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", {"text": "x"}, {"text": "y"})
     (envelope,) = read((unit(path),), columns())

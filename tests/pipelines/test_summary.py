@@ -18,6 +18,11 @@ def test_a_run_is_told_in_rows_tokens_and_labels() -> None:
     ]
 
 
+def test_that_there_are_more_reasons_is_told() -> None:
+    lines = replace(SUMMARY, failed=1_012).lines()
+    assert lines[-2:] == ["failed: text is null (10)", "failed: for other reasons (1,002)"]
+
+
 def test_the_share_of_duplicates_is_told() -> None:
     lines = replace(SUMMARY, copied_tokens=2_500).lines()
     assert lines[3] == "12.5% of the tokens were in duplicates, which are computed once"

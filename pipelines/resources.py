@@ -40,6 +40,7 @@ class Hardware:
         task_cpus: what Ray reserves for a tokenising or writing task. It differs from ``actor_cpus``, or
             else Ray would fuse these tasks into the actors.
         actor_nodes: labels of the nodes for the actors, the most wanted first; none: any node.
+        takes_all_cpus: all CPUs of a cluster that others may use, too: they have to be free (``admission``).
     """
 
     min_actors: int
@@ -50,6 +51,7 @@ class Hardware:
     task_cpus: float
     max_cpus: float = math.inf
     actor_nodes: tuple[dict[str, str], ...] = ()
+    takes_all_cpus: bool = False
 
     @property
     def placement(self) -> dict[str, Any]:
@@ -67,6 +69,11 @@ class Hardware:
         """What Ray reserves for a reading task, which waits more than it works: unequal again, so that the
         units of one stretch are tokenised beside each other."""
         return self.task_cpus / 2
+
+    @property
+    def first_cpus(self) -> float:
+        """What the actors, a reading task and another one reserve, without which nothing comes to an end."""
+        return self.min_actors * self.actor_cpus + self.read_cpus + self.task_cpus
 
     def describe(self) -> str:
         """The pool in words."""
@@ -226,6 +233,7 @@ def share_out(spec: JobSpec, device: str, *, n_units: int) -> Hardware:
         if task_cpus == actor_cpus:
             task_cpus *= 0.8
         shares = {"actor_cpus": actor_cpus, "actor_gpus": 0, "n_threads": threads, "task_cpus": task_cpus}
+        shares["takes_all_cpus"] = not spec.actor_cpus and bool(os.environ.get("RAY_ADDRESS"))
     return Hardware(fewest, most, max_cpus=max(sum(node_cpus), n_cpus), actor_nodes=nodes, **shares)
 
 

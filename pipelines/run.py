@@ -17,6 +17,7 @@ from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 from ray.exceptions import RayError
 
+from pipelines.admission import Admission
 from pipelines.decode import decode
 from pipelines.encode import encode
 from pipelines.errors import ModelError, PipelineError, RunError, SpecError
@@ -63,6 +64,11 @@ def run(spec: JobSpec) -> Summary:
     Raises:
         PipelineError: with one line that says what to do.
     """
+    with Admission() as admission:
+        return _run(spec, admission)
+
+
+def _run(spec: JobSpec, admission: Admission) -> Summary:
     output = locate(spec.output)
     meter = Meter()
     labelled: list[Part] = []
@@ -77,11 +83,13 @@ def run(spec: JobSpec) -> Summary:
         else:
             check_writable(output)
             hardware = _hardware(plan)
+            if hardware and admission.has_waited(hardware) and not labelled:
+                return _run(spec, admission)  # others may have done it meanwhile
             unmark_success(output)
             if hardware:
                 n_actors = max(n_actors, hardware.max_actors)
                 meter.hardware = hardware
-                new = _label(plan, hardware, meter)
+                new = _label(plan, hardware, meter, admission)
                 labelled += new
             state = _commit(plan, new, output, meter)
         if state is not None:
@@ -169,7 +177,7 @@ def _commit(plan: JobPlan, labelled: list[Part], output: Location, meter: Meter)
     return manifest
 
 
-def _label(plan: JobPlan, hardware: Hardware, meter: Meter) -> list[Part]:
+def _label(plan: JobPlan, hardware: Hardware, meter: Meter, admission: Admission) -> list[Part]:
     """Run what is pending through the pipeline and collect the parts' figures.
 
     Raises:
@@ -195,6 +203,7 @@ def _label(plan: JobPlan, hardware: Hardware, meter: Meter) -> list[Part]:
         metrics = JobMetrics(output=redacted(plan.spec.output), n_at_work=n_at_work, **sizes)
         with metrics, Progress(**sizes, stalled=stalled) as progress:
             for rows in pipeline(plan, hardware, ledger).iter_batches(batch_size=None, batch_format="pyarrow"):
+                admission.release()
                 parts = parts_from(rows)
                 labelled += parts
                 progress.add(parts, n_at_work=n_at_work())

@@ -140,6 +140,32 @@ def test_actors_for_which_no_node_is_large_enough_are_told(cluster: Any, caplog:
 
 
 @pytest.mark.parametrize(
+    ("changes", "device", "address", "takes_all"),
+    [
+        ({}, "cpu", "auto", True),
+        ({}, "cpu", "", False),  # a Ray of its own
+        ({"actor_cpus": 2, "max_actors": 1}, "cpu", "auto", False),
+        ({}, "cuda", "auto", False),
+    ],
+)
+def test_cpus_are_taken_for_its_own_by_a_job_that_says_nothing_of_them(
+    changes: dict[str, Any],
+    device: str,
+    address: str,
+    takes_all: bool,
+    cluster: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster({"CPU": 8, "GPU": 1})
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    hardware = share_out(spec(**changes), device, n_units=9)
+    assert hardware.takes_all_cpus == takes_all
+    if takes_all:
+        assert hardware.first_cpus == 4 + 0.25 + 0.5
+        assert 2 * hardware.min_actors * hardware.actor_cpus + hardware.read_cpus > 8  # two of them would hold all
+
+
+@pytest.mark.parametrize(
     ("changes", "device", "told"),
     [
         ({}, "cpu", "one reserves 4 CPU, and of the cluster's 8 0.5 are free"),

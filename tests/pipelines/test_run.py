@@ -22,6 +22,7 @@ from ray.exceptions import RayError
 
 from pipelines import run as module
 from pipelines import stages
+from pipelines.admission import Admission
 from pipelines.errors import ModelError, OutputError, PipelineError, RunError, SourceError, StoreError
 from pipelines.nights import Meter
 from pipelines.plan import JobPlan, make_plan
@@ -424,6 +425,30 @@ def test_records_of_a_vanished_shard_stay_until_they_are_pruned(checkpoint: Path
     lost = {str(int(Path(entry["url"]).stem.split(".")[0])) for entry in (gone, sibling)}
     assert set(table(output)["id"].to_pylist()) == {str(n) for n in range(20)} - lost | {"new"}
     assert run(job(folder, output, checkpoint, unit_rows=1000)).new_rows == 0
+
+
+@on_ray
+def test_a_job_that_has_waited_for_its_turn_plans_again(
+    checkpoint: Path, sentences: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job before it may have labelled the same output."""
+    pq.write_table(pa.table({"text": sentences}), tmp_path / "a.parquet")
+    spec = job(tmp_path / "a.parquet", tmp_path / "out", checkpoint)
+    hardware = Hardware(1, 1, actor_cpus=1, actor_gpus=0, n_threads=1, task_cpus=0.5)
+    waits: list[Hardware] = []
+
+    def waited(self: Admission, its: Hardware) -> bool:
+        waits.append(its)
+        is_first = len(waits) == 1
+        if is_first:
+            run(spec)  # the other one
+        return is_first
+
+    monkeypatch.setattr(module, "_hardware", lambda plan: hardware)
+    monkeypatch.setattr(Admission, "has_waited", waited)
+    summary = run(spec)
+    assert (summary.rows, summary.new_rows) == (len(sentences), 0)
+    assert waits == [hardware] * 2
 
 
 @on_ray

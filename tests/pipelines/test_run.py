@@ -480,12 +480,12 @@ def test_a_run_that_another_one_overtakes_plans_again(
     label, others = module._label, []
     spec = job(corpus, tmp_path / "out", checkpoint, partition_by=partition_by)
 
-    def label_and_be_overtaken(plan: JobPlan, hardware: Hardware, meter: Meter) -> list[Part]:
+    def label_and_be_overtaken(plan: JobPlan, hardware: Hardware, meter: Meter, admission: Admission) -> list[Part]:
         if not others:
             others.append(1)
             (corpus / "late.jsonl").write_text('{"id": "late", "text": "free"}\n')
             others.append(run(spec))
-        return label(plan, hardware, meter)
+        return label(plan, hardware, meter, admission)
 
     monkeypatch.setattr(module, "_label", label_and_be_overtaken)
     mine = run(spec)

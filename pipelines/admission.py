@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from pipelines.resources import Hardware
+from pipelines.resources import Hardware, free_and_present
 
 logger = logging.getLogger(__name__)
 NAME = NAMESPACE = "convbert_admission"
@@ -59,7 +59,7 @@ class Admission:
                 self._turn = ray.remote(Turn).options(name=NAME, namespace=NAMESPACE, num_cpus=0).remote()
             except ValueError:  # which is how Ray says that there is one
                 return "another job is about to take the cluster's CPUs"
-        free, present = (its.get("CPU", 0) for its in (ray.available_resources(), ray.cluster_resources()))
+        free, present = free_and_present("CPU")
         if free > hardware.first_cpus - 1e-3:  # Ray counts in ten thousandths
             return None
         return f"of the cluster's {present:g} CPUs {free:g} are free, and this job begins with {hardware.first_cpus:g}"

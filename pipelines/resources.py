@@ -232,15 +232,25 @@ def share_out(spec: JobSpec, device: str, *, n_units: int) -> Hardware:
         task_cpus = min(0.5, n_cpus / 8)  # where Ray Data cannot set a task of each stage aside, the last ones starve
         if task_cpus == actor_cpus:
             task_cpus *= 0.8
-        shares = {"actor_cpus": actor_cpus, "actor_gpus": 0, "n_threads": threads, "task_cpus": task_cpus}
-        shares["takes_all_cpus"] = not spec.actor_cpus and bool(os.environ.get("RAY_ADDRESS"))
+        shares = {
+            "actor_cpus": actor_cpus,
+            "actor_gpus": 0,
+            "n_threads": threads,
+            "task_cpus": task_cpus,
+            "takes_all_cpus": not spec.actor_cpus and bool(os.environ.get("RAY_ADDRESS")),
+        }
     return Hardware(fewest, most, max_cpus=max(sum(node_cpus), n_cpus), actor_nodes=nodes, **shares)
+
+
+def free_and_present(name: str) -> tuple[float, float]:
+    """How much of a resource the connected cluster has left, and has in all."""
+    return ray.available_resources().get(name, 0), ray.cluster_resources().get(name, 0)
 
 
 def why_stalled(hardware: Hardware) -> str:
     """Why no model actor of a run may be at work: what one asks for, and what of it is free."""
     name, asked = ("GPU", hardware.actor_gpus) if hardware.actor_gpus else ("CPU", hardware.actor_cpus)
-    free, present = ray.available_resources().get(name, 0), ray.cluster_resources().get(name, 0)
+    free, present = free_and_present(name)
     return (
         f"no model actor is at work: one reserves {asked:g} {name}, and of the cluster's {present:g} {free:g} are free "
         "(ray status shows what is held and asked for; jobs and services that hold all CPUs wait for each other)"

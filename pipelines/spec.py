@@ -116,10 +116,6 @@ class JobSpec(BaseModel):
     def _short_forms(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        for name, value in values.items():
-            for text in value if isinstance(value, list) else [value]:
-                if isinstance(text, str) and not is_unicode(text):
-                    raise ValueError(f"{flag(str(name))} ({text!a}) holds what is no character: give it in UTF-8")
         lists = [name for name, field in cls.model_fields.items() if get_origin(field.annotation) is list]
         values = {**values, **{name: [values[name]] for name in lists if isinstance(values.get(name), str)}}
         if values.get("model"):
@@ -132,6 +128,16 @@ class JobSpec(BaseModel):
             by = Partitioning.of(name, heads)
             if by and isinstance(kept, list) and by.column not in (*kept, *heads):
                 values["keep_column"] = [*kept, by.column]  # what rows are parted by is kept
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _can_be_written(cls, values: Any) -> Any:
+        """No manifest holds half of a surrogate pair, or a byte that is none of UTF-8's."""
+        for name, value in values.items() if isinstance(values, dict) else ():
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and not is_unicode(text):
+                    raise ValueError(f"{flag(str(name))} ({text!a}) holds what is no character: give it in UTF-8")
         return values
 
     @model_validator(mode="after")

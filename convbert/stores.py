@@ -163,7 +163,7 @@ def may_pass(error: BaseException) -> bool:
     links = list(_chain(error))
     if any(_code(link) in _PASSING_CODES for link in links):
         return True
-    if isinstance(error, _LASTING_ERRORS) or any(_is_lasting(link) for link in links):
+    if isinstance(error, _LASTING_ERRORS) or _is_wrong_host(error):
         return False
     for link in links:  # the outermost that tells
         status = _status(link)
@@ -240,7 +240,7 @@ def info_of(fs: FileSystem, path: str) -> dict[str, Any]:
         return found
     except FileNotFoundError as error:
         cause = error.__cause__
-        if cause is None or (_status(cause) in (None, 404) and not may_pass(cause)):
+        if cause is None or (_status(cause) in (None, 404) and not (may_pass(cause) or _is_wrong_host(cause))):
             raise
     raise cause
 
@@ -286,11 +286,13 @@ def copy_file(fs: FileSystem, path: str, size: int, target: Path) -> None:
             file.write(read_range(fs, path, start, min(size, start + COPY_BLOCK_BYTES), size=size))
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it came from: clients translate errors and keep the answer in the cause."""
+def _chain(error: BaseException | None, *, suppressed: bool = False) -> Iterator[BaseException]:
+    """An error and what it came from, if wanted what was suppressed, too: clients translate errors and keep the answer
+    in the cause."""
     while error is not None:
         yield error
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        is_hidden = error.__suppress_context__ and not suppressed
+        error = error.__cause__ or (None if is_hidden else error.__context__)
 
 
 def _status(error: BaseException) -> int | None:
@@ -310,11 +312,13 @@ def _code(error: BaseException) -> str | None:
     return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
 
 
-def _is_lasting(error: BaseException) -> bool:
+def _is_wrong_host(error: BaseException) -> bool:
     """A certificate that does not fit, or a host that no name server knows."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return True
-    return isinstance(error, socket.gaierror) and error.errno == socket.EAI_NONAME
+    return any(
+        isinstance(link, ssl.SSLCertVerificationError)
+        or (isinstance(link, socket.gaierror) and link.errno == socket.EAI_NONAME)
+        for link in _chain(error, suppressed=True)  # httpcore hides it
+    )
 
 
 def _as_os_error(error: Exception) -> OSError:

@@ -42,6 +42,12 @@ def caused_by(cause: BaseException, error: Exception) -> Exception:
     return error
 
 
+def instead_of(hidden: BaseException, error: Exception) -> Exception:
+    """As ``raise error from None`` leaves it, which httpcore does."""
+    error.__context__, error.__suppress_context__ = hidden, True
+    return error
+
+
 class HttpError(Exception):
     """As gcsfs, azure and huggingface_hub raise them."""
 
@@ -76,6 +82,7 @@ class HttpError(Exception):
         HttpError(code="429"),
         HttpError(status_code=500),
         caused_by(socket.gaierror(socket.EAI_AGAIN, "try again"), ConnectionError("no name server")),
+        instead_of(socket.gaierror(socket.EAI_AGAIN, "try again"), ConnectionError("no name server")),
     ],
     ids=repr,
 )
@@ -101,6 +108,7 @@ def test_what_passes(error: Exception) -> None:
         HttpError(status_code=403),
         caused_by(ssl.SSLCertVerificationError("expired"), boto.SSLError(endpoint_url="https://x", error="expired")),
         caused_by(socket.gaierror(socket.EAI_NONAME, "unknown"), boto.EndpointConnectionError(endpoint_url="http://x")),
+        instead_of(socket.gaierror(socket.EAI_NONAME, "unknown"), ConnectionError("unknown")),
         TypeError("a mistake of ours"),
         caused_by(ConnectionResetError(104, "reset"), PermissionError("Forbidden")),
     ],

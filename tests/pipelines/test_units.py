@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from fractions import Fraction
@@ -367,6 +368,16 @@ def test_what_a_web_server_does_not_tell_is_said(web: str) -> None:
         list_shards([f"{web}/gone"])
     with pytest.raises(SourceError, match="notes.txt is no kind of file that can be read"):
         list_shards([f"{web}/in/notes.txt"])
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "", "*.jsonl"])
+def test_a_host_that_no_name_server_knows_is_no_empty_input(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolve(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with pytest.raises(SourceError, match=r"cannot be listed \(.*Name or service not known.*\): check the address"):
+        list_shards([f"https://nowhere.example/in/{name}"])
 
 
 @pytest.mark.parametrize("name", ["none", "*.parquet", "notes.txt", "empty"])

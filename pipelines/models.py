@@ -118,10 +118,12 @@ def ignored_settings(spec: JobSpec, passes: Sequence[EncoderPass]) -> list[str]:
     """What the job sets otherwise than by default and none of its heads looks at."""
     heads = heads_of(passes).values()
     columns = {column for head in heads for column in head.inputs.columns}
-    looked_at = {name for head in heads for name in head.settings}
+    looked_at = {name for head in heads for name in head.settings_in_use}
     looked_at |= {name for name in _COLUMNS if getattr(spec, name) in columns}
     if any(encoder_pass.encoding.long_text == "window" for encoder_pass in passes):
         looked_at.add("stride")
+    else:
+        looked_at.discard("window_pooling")
     kinds: list[type[Head]] = [*HEADS.values(), PseudoLogLikelihood]
     of_heads = {name for kind in kinds for name in kind.settings}
     defaults = {name: field.get_default(call_default_factory=True) for name, field in JobSpec.model_fields.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,7 +51,7 @@ from pipelines.write import SUFFIXES as FILE_SUFFIXES
 from pipelines.write import UNREADABLE, Part, part_figures, read_schema
 
 logger = logging.getLogger(__name__)
-_SAMPLED_SHARDS = 64  # small shards whose columns are looked at before the job starts
+_SAMPLED_SHARDS = 128  # small shards whose columns are looked at before the job starts
 _SHOWN = 5  # parts that cannot be used and are named
 
 Files = dict[str, Info]  # of an output folder, by name
@@ -199,8 +200,10 @@ def make_plan(spec: JobSpec) -> JobPlan:
 
 
 def is_there(part: Part, present: Files) -> bool:
-    """The part is among the files that are present, and so is every file that it names."""
-    return part.name in present and all(name in present for name in part.files)
+    """The part is among the files that are present, and so is every file that it names; those with rows as written."""
+    sizes = {name: n_bytes for name, (_, n_bytes) in part.files.items()} or {part.name: part.bytes}
+    names = {part.name, *sizes}
+    return names <= present.keys() and all(present[name]["size"] == n_bytes for name, n_bytes in sizes.items())
 
 
 def recipe_key(recipe: Mapping[str, Any]) -> str:
@@ -226,7 +229,11 @@ def _staying(labelled: list[Group], fingerprints: dict[str, str], present: Files
         if is_same and _is_whole(group, present):
             stay.append(group)
         elif gone:
-            why = "parts with its records are missing" if is_same else "a shard that shares its part has changed"
+            why = (
+                "parts with its records are missing or damaged"
+                if is_same
+                else "a shard that shares its part has changed"
+            )
             raise OutputError(
                 f"{gone[0]} is no longer among the inputs and {why}: bring it back, or drop its records with --prune"
             )
@@ -268,8 +275,12 @@ def _pieces(shards: list[Shard], unit_rows: int, key: str) -> tuple[list[_Piece]
     for inspection in inspections:
         stem = part_stem([inspection.shard], key)
         pieces.append(_Piece((inspection.shard,), fingerprint_of(part_name(stem, 0)), inspection.tasks(stem)))
-    seen = inspect(small[:: max(1, len(small) // _SAMPLED_SHARDS)], unit_rows=unit_rows)
-    return pieces, [*inspections, *seen]
+    return pieces, [*inspections, *inspect(_some_of(small), unit_rows=unit_rows)]
+
+
+def _some_of(shards: list[Shard]) -> list[Shard]:
+    """As many as are looked at, by a hash of their names: every nth might be of one kind, as in folders of two."""
+    return heapq.nsmallest(_SAMPLED_SHARDS, shards, key=lambda shard: hashlib.sha256(shard.name.encode()).digest())
 
 
 def _resumed(output: Location, pieces: list[_Piece], present: Files, kept: pa.Schema) -> dict[str, list[Part]]:
@@ -282,9 +293,11 @@ def _resumed(output: Location, pieces: list[_Piece], present: Files, kept: pa.Sc
     def figures(name: str) -> Part | str:
         try:
             found = part_figures(output.child(name), int(present[name]["size"]), kept)
-            return found if found.name == name else f"it was written as {found.name}"
         except UNREADABLE as error:
             return reason(error)
+        if found.name != name:
+            return f"it was written as {found.name}"
+        return found if is_there(found, present) else "a file that it names is missing or damaged"
 
     wanted = {piece.fingerprint for piece in pieces}
     names = [name for name in present if fingerprint_of(name) in wanted]
@@ -294,7 +307,7 @@ def _resumed(output: Location, pieces: list[_Piece], present: Files, kept: pa.Sc
         logger.warning("%s cannot be used (%s): its unit is labelled again", redacted(output.child(name).url), why)
     if len(useless) > _SHOWN:
         logger.warning("… and so are the units of %d more parts", len(useless) - _SHOWN)
-    return by_group(part for part in found.values() if isinstance(part, Part) and is_there(part, present))
+    return by_group(part for part in found.values() if isinstance(part, Part))
 
 
 def _pending(piece: _Piece, resumed: list[Part]) -> Iterator[Task]:

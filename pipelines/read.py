@@ -371,8 +371,8 @@ def _parquet_block(batch: pa.RecordBatch, places: list[str], columns: Columns) -
     kept = []
     for f in columns.kept:
         column = _only(batch, f.name)
-        if column is None:
-            array, why = pa.nulls(len(batch), f.type), [None] * len(batch)
+        if column is None:  # as texts; a shard that was looked at is refused for it
+            array, why = pa.nulls(len(batch), f.type), [f"{f.name} is missing"] * len(batch)
         else:
             array, why = kept_column(_as_bytes(column), f)
         kept.append(array)

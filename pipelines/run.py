@@ -165,8 +165,9 @@ def _commit(plan: JobPlan, labelled: list[Part], output: Location, meter: Meter)
     present = own_files(output)
     if current != plan.previous:
         return None
-    if missing := [part for part in manifest.parts if not is_there(part, present)]:
-        if output.is_local and ray.is_initialized() and len(nodes_alive()) > 1:
+    if others := [part for part in manifest.parts if not is_there(part, present)]:
+        missing = [part for part in others if part.name not in present]
+        if missing and output.is_local and ray.is_initialized() and len(nodes_alive()) > 1:
             raise RunError(
                 f"{len(missing)} of {len(manifest.parts)} parts are not in {output.path}: on several nodes a local "
                 "--output must be the same mount on each of them; else give a store's URL"

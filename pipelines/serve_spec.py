@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pipelines.errors import PipelineError, SpecError
 from pipelines.online import head_spec
-from pipelines.spec import JobSpec, first_fault
+from pipelines.spec import JobSpec, Spec, first_fault
 
 RESERVED = ("label", "health", "ready", "info", "docs", "openapi")  # paths of the service's own
 SETTINGS = (
@@ -19,14 +19,12 @@ SETTINGS = (
 """JobSpec fields that ``settings`` may hold: what heads do, not what a job reads or writes."""
 
 
-class ServeSpec(BaseModel):
+class ServeSpec(Spec):
     """One service. Field names are the keys of YAML files and of ``serve run``, and with dashes the flags.
 
     Raises:
         SpecError: through ``ServeSpec.of``, a value or combination that no service can have.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     head: dict[str, str] = Field({}, description="NAME=URL: a checkpoint and the path it answers at; may be repeated")
     embed: dict[str, str] = Field({}, description="NAME=URL: the same, for vectors of any checkpoint's encoder")

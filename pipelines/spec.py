@@ -6,10 +6,18 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from pipelines.errors import SpecError
@@ -25,7 +33,21 @@ _Url = Annotated[str, Field(min_length=1)]  # an empty one would be the current 
 _COMMA = re.compile(r",(?![^(]*\))")  # outside brackets
 
 
-class JobSpec(BaseModel):
+class Spec(BaseModel):
+    """Settings that flags, YAML or Serve's arguments give: those without a field are refused, and ``true`` is no 1."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and {int, float} & {annotation, *get_args(annotation)}:
+            raise ValueError("a number is wanted, not true or false")
+        return value
+
+
+class JobSpec(Spec):
     """One labelling job. Field names are the YAML keys and, with dashes, the flags.
 
     ``task`` is no flag: each script in jobs/ sets its own, and one of the heads must have it.
@@ -33,8 +55,6 @@ class JobSpec(BaseModel):
     Raises:
         SpecError: through ``JobSpec.of``, a value or combination that no job can have.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     task: str | None = Field(None, description="task that the job is for, as its script says")
     input: list[_Url] = Field(
@@ -54,7 +74,7 @@ class JobSpec(BaseModel):
     keep_column: list[str] = Field([], description="input column to copy into the output; may be repeated")
     output_format: Literal["parquet", "arrow"] = Field("parquet", description="format of the parts")
     partition_by: str | None = Field(
-        None, description="column of the input, or HEAD.label, whose values become folders COLUMN=value"
+        None, min_length=1, description="column of the input, or HEAD.label, whose values become folders COLUMN=value"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes GPUs where the cluster has them")
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(

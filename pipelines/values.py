@@ -179,7 +179,7 @@ def _shown_value(value: pa.Scalar, name: str) -> tuple[Any, str | None]:
 
 def kept_array(values: Sequence[Any], f: pa.Field) -> tuple[pa.Array, Reasons]:
     """Kept values as the column's type, and for each that does not fit the reason why; objects become JSON."""
-    if is_text := pa.types.is_string(f.type):
+    if is_text := is_string(f.type):
         values = [_as_json(value) for value in values]
     try:
         array = _array_of(values, f.type)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -86,6 +86,11 @@ class Head(ABC):
         Raises:
             ModelError: the checkpoint cannot do it.
         """
+
+    @property
+    def settings_in_use(self) -> Collection[str]:
+        """Those of its settings that decide anything with this checkpoint."""
+        return self.settings
 
     @abstractmethod
     def on_encoder(self, model: Any) -> engine.Head | engine.PseudoLikelihood:

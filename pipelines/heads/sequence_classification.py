@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,6 +53,11 @@ class SequenceClassification(Head):
         else:
             fields.append(pa.field("scores", pa.list_(pa.float32())))  # every label's score, by class index
         self.schema = pa.struct(fields)
+
+    @property
+    def settings_in_use(self) -> Collection[str]:
+        """Without ``threshold`` where there is one label, or numbers."""
+        return [name for name in self.settings if name != "threshold" or self.is_multi_label]
 
     def on_encoder(self, model: ConvBertForSequenceClassification) -> engine.Head:
         """The classifier on the first token: a row of logits a sequence."""

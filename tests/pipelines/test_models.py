@@ -46,7 +46,8 @@ def test_a_plan_says_what_the_checkpoint_predicts(checkpoint: Path) -> None:
 
 def test_a_setting_that_no_head_looks_at_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     tagger = save_checkpoint(tmp_path / "tagger", architecture="ConvBertForTokenClassification")
-    both = {"topic": str(checkpoint), "entities": str(tagger)}
+    topics = save_checkpoint(tmp_path / "topics", problem_type="multi_label_classification")
+    both = {"topic": str(topics), "entities": str(tagger)}
     for changes in ({"text_pair_column": "b"}, {"threshold": 0.7}, {"normalize": True}, {"question_column": "q"}):
         with pytest.raises(SpecError, match=f"{flag(next(iter(changes)))}: no head of this job looks at it"):
             plan_passes(spec(model=str(tagger), **changes))
@@ -55,6 +56,11 @@ def test_a_setting_that_no_head_looks_at_is_refused(checkpoint: Path, tmp_path: 
     with pytest.raises(SpecError, match="--stride: no head"):
         plan_passes(spec(head=both, stride=7))
     plan_passes(spec(head=both, stride=7, long_text="window"))
+    with pytest.raises(SpecError, match="--threshold: no head"):
+        plan_passes(spec(model=str(checkpoint), threshold=0.7))  # of two labels the likelier one is found
+    with pytest.raises(SpecError, match="--window-pooling: no head"):
+        plan_passes(spec(model=str(checkpoint), window_pooling="max"))
+    plan_passes(spec(model=str(checkpoint), window_pooling="max", long_text="window"))
 
 
 @pytest.mark.parametrize("architectures", [None, 3, "ConvBertForMaskedLM", [], [1], [["ConvBertModel"]], ["BertModel"]])

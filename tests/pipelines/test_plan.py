@@ -83,7 +83,9 @@ def test_a_vanished_shard_whose_part_is_missing_is_named(corpus: Path, checkpoin
     for changes in ({}, {"overwrite": True}):  # which drops its records, too
         assert make_plan(spec.model_copy(update=changes)).vanished == [str(corpus / "b.parquet")]
     next((tmp_path / "out").glob("part-b-*")).unlink()
-    with pytest.raises(OutputError, match=r"b\.parquet is no longer .* parts with its records are missing: .*--prune"):
+    with pytest.raises(
+        OutputError, match=r"b\.parquet is no longer .* parts with its records are missing or damaged: .*--prune"
+    ):
         make_plan(spec)
     assert len(make_plan(spec.model_copy(update={"prune": True})).parts) == 3
 
@@ -250,11 +252,51 @@ def test_a_finished_part_that_tells_no_types_is_named(corpus: Path, checkpoint: 
     spec = job(corpus, tmp_path / "out", checkpoint, keep_column=["n"])
     run_here(spec)
     part = parts(tmp_path / "out")[0]
-    cut(part)
+    part.write_bytes(part.read_bytes()[:-9] + bytes(9))  # of the size that the manifest says
     with pytest.raises(OutputError, match=f"{part.name} cannot be read .*: move it away and start the same command"):
         make_plan(spec)
     part.rename(tmp_path / "away")
     assert len(make_plan(spec).pending) == 1
+
+
+@pytest.mark.parametrize(
+    ("partition_by", "files"),
+    [(None, "part-*"), ("prediction.label", "prediction_label=*/*")],
+    ids=["flat", "in folders"],
+)
+def test_a_finished_part_that_is_cut_off_later_is_labelled_again(
+    partition_by: str | None,
+    files: str,
+    corpus: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    spec = job(corpus, tmp_path / "out", checkpoint, partition_by=partition_by)
+    run_here(spec)
+    assert make_plan(spec).is_done
+    part = max((tmp_path / "out").glob(files))
+    good = part.read_bytes()
+    cut(part)
+    with caplog.at_level(logging.WARNING):
+        plan = make_plan(spec)
+    assert not plan.is_done
+    assert len(pending(plan)) == 1
+    assert "its unit is labelled again" in caplog.text
+    run_here(spec)
+    assert part.read_bytes() == good
+    assert make_plan(spec).is_done
+
+
+def test_a_kind_of_small_shard_that_stands_in_every_folder_is_seen(checkpoint: Path, tmp_path: Path) -> None:
+    for day in range(70):
+        for name, price in (("de", "1"), ("en", "1.5")):
+            shard = tmp_path / f"in/d{day:03}/{name}.jsonl"
+            shard.parent.mkdir(parents=True, exist_ok=True)
+            shard.write_text(f'{{"id": "{day}{name}", "text": "free mail", "price": {price}, "{name}": 1}}\n')
+    plan = make_plan(job(tmp_path / "in", tmp_path / "out", checkpoint, keep_column=["price", "de", "en"]))
+    assert plan.seen_columns < 140
+    assert plan.columns.kept.field("price").type == pa.float64()
 
 
 def test_a_kept_key_that_earlier_shards_have_shown_need_not_come_every_night(checkpoint: Path, tmp_path: Path) -> None:

@@ -512,7 +512,7 @@ def test_nulls_of_a_kept_type_that_arrow_cannot_build_are_no_errors(type_: pa.Da
     pq.write_table(pa.table({"text": ["fine"], "meta": pa.nulls(1, type_)}), tmp_path / "a.parquet")
     block = read_unit(unit(tmp_path / "a.parquet", 0, 1), columns(("meta", type_), ("other", type_)))
     block.validate(full=True)
-    assert rows(block, "meta", "other", "error") == [(None, None, None)]
+    assert rows(block, "meta", "other", "error") == [(None, None, "other is missing")]
 
 
 def test_a_fault_of_ours_is_no_damage_of_the_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -548,6 +548,12 @@ def test_a_column_of_parquet_takes_no_other_meaning(
     block = read_unit(unit(tmp_path / "a.parquet", 0, 2), columns(("c", planned)))
     assert [error is None for error in block["error"].to_pylist()] == [fits, fits]
     assert block["c"].null_count == (2 if not fits or pa.types.is_null(column.type) else 0)
+
+
+def test_a_kept_column_that_a_parquet_shard_lacks_is_no_null(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["x"] * 2}), tmp_path / "a.parquet")
+    block = read_unit(unit(tmp_path / "a.parquet", 0, 2), columns(("c", pa.int64())))
+    assert block["error"].to_pylist() == ["c is missing"] * 2
 
 
 def test_objects_of_json_have_no_other_fields_than_a_struct_that_is_kept(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ def test_a_head_without_a_name_beside_one_with_a_name_is_refused(values: dict[st
 
 
 def test_endless_times_are_refused() -> None:
+    with pytest.raises(SpecError, match=r"max_texts \(True\): a number is wanted"):
+        ServeSpec.of({"head": {"a": "b"}, "max_texts": True})
     with pytest.raises(SpecError, match="timeout_s .*finite number"):
         ServeSpec.of({"head": {"a": "b"}, "timeout_s": float("inf")})
 

@@ -39,6 +39,9 @@ def test_model_is_short_for_a_head_called_prediction() -> None:
         ({"long_text": "maybe"}, "--long-text"),
         ({"colour": "red"}, "unknown setting 'colour'"),
         ({"max_failed_fraction": 1.5}, r"--max-failed-fraction \(1.5\)"),
+        ({"max_failed_fraction": True}, r"--max-failed-fraction \(True\): a number is wanted, not true or false"),
+        ({"unit_rows": True}, r"--unit-rows \(True\): a number is wanted"),
+        ({"partition_by": ""}, r"--partition-by \(\): .* at least 1 character"),
         ({"output": "s3://k:secret@bucket", "unit_rows": "s3://k:secret@bucket"}, r"--unit-rows \(s3://k:\*\*\*@"),
     ],
 )

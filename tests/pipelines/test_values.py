@@ -91,6 +91,13 @@ def test_what_arrow_takes_for_numbers_is_kept_as_numbers(values: list[Any]) -> N
     assert reasons == [None, None]
 
 
+@pytest.mark.parametrize("type_", [pa.string(), pa.large_string()], ids=str)
+def test_values_of_all_kinds_become_texts(type_: pa.DataType) -> None:
+    array, reasons = kept_array([5, True, [1, "a"], {"x": None}, "text", None], pa.field("c", type_))
+    assert array.to_pylist() == ["5", "true", '[1, "a"]', '{"x": null}', "text", None]
+    assert reasons == [None] * 6
+
+
 def test_what_json_has_no_type_for_is_kept_as_its_text() -> None:
     name = uuid.UUID(int=5)
     array, reasons = kept_array([name, "text", {"id": name}], pa.field("c", pa.string()))

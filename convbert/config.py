@@ -283,14 +283,21 @@ class ConvBertConfig(_Fields):
         except (ConfigError, RecursionError) as error:  # the latter from quoting a value nested nearly too deep to read
             raise ConfigError(f"{CONFIG_NAME} of {source}: {error}") from error
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, **others: Any) -> None:
         """Write config.json into a local folder, which is made where it is missing.
+
+        Args:
+            folder: where to.
+            others: arguments of Transformers that change nothing here: ``push_to_hub=False``.
 
         Raises:
             CheckpointError: a URL in place of a folder.
+            InputError: an argument of Transformers asks for what is done in another way here.
         """
+        from convbert.checkpoints import check_saving
         from convbert.checkpoints.location import swapped_in
 
+        check_saving(others)
         text = json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False)
         with swapped_in(folder) as new:
             (new / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")

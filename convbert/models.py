@@ -155,7 +155,8 @@ class PreTrainedModel(nn.Module):
             wanted = _saved_dtype(config, weights)
         wanted = wanted or torch.float32
         if report.missing or cls.__module__ != __name__:  # a subclass may hold tensors that no file does
-            model = cls(config).to(wanted)  # what is missing keeps its initialisation
+            with torch.device("cpu"):
+                model = cls(config).to(wanted)  # what is missing keeps its initialisation
         else:
             model.to(wanted).to_empty(device="cpu")
             model.tie_weights()
@@ -215,12 +216,20 @@ class PreTrainedModel(nn.Module):
                 f"the config of {source} asks for a tensor that no memory holds ({error}): check its sizes"
             ) from error
 
-    def save_pretrained(self, folder: str | Path, *, max_shard_bytes: int | None = None, **others: Any) -> None:
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        is_main_process: bool = True,
+        max_shard_bytes: int | None = None,
+        **others: Any,
+    ) -> None:
         """Write config.json and model.safetensors, which Transformers reads, into a local folder.
 
         Args:
             folder: made where it is missing; config.json and weights in safetensors that lie there are replaced
                 once all new files are written.
+            is_main_process: False writes nothing, for of several processes that train one model one saves it.
             max_shard_bytes: most bytes of weights a file; more are cut into several files and an index.
                 None writes one file.
             others: arguments of Transformers that change nothing here: ``safe_serialization=True``.
@@ -230,6 +239,8 @@ class PreTrainedModel(nn.Module):
             InputError: an argument of Transformers asks for what is done in another way here.
         """
         check_saving(others)
+        if not is_main_process:
+            return
         dtype = str(self.dtype).removeprefix("torch.")
         extra = {**self.config.extra, "architectures": [type(self).__name__]}
         extra.update(dict.fromkeys(extra.keys() & {"dtype", "torch_dtype"}, dtype))
@@ -533,11 +544,13 @@ class ConvBertForSequenceClassification(TaskModel):
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Squared error or cross entropy, by ``config.problem_type``, which the first labels set where it is None.
 
-        Scalar. As in Transformers, a model saved after its training says what its logits are.
+        Scalar. As in Transformers, a model saved after its training says what its logits are, but for one that was
+        compiled or exported without knowing: a graph changes no config.
         """
-        if self.config.problem_type is None:
-            self._reconfigure(replace(self.config, problem_type=inferred_problem(logits, labels)))
-        return text_loss(logits, labels, self.config.problem_type)
+        problem = self.config.problem_type or inferred_problem(logits, labels)
+        if problem != self.config.problem_type and not torch.compiler.is_compiling():
+            self._reconfigure(replace(self.config, problem_type=problem))
+        return text_loss(logits, labels, problem)
 
 
 class ConvBertForMultipleChoice(TaskModel):

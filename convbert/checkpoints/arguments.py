@@ -18,6 +18,8 @@ _WITHOUT_EFFECT = {
     "force_download",  # what changes at its source is copied anew
     "resume_download",
     "low_cpu_mem_usage",
+    "finetuning_task",  # a name that 4's scripts give the config
+    "mirror",
     "return_dict",  # outputs answer to names and places
 }
 """What asks for nothing, or for what is so anyway."""
@@ -34,6 +36,11 @@ _REMEDIES = {
     "attn_implementation": "leave it out: there is one",
     "state_dict": "call load_state_dict on the model",
     "output_loading_info": "call load, which returns the model and a report",
+    "from_tf": "leave it out: TensorFlow's files are known by their names",
+    "from_flax": "save the weights in a form of PyTorch or TensorFlow",
+    "key_mapping": "rename the weights in their files",
+    "tp_plan": "leave it out: a model lies on one device",
+    "return_unused_kwargs": "leave it out: what no argument takes is an error",
     "output_attentions": "give it to the model's call",
     "output_hidden_states": "give it to the model's call",
 }
@@ -42,8 +49,12 @@ _SAVING: dict[str, tuple[str, Any]] = {
     "safe_serialization": ("leave it out: safetensors are written", True),
     "max_shard_size": ("give max_shard_bytes, a number of bytes", None),
     "push_to_hub": ("copy the folder with the hub's own tools", False),
+    "state_dict": ("call load_state_dict on the model first", None),
+    "legacy_format": ("leave it out: tokenizer.json is written", False),
+    "filename_prefix": ("leave it out: save_vocabulary takes one", None),
 }
-"""What a model's save_pretrained takes there: what to do here, and the value that changes nothing."""
+"""What save_pretrained takes there: what to do here, and the value that changes nothing."""
+_SAVING_WITHOUT_EFFECT = {"save_function"}  # safetensors writes
 _USUAL = {"revision": "main", "attn_implementation": "eager"}
 
 
@@ -55,19 +66,21 @@ def own_settings(arguments: Mapping[str, Any], folder_or_url: object) -> dict[st
     """
     for name, remedy in _REMEDIES.items():
         value = arguments.get(name)
-        is_asked = value is not False and value not in (None, "", _USUAL.get(name))  # 0 is a device
+        is_asked = value is not False and value not in (None, "", {}, _USUAL.get(name))  # 0 is a device
         if is_asked and (name != "local_files_only" or _is_url(folder_or_url)):
             raise InputError(f"{name} is an argument of Transformers: {remedy}")
     return {name: value for name, value in arguments.items() if name not in _REMEDIES.keys() | _WITHOUT_EFFECT}
 
 
 def check_saving(arguments: Mapping[str, Any]) -> None:
-    """See that arguments for a model's ``save_pretrained`` in Transformers ask for what is done here anyway.
+    """See that arguments for ``save_pretrained`` in Transformers ask for what is done here anyway.
 
     Raises:
         InputError: one that asks for what is done in another way here.
     """
     for name, value in arguments.items():
+        if name in _SAVING_WITHOUT_EFFECT:
+            continue
         if name not in _SAVING:
             raise TypeError(f"save_pretrained has no argument {name!r}: check its name")
         remedy, usual = _SAVING[name]

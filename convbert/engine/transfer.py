@@ -14,7 +14,7 @@ from torch import Tensor
 def send(*arrays: NDArray[np.integer], device: torch.device) -> Sequence[Tensor]:
     """Each array, (N,) of any N, as int64 on the device."""
     if device.type == "cpu":
-        return [torch.as_tensor(array, dtype=torch.long) for array in arrays]
+        return [torch.as_tensor(array, dtype=torch.long, device=device) for array in arrays]
     together = torch.from_numpy(np.concatenate(arrays, dtype=np.int64))  # one copy costs less than several
     return send_tensor(together, device).split([len(array) for array in arrays])
 

@@ -87,6 +87,12 @@ def cuts_at_spaces(backend: Tokenizer) -> bool:
     )
 
 
+def has_berts_steps(backend: Tokenizer) -> bool:
+    """Whether texts are normalised and split into words as BERT does, some of which may be kept whole."""
+    splits = (pre_tokenizers.BertPreTokenizer, pre_tokenizers.Sequence)  # BERT's, and what set_never_split makes of it
+    return isinstance(backend.normalizer, normalizers.BertNormalizer) and isinstance(backend.pre_tokenizer, splits)
+
+
 def normalisation(backend: Tokenizer) -> dict[str, bool | None]:
     """BERT's settings by name; none where the text is normalised in another way."""
     normalizer = backend.normalizer
@@ -115,8 +121,7 @@ def set_never_split(backend: Tokenizer, words: Iterable[str]) -> None:
         TokenizerError: a word that could never be found whole, or another algorithm than BERT's.
     """
     words = sorted(words)
-    splits = (pre_tokenizers.BertPreTokenizer, pre_tokenizers.Sequence)  # BERT's, and what this function makes of it
-    if not (normalisation(backend) and isinstance(backend.pre_tokenizer, splits)):
+    if not has_berts_steps(backend):
         raise TokenizerError(f"never_split ({words}) needs BERT's pre-tokenisation: keep words whole with add_tokens")
     for word in words:
         normalised = backend.normalizer.normalize_str(word)
@@ -126,7 +131,9 @@ def set_never_split(backend: Tokenizer, words: Iterable[str]) -> None:
                 "give that, or change do_lower_case, strip_accents or tokenize_chinese_chars"
             )
         if backend.model.token_to_id(word) is None:
-            raise TokenizerError(f"never_split ({word!r}) is not in the vocabulary: add it with add_tokens")
+            raise TokenizerError(
+                f"never_split ({word!r}) is not in the vocabulary: add it with add_tokens, or give another never_split"
+            )
     whole = "|".join(map(re.escape, words))
     parts = pre_tokenizers.Split(Regex(rf"\A(?:{whole})\z|{_PUNCTUATION}"), "isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), parts])

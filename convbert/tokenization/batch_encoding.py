@@ -57,6 +57,11 @@ class BatchEncoding(UserDict[str, Any]):
             raise AttributeError(f"the encoding has no {name!r}: ask for it in the tokenizer's call") from None
 
     @property
+    def is_fast(self) -> bool:
+        """Whether the library's own results are here, as they are of what a tokenizer's call gives."""
+        return bool(self.encodings)
+
+    @property
     def n_sequences(self) -> int:
         """2 of pairs, else 1."""
         return self[0].n_sequences

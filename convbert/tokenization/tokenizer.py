@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Encoding
 from tokenizers.models import WordPiece
 
-from convbert.checkpoints.arguments import own_settings
+from convbert.checkpoints.arguments import check_saving, own_settings
 from convbert.checkpoints.location import Checkpoint, folder_to_write, located, swapped_in
 from convbert.errors import TokenizerError
 from convbert.tokenization import backend as library
@@ -123,6 +123,7 @@ class ConvBertTokenizer(Vocabulary):
     ) -> None:
         if "additional_special_tokens" in special_tokens:  # as Transformers 4 called them
             extra_special_tokens = special_tokens.pop("additional_special_tokens")
+        special_tokens.pop("do_basic_tokenize", None)  # no tokenizer of the library looks at it
         unknown = sorted(special_tokens.keys() - set(ROLES))
         if unknown:
             raise TypeError(f"ConvBertTokenizer has no setting {unknown[0]!r}: check its name")
@@ -183,25 +184,30 @@ class ConvBertTokenizer(Vocabulary):
         except (TokenizerError, RecursionError) as error:  # the latter from quoting a value nested nearly too deep
             raise TokenizerError(f"the tokenizer of {checkpoint.source}: {error}") from error
 
-    def save_pretrained(self, folder: str | Path) -> tuple[str, ...]:
+    def save_pretrained(self, folder: str | Path, **others: Any) -> tuple[str, ...]:
         """Write tokenizer.json, tokenizer_config.json and for WordPiece vocab.txt into a local folder.
 
         Old files of these names are replaced when all new ones are written.
+
+        Args:
+            folder: made where it is missing.
+            others: arguments of Transformers that change nothing here: ``legacy_format=False``.
 
         Returns:
             Paths of the files.
 
         Raises:
             CheckpointError: a URL in place of a folder.
+            InputError: an argument of Transformers asks for what is done in another way here.
         """
+        check_saving(others)
         folder = folder_to_write(folder)
         with self._configured() as backend:
             algorithm = backend.to_str(pretty=True)
             added = {index: added_token_fields(token) for index, token in backend.get_added_tokens_decoder().items()}
         is_wordpiece = isinstance(self._backend.model, WordPiece)
-        is_framed = is_wordpiece and self._backend.post_processor is not None
         config = {
-            "tokenizer_class": "ConvBertTokenizer" if is_framed else "PreTrainedTokenizerFast",
+            "tokenizer_class": "ConvBertTokenizer" if self._is_berts() else "PreTrainedTokenizerFast",
             **dict.fromkeys(DEFAULT_TOKENS),  # null is none, where a reader would look for BERT's
             **self.special_tokens,
             **library.normalisation(self._backend),
@@ -482,7 +488,7 @@ class ConvBertTokenizer(Vocabulary):
         if token_ids_1 is not None:
             raise TokenizerError("token_ids_1 cannot be given for ids that already have special tokens: leave it out")
         special = set(self.all_special_ids)
-        return [int(index in special) for index in token_ids_0]
+        return [int(index in special) for index in map(int, token_ids_0)]  # tensors are equal to nothing in a set
 
     @property
     def is_fast(self) -> bool:
@@ -515,6 +521,18 @@ class ConvBertTokenizer(Vocabulary):
             side=side or self.padding_side,
             pad_token=self.pad_token,
             pad_token_id=self.pad_token_id,
+        )
+
+    def _is_berts(self) -> bool:
+        """Whether Transformers' ConvBERT class makes the same of tokenizer.json; of others it changes some steps."""
+        begin, end = self.cls_token_id, self.sep_token_id
+        one, two = self._frame([0], None), self._frame([0], [0])
+        return (
+            isinstance(self._backend.model, WordPiece)
+            and library.has_berts_steps(self._backend)
+            and one.ids == [begin, *_blank(1).ids, end]
+            and two.ids == [begin, *_blank(1).ids, end, *_blank(1).ids, end]
+            and two.type_ids == [0, 0, 0, 1, 1]
         )
 
     def _is_wanted(self, name: str, asked: bool | None) -> bool:

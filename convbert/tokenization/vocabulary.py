@@ -290,8 +290,12 @@ class Vocabulary:
         self.__dict__.update(state, _lock=threading.Lock())
 
     def _restore_added(self, added: Mapping[int, AddedToken]) -> None:
-        """Add a checkpoint's added tokens, each at the id that it has there."""
-        self.add_tokens([token for _, token in sorted(added.items())])
+        """Add a checkpoint's added tokens, each at the id that it has there.
+
+        Those of tokenizer.json stay as they are: added_tokens.json tells no more than their ids.
+        """
+        own = self.get_added_vocab()
+        self.add_tokens([token for index, token in sorted(added.items()) if own.get(str(token)) != index])
         for index, token in added.items():
             now = self._backend.token_to_id(str(token))
             if now != index:

@@ -541,6 +541,27 @@ def test_the_first_labels_tell_what_kind_of_problem_it_is_as_in_transformers(
     assert CONFIG.problem_type is None
 
 
+def test_a_loss_compiles_before_labels_have_told_the_problem() -> None:
+    model = ConvBertForSequenceClassification(CONFIG).eval()
+    labels = torch.zeros(len(IDS), dtype=torch.long)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")(IDS, labels=labels).loss
+    exported = torch.export.export(model, (IDS,), {"labels": labels}, strict=True).module()(IDS, labels=labels).loss
+    assert model.config.problem_type is None
+    expected = model(IDS, labels=labels).loss
+    assert model.config.problem_type == "single_label_classification"
+    torch.testing.assert_close(compiled, expected)
+    torch.testing.assert_close(exported, expected)
+
+
+def test_weights_are_loaded_to_the_processor_whatever_the_default_device_is(tmp_path: Path) -> None:
+    ConvBertModel(CONFIG).save_pretrained(tmp_path / "base")
+    ConvBertForSequenceClassification(CONFIG).save_pretrained(tmp_path / "whole")
+    for name in ("base", "whole"):
+        with torch.device("meta"):
+            model = ConvBertForSequenceClassification.from_pretrained(tmp_path / name)
+        assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+
+
 class TestConfigs:
     def test_question_answering_needs_two_labels(self) -> None:
         with pytest.raises(ConfigError, match="has 3 labels; question answering needs 2"):

@@ -32,8 +32,11 @@ def tokenizer(vocab_file: Path) -> ConvBertTokenizer:
     return ConvBertTokenizer(vocab_file)
 
 
-def test_both_names_are_one_class() -> None:
+def test_both_names_are_one_class(tokenizer: ConvBertTokenizer) -> None:
     assert ConvBertTokenizerFast is ConvBertTokenizer
+    assert tokenizer.is_fast
+    assert tokenizer("foo").is_fast  # as Transformers calls a batch with the library's results
+    assert not BatchEncoding({}).is_fast
 
 
 # Transformers 5 has no oracle for these: the values are what 4.46.3's Python ConvBertTokenizer gives for VOCAB.
@@ -47,7 +50,8 @@ def test_frames_as_in_transformers_4(tokenizer: ConvBertTokenizer) -> None:
     assert tokenizer.create_token_type_ids_from_sequences([5, 6], [7]) == [0, 0, 0, 0, 1, 1]
     assert tokenizer.get_special_tokens_mask([5, 6]) == [1, 0, 0, 1]
     assert tokenizer.get_special_tokens_mask([5, 6], [7]) == [1, 0, 0, 1, 0, 1]
-    assert tokenizer.get_special_tokens_mask([2, 5, 1, 3, 0, 0], already_has_special_tokens=True) == [1, 0, 1, 1, 1, 1]
+    for whole in ([2, 5, 1, 3, 0, 0], np.array([2, 5, 1, 3, 0, 0]), torch.tensor([2, 5, 1, 3, 0, 0])):
+        assert tokenizer.get_special_tokens_mask(whole, already_has_special_tokens=True) == [1, 0, 1, 1, 1, 1]
     with pytest.raises(TokenizerError, match="token_ids_1"):
         tokenizer.get_special_tokens_mask([5], [6], already_has_special_tokens=True)
     assert (tokenizer.num_special_tokens_to_add(), tokenizer.num_special_tokens_to_add(pair=True)) == (2, 3)

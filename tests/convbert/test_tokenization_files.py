@@ -8,6 +8,9 @@ import pytest
 import transformers
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import BPE, WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
 
 from convbert import CheckpointError, ConvBertTokenizer, TokenizerError
 
@@ -241,6 +244,39 @@ def test_classes_that_add_no_frame_get_none(tokenizer_class: str, tmp_path: Path
     ours.save_pretrained(tmp_path)
     assert transformers.AutoTokenizer.from_pretrained(tmp_path).encode("foobar") == [5, 6]
     assert ConvBertTokenizer.from_pretrained(tmp_path).encode("foobar") == [5, 6]
+
+
+def test_a_frame_of_its_own_is_not_taken_for_berts(tmp_path: Path) -> None:
+    """Which Transformers' ConvBERT class puts in its place."""
+    backend = Tokenizer.from_file(str(without_frame(tmp_path) / "tokenizer.json"))
+    backend.post_processor = TemplateProcessing(single="$A [SEP]", pair="$A $B [SEP]", special_tokens=[("[SEP]", 3)])
+    backend.normalizer, backend.pre_tokenizer = BertNormalizer(), BertPreTokenizer()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    write_json(tmp_path, tokenizer_config={"tokenizer_class": "PreTrainedTokenizerFast"})
+    ours = ConvBertTokenizer.from_pretrained(tmp_path)
+    ours.save_pretrained(tmp_path / "again")
+    write_json(tmp_path / "again", config={"model_type": "convbert"})
+    for one in (ours, ConvBertTokenizer.from_pretrained(tmp_path / "again")):
+        assert one.encode("foobar", "u") == [5, 6, 8, 3]
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "again").encode("foobar", "u") == [5, 6, 8, 3]
+
+
+def test_added_tokens_keep_what_tokenizer_json_says_of_them(tmp_path: Path) -> None:
+    """Folders of Transformers before 4.34 have added_tokens.json beside it, which holds ids alone."""
+    tokens = [
+        AddedToken("NORM", normalized=False),
+        AddedToken("<sw>", single_word=True),
+        AddedToken("<l>", lstrip=True),
+    ]
+    before = ConvBertTokenizer(write_vocab(tmp_path) / "vocab.txt")
+    before.add_tokens(tokens)
+    before.save_pretrained(tmp_path)
+    write_json(tmp_path, added_tokens={str(token): before.convert_tokens_to_ids(str(token)) for token in tokens})
+    write_json(tmp_path, tokenizer_config={"tokenizer_class": "ConvBertTokenizer", "do_lower_case": True})
+    after = ConvBertTokenizer.from_pretrained(tmp_path)
+    assert after.added_tokens_decoder == before.added_tokens_decoder
+    for text in ("NORM Norm", "foo<sw> <sw>", "foo <l>"):
+        assert after.encode(text) == before.encode(text)
 
 
 def test_sides_that_transformers_keeps_in_tokenizer_json_alone(tmp_path: Path) -> None:

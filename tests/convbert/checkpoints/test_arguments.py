@@ -25,11 +25,15 @@ def test_what_changes_nothing_is_taken_as_in_transformers(name: str, checkpoint:
         "revision": "main",
         "subfolder": "",
         "trust_remote_code": False,
+        "mirror": None,
     }
     if name == "ConvBertTokenizer":
         usual["use_fast"] = True
     if name == "ConvBertModel":
         usual |= {"low_cpu_mem_usage": True, "use_safetensors": True, "weights_only": True, "return_dict": True}
+        usual |= {"from_tf": False, "from_flax": False, "key_mapping": {}, "tp_plan": None}
+    if name == "ConvBertConfig":
+        usual["finetuning_task"] = "sst2"
     for package in (transformers, convbert):
         assert type(getattr(package, name).from_pretrained(checkpoint, **usual)).__name__ == name
 
@@ -45,6 +49,8 @@ def test_what_changes_nothing_is_taken_as_in_transformers(name: str, checkpoint:
         ("device_map", "auto", r"to\(device\)"),
         ("device_map", 0, r"to\(device\)"),
         ("output_hidden_states", True, "the model's call"),
+        ("from_tf", True, "TensorFlow's files are known by their names"),
+        ("key_mapping", {"a": "b"}, "rename the weights"),
     ],
 )
 def test_what_is_done_in_another_way_says_how(
@@ -69,17 +75,22 @@ def test_a_url_is_no_local_file() -> None:
 
 def test_saving_as_in_transformers(checkpoint: Path, tmp_path: Path) -> None:
     model = convbert.ConvBertModel.from_pretrained(checkpoint)
-    model.save_pretrained(tmp_path, safe_serialization=True, push_to_hub=False, max_shard_size=None)
+    model.save_pretrained(tmp_path / "none", is_main_process=False)
+    assert not (tmp_path / "none").exists()
+    usual = {"safe_serialization": True, "push_to_hub": False, "max_shard_size": None, "state_dict": None}
+    model.save_pretrained(tmp_path, is_main_process=True, save_function=print, **usual)
     assert (tmp_path / "model.safetensors").is_file()
+    model.config.save_pretrained(tmp_path / "config", push_to_hub=False)
     for argument, value, remedy in [
         ("safe_serialization", False, "safetensors are written"),
         ("max_shard_size", "1GB", "give max_shard_bytes"),
         ("push_to_hub", True, "copy the folder"),
+        ("state_dict", {}, "call load_state_dict"),
     ]:
         with pytest.raises(InputError, match=rf"{argument} \({value!r}\) is an argument of Transformers: .*{remedy}"):
             model.save_pretrained(tmp_path, **{argument: value})
     with pytest.raises(TypeError, match="no argument 'shards'"):
         model.save_pretrained(tmp_path, shards=2)
     tokenizer = convbert.ConvBertTokenizer.from_pretrained(checkpoint)
-    paths = tokenizer.save_pretrained(tmp_path / "tokenizer")
+    paths = tokenizer.save_pretrained(tmp_path / "tokenizer", legacy_format=False, filename_prefix=None)
     assert sorted(paths) == sorted(map(str, (tmp_path / "tokenizer").iterdir()))

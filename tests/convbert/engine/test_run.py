@@ -77,6 +77,19 @@ def test_precision_is_the_engines_whatever_autocast_its_caller_is_in(
             np.testing.assert_array_equal(found[name], expected[name])
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_an_engine_computes_on_its_own_device_whatever_the_default_is(precision: str, checkpoint: Path) -> None:
+    model = ConvBertModel.from_pretrained(checkpoint)
+    masks = TokensWithId(torch.nn.Linear(32, 5), token_id=4)
+    engine = Engine(model, {"first": FirstToken(), "mean": Pooled("mean"), "masks": masks}, precision=precision)
+    batch = packed([3, 7, 30, 7], len(VOCAB))
+    expected = {name: rows.values for name, rows in engine(batch).items()}
+    with torch.device("meta"):
+        found = {name: rows.values for name, rows in engine(batch).items()}
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values)
+
+
 @pytest.mark.parametrize("changes", SHAPES, ids=str)
 def test_any_mixture_gives_each_record_its_own_result(changes: dict[str, object], tmp_path: Path) -> None:
     torch.manual_seed(2)

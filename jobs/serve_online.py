@@ -5,6 +5,7 @@ python jobs/serve_online.py --head spam=examples/spam/checkpoint
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -36,9 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import_at_once("torch", "ray.serve")  # Ray reads its environment then and never again
         from pipelines import serving
 
+        tokens = os.environ.pop(serving.TOKENS, None)  # else every process of Ray would have them in its own
         with on_signal(signal.SIGTERM, signal.default_int_handler):
             serving.connect()
-            url = serving.start(spec)
+            url = serving.start(spec, tokens)
     except SpecError as error:
         return fail(error, MISUSED)
     except (PipelineError, ConvBertError) as error:

@@ -93,6 +93,7 @@ class _FeatureExtraction(_Parameters):
     normalize: bool | None = None
     truncate: bool | None = None
     truncation_direction: Literal["left", "right"] | None = None  # check_direction compares it
+    encoding_format: Literal["float"] | None = None
 
     def settings(self) -> dict[str, Any]:
         long_text = None if self.truncate is None else "truncate" if self.truncate else "error"

@@ -59,7 +59,7 @@ async def read_body(request: Request, of: type[Body]) -> Body:
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(ascii(part)[:40].strip("'") for part in first["loc"])
-        raise RefusedError(f"{place}: {first['msg']}") from None
+        raise RefusedError(f"{place or 'the body'}: {first['msg']}") from None
 
 
 def described(of: type[BaseModel]) -> dict[str, Any]:

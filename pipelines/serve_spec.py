@@ -81,6 +81,8 @@ class ServeSpec(Spec):
 
     @model_validator(mode="after")
     def _fits_together(self) -> ServeSpec:
+        if not self.urls:
+            raise ValueError("no model: give head, embed or both, as NAME=URL")
         both = sorted(set(self.head) & set(self.embed))
         if both:
             raise ValueError(f"two heads would be called {both[0]!r}")

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import socket
 import threading
+import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -48,11 +50,13 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 INGRESS_REPLICAS_OF_A_GPU = 4  # one passes 600 requests a second on (docs/performance.md)
 MOST_TRIES = 2  # of a request whose replica dies, which may be what has killed it, or has no room
 WATCH_S = 5.0  # between two looks at the cluster
+STOP_S = 1.0  # until a Ray that is ended at the same moment is gone
 MOST_ESTIMATED_AT_ONCE = 8  # records whose tokens are estimated in the event loop
 NONE_WORKS = "no replica of the models is in working order: try again"
 REFUSAL_S = 0.2
 """Seconds that a full replica takes for a no: one that is quicker than its neighbours' answers draws all requests."""
 
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
 BOUNDARIES_MS: list[float] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 30000]
 BOUNDARIES_TOKENS: list[float] = [16, 64, 256, 1024, 4096, 16384, 65536, 262144]
 WARM_UP = {"text": "the", "question": "the", "context": "the", "choices": ["the"]}
@@ -64,10 +68,10 @@ def build(args: Mapping[str, Any] | ServeSpec) -> serve.Application:
     Raises:
         SpecError, ModelError: settings, tokens or checkpoints that cannot work.
     """
-    return _application(args if isinstance(args, ServeSpec) else ServeSpec.of(args))
+    return _application(args if isinstance(args, ServeSpec) else ServeSpec.of(args), os.environ.get(TOKENS))
 
 
-def _application(spec: ServeSpec, *, hosts: Collection[str] = ()) -> serve.Application:
+def _application(spec: ServeSpec, given: str | None, *, hosts: Collection[str] = ()) -> serve.Application:
     passes = plan_service(spec.urls, spec.settings_of_heads)
     device = choose_device(spec.device)
     precision = choose_precision(spec.precision, device, kept=None)
@@ -92,8 +96,8 @@ def _application(spec: ServeSpec, *, hosts: Collection[str] = ()) -> serve.Appli
         max_surge_percent=100,  # they reserve nothing, so that there is room for them
     )
     info = describe(spec, passes, device=device, precision=precision)
-    tokens = digests(os.environ.get(TOKENS, ""))
-    if TOKENS in os.environ and not tokens:
+    tokens = digests(given or "")
+    if given is not None and not tokens:
         raise SpecError(f"{TOKENS} is set, but holds no token, so that anybody might ask: give one, or unset it")
     if not tokens and not hosts:
         logger.warning("%s is not set where the service is built: whoever reaches its port may ask", TOKENS)
@@ -123,22 +127,29 @@ def describe(spec: ServeSpec, passes: Sequence[EncoderPass], *, device: str, pre
     }
 
 
-def start(spec: ServeSpec) -> str:
+def start(spec: ServeSpec, tokens: str | None = None) -> str:
     """Run the application on the Ray cluster that is joined, and wait until it is ready.
+
+    Args:
+        tokens: in place of what ``CONVBERT_TOKENS`` holds; replicas are given their digests.
 
     Returns:
         Its address.
 
     Raises:
-        SpecError: the port is another's, or Serve listens elsewhere.
+        SpecError: a port is another's, Serve listens elsewhere, or this machine has too few CPUs.
         SpecError, ModelError: settings, tokens or checkpoints that cannot work.
         RunError: Serve cannot run it.
     """
-    application = _application(spec, hosts=LOOPBACK if spec.host in LOOPBACK else ())  # else names are not known
+    given = os.environ.get(TOKENS) if tokens is None else tokens
+    application = _application(spec, given, hosts=LOOPBACK if spec.host in LOOPBACK else ())  # else names are not known
+    _check_room(spec)
     running = _get_global_client(raise_if_no_controller_running=False)
     try:
         if running is None:
-            _check_port(spec.host, spec.port)
+            _check_port(spec.host, spec.port, "give another --port or --host")
+            for name, port in _haproxy_ports().items():
+                _check_port("0.0.0.0", port, f"give another {name}")
             http_options = {"host": spec.host, "port": spec.port, "request_timeout_s": request_timeout_s(spec)}
             serve.start(http_options=http_options)
         elif (running.http_config.host, running.http_config.port) != (spec.host, spec.port):
@@ -166,8 +177,32 @@ def request_timeout_s(spec: ServeSpec) -> float:
     return 2 * spec.timeout_s + 10
 
 
-def _check_port(host: str, port: int) -> None:
-    """Serve's proxies share a port with whoever else listens there.
+def _check_room(spec: ServeSpec) -> None:
+    """See that a Ray of the service's own, which never grows, has the CPUs that replicas reserve.
+
+    Raises:
+        SpecError: it has fewer, so that the service would never be ready.
+    """
+    if os.environ.get("RAY_ADDRESS") or not ray.is_initialized():
+        return
+    present, each = ray.cluster_resources().get("CPU", 0), _replica_cpus(spec, choose_device(spec.device))
+    if spec.min_replicas * each > present:
+        raise SpecError(
+            f"{spec.min_replicas} replicas of {each:g} CPUs: this machine has {present:g} CPUs: "
+            "lower --threads, --replica-cpus or --min-replicas"
+        )
+
+
+def _haproxy_ports() -> dict[str, int]:
+    """Ports that Serve's HAProxy opens beside the service's, by the variables that change them."""
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
+        return {}
+    ports = {"RAY_SERVE_HAPROXY_STATS_PORT": 8404, "RAY_SERVE_HAPROXY_METRICS_PORT": 9101}
+    return {name: int(os.environ.get(name, port)) for name, port in ports.items()}
+
+
+def _check_port(host: str, port: int, remedy: str) -> None:
+    """Serve's proxies share a port with whoever else listens there, and HAProxy does not start.
 
     Raises:
         SpecError: somebody does.
@@ -176,12 +211,13 @@ def _check_port(host: str, port: int) -> None:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:
         why = str(error.strerror or error).partition(" (")[0]
-        raise SpecError(f"cannot listen at {host}:{port} ({why}): give another --port or --host") from error
+        raise SpecError(f"cannot listen at {host}:{port} ({why}): {remedy}") from error
 
 
 def _reason(error: Exception) -> str:
-    """First and last line of a message that may have a trace between them."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    """First and last line of a message that may have a trace between them, and colours."""
+    plain = _COLOUR.sub("", str(error))
+    lines = [line.strip() for line in plain.splitlines() if line.strip()] or [type(error).__name__]
     return " … ".join(dict.fromkeys([lines[0], lines[-1]]))
 
 
@@ -214,10 +250,25 @@ def stop() -> None:
     Raises:
         RunError: it does not end in time, or Serve has gone.
     """
+    _check_ray()
     try:
         serve.delete(APPLICATION)
     except (TimeoutError, RayServeException, RayError) as error:
         raise RunError(f"Ray Serve does not end the service: {_reason(error)}") from error
+
+
+def _check_ray() -> None:
+    """See that Ray did not get the same signal, as all of a process group or a unit of systemd do.
+
+    Raises:
+        RunError: it has ended, and whoever calls it waits for a minute and then aborts.
+    """
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    time.sleep(STOP_S)
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise RunError("Ray has ended at the same time: send SIGTERM to this process alone") from error
 
 
 def _scaling(spec: ServeSpec) -> dict[str, Any]:
@@ -428,6 +479,7 @@ class Replicas:
                 why = NONE_WORKS
                 continue
             if answer is not None:
+                self._is_ready = True
                 return answer
             why = "more waits already than is soon done (max_queued_tokens, timeout_s): try again"
         raise BusyError(why)

@@ -18,7 +18,7 @@ def test_flags_override_the_configuration(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "error: no model: give --model URL or --head NAME=URL"),
+        ([], "error: no model: give head, embed or both, as NAME=URL"),
         (["--head", "spam"], "error: --head spam: give NAME=URL, such as --head topic=checkpoints/topic"),
     ],
 )

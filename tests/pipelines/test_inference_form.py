@@ -48,6 +48,7 @@ def settings(task: str, **parameters: Any) -> dict[str, Any]:
         ("feature-extraction", {"normalize": True}, {"normalize": True}),
         ("feature-extraction", {"truncate": False}, {"long_text": "error"}),
         ("feature-extraction", {"truncate": True, "truncation_direction": "right"}, {"long_text": "truncate"}),
+        ("feature-extraction", {"normalize": True, "encoding_format": "float"}, {"normalize": True}),
         ("multiple-choice", {}, {}),
     ],
 )

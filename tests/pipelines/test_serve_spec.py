@@ -36,7 +36,7 @@ def test_settings_are_fields_of_jobs() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "no model: give --model URL or --head NAME=URL"),
+        ({}, "no model: give head, embed or both, as NAME=URL"),
         ({"head": {"info": "a"}}, "a head cannot be called 'info': the service has a path of that name"),
         ({"head": {"a-b": "a"}}, "--head a-b=…: a name is letters, digits and underscores"),
         ({"head": {"a": "x"}, "embed": {"a": "x"}}, "two heads would be called 'a'"),

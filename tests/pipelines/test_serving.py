@@ -199,6 +199,10 @@ def test_the_service_is_ready_once_a_replica_has_been() -> None:
     backend, handle = replicas(DIED, True)
     assert [asyncio.run(backend.ready()) for _ in range(3)] == [False, True, True]
     assert len(handle.responses) == 2  # and nobody is asked again
+    answered, handle = replicas(Answer(n_tokens=3))
+    asyncio.run(answered.answer(ASKED))
+    assert asyncio.run(answered.ready())
+    assert len(handle.responses) == 1  # a second call would wake a replica that has gone meanwhile
 
 
 @pytest.mark.parametrize(
@@ -510,7 +514,7 @@ class Started:
         self.fails = fails
         client = listens and SimpleNamespace(http_config=SimpleNamespace(host=listens[0], port=listens[1]))
         monkeypatch.setattr(serving, "_get_global_client", lambda **_: client)
-        monkeypatch.setattr(serving, "_application", lambda spec, **names: None)
+        monkeypatch.setattr(serving, "_application", lambda spec, tokens, **names: None)
         monkeypatch.setattr(serve, "start", lambda http_options: setattr(self, "http_options", http_options))
         monkeypatch.setattr(serve, "run", self.run)
 
@@ -549,6 +553,31 @@ def test_a_port_that_is_taken_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     assert started.http_options is None
 
 
+def test_a_port_of_haproxys_own_that_is_taken_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    Started(monkeypatch, listens=None)
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    mine, free = free_ports(2)
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_METRICS_PORT", str(free))
+    with socket.create_server(("0.0.0.0", 0)) as other:
+        port = other.getsockname()[1]
+        monkeypatch.setenv("RAY_SERVE_HAPROXY_STATS_PORT", str(port))
+        with pytest.raises(SpecError, match=rf"0.0.0.0:{port} \(.*\): give another RAY_SERVE_HAPROXY_STATS_PORT"):
+            serving.start(spec_at(mine))
+
+
+def test_replicas_that_this_machine_has_no_room_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    Started(monkeypatch, listens=("127.0.0.1", 9000))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    fits = spec_at(9000).model_copy(update={"threads": 2, "device": "cpu"})
+    serving.start(fits)
+    with pytest.raises(SpecError, match="1 replicas of 8 CPUs: this machine has 2 CPUs: lower --threads"):
+        serving.start(fits.model_copy(update={"threads": 8}))
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")  # which may grow
+    serving.start(fits.model_copy(update={"threads": 8}))
+
+
 def test_a_serve_that_listens_elsewhere_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     Started(monkeypatch, listens=("127.0.0.1", 9000))
     with pytest.raises(SpecError, match="Ray Serve listens at 127.0.0.1:9000 on this cluster already: give its host"):
@@ -558,7 +587,9 @@ def test_a_serve_that_listens_elsewhere_is_told(monkeypatch: pytest.MonkeyPatch)
 
 def test_what_serve_cannot_run_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     Started(
-        monkeypatch, listens=("127.0.0.1", 9000), fails="Deploying failed:\n  Traceback\n  ModelError: no weights\n"
+        monkeypatch,
+        listens=("127.0.0.1", 9000),
+        fails="\x1b[36mDeploying\x1b[39m failed:\n  Traceback\n  ModelError: no weights\n",
     )
     with pytest.raises(
         RunError, match="^Ray Serve cannot run the service: Deploying failed: … ModelError: no weights$"
@@ -595,7 +626,14 @@ def test_a_service_that_does_not_end_is_one_line(monkeypatch: pytest.MonkeyPatch
         raise TimeoutError(f"Some of these applications weren't deleted after 60s: {[name]}")
 
     monkeypatch.setattr(serve, "delete", endless)
-    with pytest.raises(RunError, match="^Ray Serve does not end the service: Some of these applications weren't"):
+    monkeypatch.setattr(serving, "STOP_S", 0)
+    with socket.create_server(("127.0.0.1", 0)) as gcs:
+        port = gcs.getsockname()[1]
+        context = SimpleNamespace(gcs_address=f"127.0.0.1:{port}")
+        monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+        with pytest.raises(RunError, match="^Ray Serve does not end the service: Some of these applications weren't"):
+            serving.stop()
+    with pytest.raises(RunError, match="^Ray has ended at the same time: send SIGTERM to this process alone$"):
         serving.stop()
 
 

@@ -48,7 +48,7 @@ from pipelines.units import (
     would_read,
 )
 from pipelines.write import SUFFIXES as FILE_SUFFIXES
-from pipelines.write import UNREADABLE, Part, part_figures, read_schema
+from pipelines.write import UNREADABLE, Part, is_index, part_figures, read_schema
 
 logger = logging.getLogger(__name__)
 _SAMPLED_SHARDS = 128  # small shards whose columns are looked at before the job starts
@@ -201,7 +201,9 @@ def make_plan(spec: JobSpec) -> JobPlan:
 
 def is_there(part: Part, present: Files) -> bool:
     """The part is among the files that are present, and so is every file that it names; those with rows as written."""
-    sizes = {name: n_bytes for name, (_, n_bytes) in part.files.items()} or {part.name: part.bytes}
+    sizes = {name: n_bytes for name, (_, n_bytes) in part.files.items()}
+    if not is_index(part.name):
+        sizes[part.name] = part.bytes
     names = {part.name, *sizes}
     return names <= present.keys() and all(present[name]["size"] == n_bytes for name, n_bytes in sizes.items())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import os
 import re
@@ -286,6 +287,16 @@ def test_a_finished_part_that_is_cut_off_later_is_labelled_again(
     run_here(spec)
     assert part.read_bytes() == good
     assert make_plan(spec).is_done
+
+
+@pytest.mark.parametrize("partition_by", [None, "prediction.label"], ids=["flat", "in folders"])
+def test_a_unit_without_records_is_done_once(partition_by: str | None, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b""))
+    spec = job(tmp_path / "a.jsonl.gz", tmp_path / "out", checkpoint, partition_by=partition_by)
+    run_here(spec)
+    plan = make_plan(spec)
+    assert plan.is_done
+    assert [part.rows for part in plan.parts] == [0]
 
 
 def test_a_kind_of_small_shard_that_stands_in_every_folder_is_seen(checkpoint: Path, tmp_path: Path) -> None:

@@ -149,12 +149,24 @@ def _cast(column: pa.Array, type_: pa.DataType) -> pa.Array:
     if pa.types.is_null(column.type):
         return pa.nulls(len(column), type_)
     array = column.cast(type_)
-    means_another = not is_string(type_) and any(is_(type_) != is_(column.type) for is_ in _MEANINGS)
+    means_another = _mean_others(column.type, type_)
     are_floats = pa.types.is_floating(type_) and pa.types.is_floating(column.type)
     overflows = are_floats and not pc.is_finite(array).equals(pc.is_finite(column))
     if means_another or overflows or (pa.types.is_nested(type_) and not array.cast(column.type).equals(column)):
         raise pa.ArrowInvalid(f"{column.type} does not fit into {type_}")
     return array
+
+
+def _mean_others(type_: pa.DataType, other: pa.DataType) -> bool:
+    """Whether one is of truth values or times where the other is neither that nor texts, in lists and structs too."""
+    if is_string(other):
+        return False
+    pairs = zip(_inner(type_), _inner(other), strict=False)  # of other fields the way back tells
+    return any(is_(type_) != is_(other) for is_ in _MEANINGS) or any(_mean_others(*pair) for pair in pairs)
+
+
+def _inner(type_: pa.DataType) -> list[pa.DataType]:
+    return [type_.field(i).type for i in range(type_.num_fields)] if pa.types.is_nested(type_) else []
 
 
 _MEANINGS = (pa.types.is_boolean, pa.types.is_temporal)

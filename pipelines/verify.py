@@ -32,7 +32,6 @@ class Verdict:
     """What a recount found.
 
     Attributes:
-        output: URL of the output folder.
         shards, parts, rows, failed: counted, not claimed.
         faults: what is wrong, one line each; empty where every record that could be compared is there once.
         changed: shards that are gone, or not what they were when they were labelled.
@@ -42,7 +41,6 @@ class Verdict:
     Shards of the last three, and those that share a part with one, could not be compared.
     """
 
-    output: str
     shards: int
     parts: int
     rows: int
@@ -100,7 +98,6 @@ def verify(output_url: str) -> Verdict:
     strays = sorted(manifest.strays(own_files(output)))
     counts = many_at_a_time(lambda group: _recount(output, manifest, *group), manifest.groups())
     return Verdict(
-        output=redacted(output_url),
         shards=len(manifest.shards),
         parts=sum(len(files_of(part)) for part in manifest.parts),
         rows=sum(count.rows for count in counts),

@@ -354,3 +354,13 @@ def test_a_text_of_a_million_letters_is_looked_through_once() -> None:
 def test_a_reason_is_one_line() -> None:
     assert reason(OSError("400, message:\n  s3://a:b@c")) == "400, message: s3://a:***@c"
     assert reason(asyncio.TimeoutError()) == "TimeoutError"
+
+
+def test_what_an_error_arose_from_tells_too() -> None:
+    """Also where the client says nothing of it."""
+    with pytest.raises(RuntimeError) as told:
+        try:
+            raise ConnectionResetError(104, "reset")
+        finally:
+            raise RuntimeError("cannot get it")
+    assert may_pass(told.value)

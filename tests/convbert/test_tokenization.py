@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from convbert import BatchEncoding, ConvBertTokenizer, ConvBertTokenizerFast, TokenizerError
 from convbert.tokenization.inputs import encode
@@ -193,6 +194,25 @@ def test_only_the_beginning_of_a_text_that_is_cut_is_tokenised(
         whole = tokenizer(text, truncation=True, max_length=max_length, return_offsets_mapping=True)
         assert ids == whole["input_ids"]
         assert spans[:, :2].tolist() == [list(pair) for pair in whole["offset_mapping"]]
+
+
+def test_a_pair_whose_first_text_is_long_stays_a_pair(tokenizer: ConvBertTokenizer) -> None:
+    long = "foo " * 50
+    pair = tokenizer(long, "u s", truncation=True, max_length=9)
+    assert tokenizer.encode_batch([long], ["u s"], max_length=9).input_ids == [pair["input_ids"]]
+
+
+def test_windows_begin_with_the_text_whichever_end_is_cut_else(vocab_file: Path) -> None:
+    text = "foo u s foobar u s"
+    right, left = (ConvBertTokenizer(vocab_file, truncation_side=side) for side in ("right", "left"))
+    assert right.encode_batch([text], max_length=5, stride=1) == left.encode_batch([text], max_length=5, stride=1)
+
+
+def test_a_token_with_a_space_is_not_cut_apart(vocab_file: Path) -> None:
+    tokenizer = ConvBertTokenizer(vocab_file, added_tokens={len(VOCAB): AddedToken("foo u")})
+    text = "☃" * 60 + " foo u" + " s" * 100  # of the first tokens' characters the last are "foo"
+    (ids,) = tokenizer.encode_batch([text], max_length=4).input_ids
+    assert ids == tokenizer(text, truncation=True, max_length=4)["input_ids"] == [2, 1, len(VOCAB), 3]
 
 
 def test_of_a_huge_text_the_library_sees_little(tokenizer: ConvBertTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

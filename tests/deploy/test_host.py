@@ -186,7 +186,8 @@ def test_systemds_ray_finds_our_python_and_is_up_when_it_takes_jobs(tmp_path: Pa
     unit = settings_of("convbert-ray.service")
     variables = dict(pair.split("=", 1) for line in unit["Environment"] for pair in line.split())
     assert variables["PATH"].split(os.pathsep)[0] == "/opt/convbert/.venv/bin"
-    assert variables["RAY_AUTH_TOKEN_PATH"] == "%d/ray-token"
+    assert variables["RAY_AUTH_TOKEN_PATH"] == "/run/credentials/convbert-ray.service/ray-token"  # %d wants systemd 251
+    assert "ENV TZ=Etc/UTC PYTHONUNBUFFERED=1\n" in DOCKERFILE.read_text("utf-8")
     assert unit["LoadCredential"] == settings_of("convbert-nightly.service")["LoadCredential"]
     assert f"ENV RAY_JOB_STOP_WAIT_TIME_S={variables['RAY_JOB_STOP_WAIT_TIME_S']}\n" in DOCKERFILE.read_text("utf-8")
     assert "convbert-ray.service" in settings_of("convbert-nightly.service")["After"][0].split()

@@ -221,7 +221,9 @@ def test_a_cron_job_submits_once_a_night_to_the_standing_cluster() -> None:
     assert environment["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"] == {"name": cluster, "key": "auth_token"}
     *_, submit = container["command"]
     submission, job = submit.split(" -- ")
-    assert submission == 'exec ray job submit --submission-id "corpus-$(date +%F)"'
+    assert submission == 'exec ray job submit --submission-id "corpus-$(date -u +%F)"'
+    assert spec["timeZone"] == "Etc/UTC"  # or a run by hand would take the next night's id
+    assert environment["PYTHONUNBUFFERED"]["value"] == "1"
     deadline = re.fullmatch(
         r"timeout --foreground --kill-after=1m (\d+)h python -m jobs\.classify_corpus --config /etc/convbert/job\.yaml",
         job,

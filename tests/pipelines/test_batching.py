@@ -5,6 +5,7 @@ import math
 import random
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -323,6 +324,24 @@ def test_nearly_empty_batches_count_as_what_their_tokens_take_in_full_ones(clock
     run(test)
 
 
+def test_what_a_batch_s_tokens_take_counts_once_however_often_it_is_asked_for(clock: Clock) -> None:
+    async def test(gate: Gate) -> None:
+        batches = batcher(gate, speed=Speed(n_tokens=1000, seconds=1))
+        clock.now += 1
+        batches.load()
+        (task,) = await held_back(gate, batches, [])  # of one token
+        found = []
+        for _ in range(3):
+            clock.now += 1
+            found.append(batches.load().busy)
+        gate.open.set()
+        await task
+        assert found == [pytest.approx(0.001), 0, 0]
+        await batches.close()
+
+    run(test)
+
+
 def test_what_was_not_computed_tells_nothing_of_the_speed() -> None:
     async def test(_: Gate) -> None:
         speed = Speed(n_tokens=10, seconds=1)
@@ -453,6 +472,26 @@ def test_an_error_is_its_batch_s_alone() -> None:
         answers = await asyncio.gather(*(ask(batches, i, n_tokens=1) for i in range(4)), return_exceptions=True)
         assert [answers[i] for i in (0, 1, 3)] == [0, 1, 3]
         assert isinstance(answers[2], ValueError)
+        await batches.close()
+
+    run(test)
+
+
+def test_an_error_reaches_the_others_of_a_batch_that_one_has_left() -> None:
+    async def test(gate: Gate) -> None:
+        def fails(items: list[int]) -> list[int]:
+            gate(items)
+            return fails_on_two(items)
+
+        batches = batcher(fails)
+        _, gone, other = await held_back(gate, batches, [(1, 1), (2, 1)])
+        gate.open.set()
+        gate.open.clear()
+        await settle(lambda: len(gate.batches) == 2)
+        gone.cancel()
+        gate.open.set()
+        with pytest.raises(ValueError, match="two"):
+            await asyncio.wait_for(other, 10)
         await batches.close()
 
     run(test)
@@ -594,5 +633,18 @@ def test_thousands_of_requests_with_cancellations_never_mix() -> None:
         ran = [item for batch in gate.batches for item in batch]
         assert ran == sorted(ran)  # first come, first served
         await batches.close()
+
+    run(test)
+
+
+def test_batches_run_in_the_thread_that_is_given() -> None:
+    async def test(gate: Gate) -> None:
+        thread = ThreadPoolExecutor(1)
+        batches = batcher(gate, thread=thread)
+        await ask(batches, 1, n_tokens=1)
+        assert gate.threads == {thread.submit(threading.get_ident).result()}
+        await batches.close()
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            thread.submit(int)
 
     run(test)

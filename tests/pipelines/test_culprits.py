@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from convbert import InputError
 from pipelines.culprits import (
     MAX_ALONE,
     MAX_REASON,
@@ -142,3 +143,14 @@ def test_a_device_that_is_lost_before_the_search_is_no_fault_of_records() -> Non
 def test_reasons_are_one_short_line() -> None:
     assert reason_of(KeyError("x")) == "KeyError: 'x'"
     assert len(reason_of(ValueError("y" * 1000))) == MAX_REASON
+
+
+@pytest.mark.parametrize("error", [DeviceError("the context is lost"), InputError("no such id")], ids=repr)
+def test_what_the_control_says_of_itself_is_told_as_it_is(error: Exception) -> None:
+    def fails() -> None:
+        raise error
+
+    attempt, _ = attempts_on({1})
+    with pytest.raises(type(error)) as told:
+        failing_alone(np.arange(3), attempt, control=fails, what="it")
+    assert told.value is error

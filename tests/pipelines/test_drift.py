@@ -63,3 +63,12 @@ def test_nothing_is_compared_with_nothing() -> None:
     assert drift({}, {"a": 1, "b": 1}) is None
     assert drift({"a": 1, "b": 1}, {}) is None
     assert drift({"a": 5}, {"a": 9, "b": 0}) is None
+
+
+@pytest.mark.parametrize("label", ["a", "b"])
+def test_a_label_that_has_gone_counts_as_much_as_a_new_one(label: str) -> None:
+    both, one = {"a": 500, "b": 500}, {label: 500}
+    gone, new = drift(both, one), drift(one, both)
+    assert gone is not None
+    assert new is not None
+    assert (gone.psi, gone.verdict) == (pytest.approx(new.psi), "changed")

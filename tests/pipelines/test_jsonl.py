@@ -225,3 +225,9 @@ def test_a_line_longer_than_the_limit_says_so(monkeypatch: pytest.MonkeyPatch) -
     assert parse(b'{"a": 1}') == {"a": 1}
     with pytest.raises(LineError, match="the line is longer than 8 bytes: split the record"):
         parse(b'{"a": 10}')
+
+
+def test_blanks_behind_the_last_line_are_no_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n{"a": 2}\r\n  ')
+    place = locate(str(tmp_path / "a.jsonl"))
+    assert list(lines(place, 0, None)) == [(0, b'{"a": 1}'), (9, b'{"a": 2}')]

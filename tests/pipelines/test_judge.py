@@ -92,3 +92,11 @@ def test_parts_of_an_interrupted_run_count_and_those_of_earlier_nights_make_up_f
     judging.add([made(n, failed=1) for n in range(10)])  # with the nine to come 20 of 200
     with pytest.raises(RunError, match="since 21 of 120 new records have failed"):
         judging.add([made(10, failed=1)])
+
+
+def test_a_column_s_name_is_as_short_as_json_can_write_it() -> None:
+    sure = 10 / (100 + 1 + 1200 // len('{"größe":""}\n'.encode()))
+    plan = replace(
+        plan_of(None, max_failed_fraction=sure + 1e-9), pending=[UNITS[:10], (other("/in/j.jsonl", stop=1200),)]
+    )
+    Judge(replace(plan, columns=replace(plan.columns, texts=("größe",)))).add(TEN_FAILED)

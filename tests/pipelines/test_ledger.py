@@ -71,7 +71,16 @@ def test_fewer_deaths_than_three_change_nothing(n_deaths: int) -> None:
 
 @pytest.mark.parametrize(
     ("n_rows", "killers"),
-    [(1, {0}), (2, {1}), (5, {2}), (100, {99}), (50, {0, 1, 2, 3}), (5000, {4711}), (5000, {0, 17, 18, 4999})],
+    [
+        (1, {0}),
+        (2, {1}),
+        (5, {2}),
+        (100, {99}),
+        (50, {0, 1, 2, 3}),
+        (150, {140}),
+        (5000, {4711}),
+        (5000, {0, 17, 18, 4999}),
+    ],
 )
 def test_killers_are_found_and_nothing_else(n_rows: int, killers: set[int]) -> None:
     found, given_up, n_dead, _ = processes(Ledger(), n_rows, killed_by(*killers))

@@ -442,3 +442,22 @@ def test_an_output_is_known_behind_links_on_the_first_night(corpus: Path, checkp
         with pytest.raises(SourceError, match="lies inside the input"):
             make_plan(job(input, corpus / output, checkpoint))
     assert make_plan(job(corpus, tmp_path / "far-away", checkpoint)).pending
+
+
+def test_a_plan_tells_how_much_there_is_to_label(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
+    spec = job(corpus, tmp_path / "out", checkpoint)
+    plan = make_plan(spec)
+    assert (plan.n_units, plan.n_rows) == (4, 24)
+    stream = corpus / "c.jsonl.gz"
+    stream.write_bytes(gzip.compress(b'{"text": "free mail"}\n' * 1000, compresslevel=0))
+    plan = make_plan(spec)
+    (task,) = (task for task in plan.pending if isinstance(task, Stream))
+    assert (plan.n_units, plan.n_rows) == (4 + task.about_n_units, None)
+    stream.unlink()
+    (corpus / "d.jsonl").write_text('{"text": "free mail"}\n' * 1000)
+    assert make_plan(spec).n_rows is None
+
+
+def test_a_column_of_ids_that_no_shard_has_is_refused(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="nope"):
+        make_plan(job(corpus, tmp_path / "out", checkpoint, id_column="nope"))

@@ -12,6 +12,8 @@ import torch
 import transformers
 
 from convbert.engine import Packed, PackedEncoder
+from pipelines.decode import decode
+from pipelines.encode import encode
 from pipelines.errors import DeviceError, ModelError, RunError
 from pipelines.models import plan_passes
 from pipelines.predict import Predictor
@@ -20,7 +22,7 @@ from pipelines.spec import JobSpec
 from tests.conftest import save_checkpoint
 from tests.oracle import classify
 from tests.pipelines.breaking import break_the_encoder, zebra
-from tests.pipelines.labelling import job, label
+from tests.pipelines.labelling import block, job, label
 
 
 def spec(**heads: Path) -> JobSpec:
@@ -54,6 +56,30 @@ def test_heads_on_one_encoder_and_on_another_agree_with_each_alone(
     for name, url in {"a": checkpoint, "b": other}.items():
         alone = predicted(list(sentences), spec(prediction=url))["prediction"]
         assert together[name].to_pylist() == alone.to_pylist()
+
+
+def test_models_compute_in_the_precision_and_under_the_budget_that_is_asked_for(checkpoint: Path) -> None:
+    passes = plan_passes(spec(prediction=checkpoint))
+    encoded = encode(block(text=["free mail", "the offer"]), [passes[0].encoding])
+    scores = {}
+    for precision in ("fp32", "bf16", "int8"):
+        predictor = Predictor(passes, precision=precision, max_batch_tokens=40)
+        assert predictor.max_batch_tokens == 40
+        scores[precision] = [row["score"] for row in decode(predictor(encoded), passes)["prediction"].to_pylist()]
+    assert len({tuple(its) for its in scores.values()}) == 3
+    for its in scores.values():
+        np.testing.assert_allclose(its, scores["fp32"], atol=0.1)
+
+
+def test_a_check_runs_every_model(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = save_checkpoint(tmp_path / "other", seed=5)
+    predictor = Predictor(plan_passes(spec(a=checkpoint, b=other)))
+    sizes = break_the_encoder(
+        monkeypatch, lambda batch: RuntimeError("the context is lost") if len(sizes) > 1 else None
+    )
+    with pytest.raises(RuntimeError, match="the context is lost"):
+        predictor.check()
+    assert sizes == [1, 1]
 
 
 def test_a_shared_encoder_runs_once(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

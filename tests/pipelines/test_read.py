@@ -367,6 +367,17 @@ def test_rows_whose_text_is_damaged_keep_their_ids(tmp_path: Path) -> None:
     assert list(ids_of(shard, "id")) == table["id"].to_pylist()
 
 
+def test_rows_whose_ids_are_damaged_too_are_told_by_their_places(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pa.table({"id": [f"r{i}" for i in range(400)], "text": ["x"] * 400})
+    pq.write_table(table, path, row_group_size=100, use_dictionary=False, write_page_checksum=True)
+    damage(path, 1)
+    block = read_unit(unit(path, 50, 350), columns())
+    wanted = [f"{path}#{row}" if 100 <= row < 200 else f"r{row}" for row in range(50, 350)]
+    assert block["id"].to_pylist() == wanted
+    assert [error is None for error in block["error"].to_pylist()] == [not 100 <= row < 200 for row in range(50, 350)]
+
+
 def test_rows_that_only_the_footer_counts_are_failures(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["x"] * 1000}), path)

@@ -290,3 +290,12 @@ def test_a_ray_that_cannot_be_started_is_one_line(error: Exception, monkeypatch:
     said = " ".join(str(error).split())
     with pytest.raises(RunError, match=rf"Ray cannot be started on this machine \({said}\): .*RAY_TMPDIR"):
         resources.connect()
+
+
+def test_actors_that_together_compute_with_more_cpus_than_there_are_are_told(
+    cluster: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster({"CPU": 8})
+    share_out(spec(actor_cpus=4, min_actors=3), "cpu", n_units=100)
+    (told,) = caplog.messages
+    assert told.startswith("3 model actors of --actor-cpus 4: the cluster has 8 CPUs, and the job waits")

@@ -91,6 +91,23 @@ def test_what_arrow_takes_for_numbers_is_kept_as_numbers(values: list[Any]) -> N
     assert reasons == [None, None]
 
 
+@pytest.mark.parametrize(
+    ("column", "kept", "fits"),
+    [
+        (pa.array([[1, 2]]), pa.list_(pa.timestamp("s")), False),
+        (pa.array([{"a": True}]), pa.struct([("a", pa.int64())]), False),
+        (pa.array([[("k", True)]], pa.map_(pa.string(), pa.bool_())), pa.map_(pa.string(), pa.int8()), False),
+        (pa.array([[1, 2]]), pa.list_(pa.int8()), True),
+        (pa.array([{"a": dt.date(2026, 11, 29)}]), pa.struct([("a", pa.string())]), True),
+        (pa.array([{"b": 1, "a": True}]), pa.struct([("a", pa.bool_()), ("b", pa.int64())]), True),
+    ],
+    ids=str,
+)
+def test_numbers_within_a_value_are_no_times_and_no_truth(column: pa.Array, kept: pa.DataType, fits: bool) -> None:
+    array, reasons = kept_column(column, pa.field("c", kept))
+    assert [reason is None for reason in reasons] == [array.null_count == 0] == [fits]
+
+
 @pytest.mark.parametrize("type_", [pa.string(), pa.large_string()], ids=str)
 def test_values_of_all_kinds_become_texts(type_: pa.DataType) -> None:
     array, reasons = kept_array([5, True, [1, "a"], {"x": None}, "text", None], pa.field("c", type_))

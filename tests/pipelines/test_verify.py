@@ -14,7 +14,7 @@ from pipelines.errors import OutputError, SourceError, StoreError
 from pipelines.run import run
 from pipelines.spec import JobSpec
 from pipelines.units import Shard, shard_at
-from pipelines.verify import verify
+from pipelines.verify import Verdict, verify
 from tests.pipelines.labelling import manifest, run_here
 from tests.pipelines.labelling import whole_job as job
 
@@ -245,3 +245,33 @@ def test_records_behind_the_last_part_are_missed(partition_by: str | None, check
     (tmp_path / "out/_manifest.json").write_text(json.dumps(values))
     (fault,) = verify(str(tmp_path / "out")).faults
     assert fault.endswith("record 6 of its parts is nothing, but the shard has record 'g' there")
+
+
+def test_an_output_of_arrow_files_is_compared_too(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"id": "a", "text": "free"}\n{"id": "b", "text": "mail"}\n')
+    run_here(job(tmp_path / "in.jsonl", tmp_path / "out", checkpoint, output_format="arrow"))
+    verdict = verify(str(tmp_path / "out"))
+    assert (verdict.rows, verdict.faults) == (2, [])
+    (part,) = (tmp_path / "out").glob("part-*")
+    table = pa.ipc.open_file(part).read_all()
+    with pa.ipc.new_file(part, table.schema) as file:
+        file.write_table(table.take([1, 0]))
+    (fault,) = verify(str(tmp_path / "out")).faults
+    assert fault.endswith("record 0 of its parts is 'b', but the shard has record 'a' there")
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        ({"changed": ["a"]}, "every record is there once (1 shards could not be compared)"),
+        ({"changed": ["a"], "hidden": ["b"], "unanswered": ["c"]}, "none of the shards could be compared"),
+        ({"changed": ["a"], "hidden": ["b"], "unanswered": ["c"], "faults": ["x"]}, "1 faults (3 shards could not be"),
+        ({"hidden": ["b"], "faults": ["x"]}, "1 faults (1 shards could not be compared)"),
+    ],
+    ids=str,
+)
+def test_the_verdict_says_how_many_shards_it_leaves_open(changes: dict[str, list[str]], verdict: str) -> None:
+    values = {"shards": 3, "parts": 3, "rows": 30, "failed": 0, "faults": []}
+    found = Verdict(**{**values, **changes})
+    assert found.lines()[-1].startswith(f"30 records (0 failed) of 3 shards in 3 parts: {verdict}")
+    assert len(found.lines()) == 1 + sum(map(len, changes.values()))

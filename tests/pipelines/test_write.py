@@ -15,7 +15,7 @@ from pipelines.heads.sequence_classification import SequenceClassification
 from pipelines.partitions import Partitioning
 from pipelines.results import N_COPIED, N_TOKENS
 from pipelines.storage import locate
-from pipelines.write import Format, Part, part_figures, write_part
+from pipelines.write import MOST_REASONS, Format, Part, part_figures, write_part
 from tests.pipelines.labelling import job
 
 HEAD = SequenceClassification(
@@ -64,6 +64,20 @@ def test_a_part_holds_the_rows_and_the_figures_tell_of_them(tmp_path: Path) -> N
         examples={"text is null": "1"},
     )
     assert pq.read_table(path).column_names == ["id", "prediction", "error"]
+
+
+def test_a_part_tells_its_commonest_reasons(tmp_path: Path) -> None:
+    reasons = [f"reason {chr(97 + kind)}" for kind in range(MOST_REASONS + 2) for _ in range(kind + 1)]
+    table = block(len(reasons)).set_column(1, "error", pa.array(reasons, pa.string()))
+    table = table.set_column(2, "prediction", pa.nulls(len(reasons), HEAD.schema))
+    part = write(table, tmp_path)
+    assert list(part.reasons.values()) == [*range(MOST_REASONS + 2, 2, -1)]
+    assert part.examples.keys() == part.reasons.keys()
+
+
+def test_a_part_without_records_counts_nothing(tmp_path: Path) -> None:
+    part = write(block().slice(0, 0), tmp_path)
+    assert (part.rows, part.failed, part.tokens, part.copied_tokens, part.n_cut) == (0, 0, 0, 0, 0)
 
 
 def test_both_formats_hold_the_same_table(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -246,3 +247,12 @@ def test_the_type_in_an_old_config_follows_the_weights(
     classifier.to(torch.bfloat16).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
     assert {tensor.dtype for tensor in read_weights(tmp_path).values()} == {torch.bfloat16}
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="no second file system")
+def test_a_folder_need_not_lie_where_temporary_files_do(
+    language_model: ConvBertForMaskedLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/dev/shm")
+    language_model.save_pretrained(tmp_path)
+    assert files(tmp_path) == ["config.json", "model.safetensors"]

@@ -19,6 +19,7 @@ from convbert.engine import (
     Likeliest,
     Packed,
     Pooled,
+    Probabilities,
     PseudoLikelihood,
     Rows,
     TokensWithId,
@@ -181,3 +182,9 @@ def test_all_heads_share_one_pass(pair, batches_of: Callable[..., list[int]]) ->
     results = Engine(ours.base_model, heads)(packed([4, 9]))
     assert sizes == [13]
     assert sorted(results) == ["a", "b", "c"]
+
+
+def test_probabilities_of_rounded_logits_are_not_rounded_again() -> None:
+    logits = torch.tensor([[1.0, 2.5, -3.0]], dtype=torch.bfloat16)
+    found = Probabilities()(logits)
+    torch.testing.assert_close(found, logits.float().softmax(-1), rtol=0, atol=0)

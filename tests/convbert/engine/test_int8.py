@@ -103,3 +103,12 @@ def test_a_torch_without_onednn_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.backends, "quantized", SimpleNamespace(supported_engines=["none"]))
     with pytest.raises(InputError, match="built with oneDNN"):
         int8.check_int8()
+
+
+@pytest.mark.parametrize(("has_vnni", "n_levels"), [(True, 256), (False, 128)])
+def test_activations_have_as_many_levels_as_the_processor_adds_exactly(
+    has_vnni: bool, n_levels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: has_vnni)
+    levels = quantise(rows(5, 1000)).levels
+    assert (levels.amin(1).tolist(), levels.amax(1).tolist()) == ([0] * 5, [n_levels - 1] * 5)

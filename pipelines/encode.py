@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
-from itertools import chain
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from itertools import chain, pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -18,13 +18,14 @@ from convbert.engine.packing import offsets_of, sums_of
 from pipelines.culprits import good_rows, with_errors
 from pipelines.errors import ModelError
 from pipelines.read import text_name
-from pipelines.sequences import Sequences, add_sequences, at_rows
+from pipelines.sequences import Sequences, add_sequences, at_rows, concatenated
 from pipelines.storage import redacted
 from pipelines.values import Reasons, first_of
 
 Kind = Literal["text", "pair", "question", "choices"]
 LongText = Literal["truncate", "window", "error"]
 MOST_CHARACTERS = 4_000_000  # of a text that is tokenised as a whole, which takes about 200 bytes for each
+PIECE_CHARACTERS = 1_000_000  # of records that are tokenised together
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,26 @@ def encode_records(values: Sequence[list[Any]], encoding: Encoding) -> Encoded:
     records = [record for record, reason in enumerate(reasons) if reason is None]
     kept = ([column[record] for record in records] for column in values)
     tokenise: Callable[..., Sequences] = _choices if encoding.inputs.kind == "choices" else _texts
-    sequences = tokenise(tokenizer, encoding, *kept)
+    sequences = _piece_by_piece(partial(tokenise, tokenizer, encoding), list(kept))
     for record, reason in zip(records, _misfits(tokenizer, encoding, sequences), strict=True):
         reasons[record] = reason
     return Encoded(sequences, records, reasons)
+
+
+def _piece_by_piece(tokenise: Callable[..., Sequences], columns: Sequence[list[Any]]) -> Sequences:
+    """The sequences of records, some at a time: what the library says of a text takes a hundred times its memory."""
+    lengths = [sum(_n_characters(value) for value in record) for record in zip(*columns, strict=True)]
+    pieces_before = np.cumsum([0, *lengths[:-1]]) // PIECE_CHARACTERS
+    edges = [0, *(np.flatnonzero(np.diff(pieces_before)) + 1).tolist(), len(lengths)]
+    pieces = [tokenise(*(column[first:last] for column in columns)) for first, last in pairwise(edges)]
+    spans = [piece.spans for piece in pieces if piece.spans is not None]
+    return (
+        pieces[0] if len(pieces) == 1 else replace(concatenated(pieces), spans=np.concatenate(spans) if spans else None)
+    )
+
+
+def _n_characters(value: str | list[str]) -> int:
+    return len(value) if isinstance(value, str) else sum(map(len, value))
 
 
 # --- each kind of record ------------------------------------------------------------------------------
@@ -208,7 +225,7 @@ def _refusals(tokenizer: ConvBertTokenizer, encoding: Encoding, values: Sequence
     if encoding.long_text != "truncate" or len(values) > 1:  # of a lone text that is cut, little is tokenised
         huge = f"{{}} has more than {MOST_CHARACTERS:,} characters: split the record"
         for name, texts in zip(encoding.inputs.columns, values, strict=True):
-            lengths = [len(text) if isinstance(text, str) else sum(map(len, text)) for text in texts]
+            lengths = [_n_characters(text) for text in texts]
             reasons = first_of(reasons, [huge.format(name) if n > MOST_CHARACTERS else None for n in lengths])
     if encoding.inputs.kind == "question":
         for name, texts in zip(encoding.inputs.columns, values, strict=True):

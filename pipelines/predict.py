@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from convbert import engine
+from convbert import ConvBertError, engine
 from convbert.engine import Packed, Rows
 from pipelines.culprits import good_rows, reason_of, sparing_culprits, with_errors
 from pipelines.duplicates import distinct
-from pipelines.errors import ModelError
+from pipelines.errors import ModelError, PipelineError
 from pipelines.models import EncoderPass, HeadPlan, load_model, weights_fingerprint
 from pipelines.results import N_COPIED, N_TOKENS, add_result
 from pipelines.sequences import Sequences, sequences_of
@@ -124,17 +125,29 @@ class Predictor:
             loaded.check()
 
 
+@contextmanager
+def _running(names: str, device: str, *, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Say of what fails, but for these errors, that the heads' model does not run on the device."""
+    try:
+        yield
+    except but:
+        raise
+    except Exception as error:
+        raise ModelError(f"{names}: the model does not run on {device}: {reason_of(error)}") from error
+
+
 class _LoadedPass:
     """An encoder with its heads in memory."""
 
     def __init__(self, encoder_pass: EncoderPass, *, device: str, precision: str, max_batch_tokens: int | None) -> None:
         self.encoding = encoder_pass.encoding
         self.names = ", ".join(plan.name for plan in encoder_pass.heads)
-        self.engine = load_engine(encoder_pass, device=device, precision=precision, max_batch_tokens=max_batch_tokens)
-        try:
+        with _running(self.names, device, but=(PipelineError, ConvBertError)):
+            self.engine = load_engine(
+                encoder_pass, device=device, precision=precision, max_batch_tokens=max_batch_tokens
+            )
+        with _running(self.names, device):
             self.check()
-        except Exception as error:
-            raise ModelError(f"{self.names}: the model does not run on {device}: {reason_of(error)}") from error
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """The block with results, and with an error where the model fails on a record."""

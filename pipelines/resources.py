@@ -95,6 +95,9 @@ def connect() -> None:
         try:
             with _own_sigterm():
                 ray.init("local", logging_level=logging.WARNING, include_dashboard=False)
+                if ray.cluster_resources().get("CPU", 0) < 1:  # of a container's half a CPU Ray makes none
+                    ray.shutdown()
+                    ray.init("local", num_cpus=1, logging_level=logging.WARNING, include_dashboard=False)
         except Exception as error:  # Ray's own are of many kinds, some of none
             raise RunError(
                 f"Ray cannot be started on this machine ({reason(error)}): see that its temporary folder "
@@ -247,13 +250,24 @@ def free_and_present(name: str) -> tuple[float, float]:
     return ray.available_resources().get(name, 0), ray.cluster_resources().get(name, 0)
 
 
-def why_stalled(hardware: Hardware) -> str:
-    """Why no model actor of a run may be at work: what one asks for, and what of it is free."""
+def why_stalled(hardware: Hardware, n_encoding: int) -> str:
+    """Why no model actor of a run may be at work: what one asks for, what of it is free, and what goes on meanwhile.
+
+    Args:
+        n_encoding: units that are being tokenised.
+    """
     name, asked = ("GPU", hardware.actor_gpus) if hardware.actor_gpus else ("CPU", hardware.actor_cpus)
     free, present = free_and_present(name)
+    where = " or ".join(",".join(f"{key}={value}" for key, value in labels.items()) for labels in hardware.actor_nodes)
+    if name == "CPU" and present < hardware.max_cpus < math.inf:
+        hint = f"the run was planned for {hardware.max_cpus:g}: if actors hold all that is left, start it again"
+    elif n_encoding:
+        hint = f"{n_encoding} units are being tokenised"
+    else:
+        hint = "ray status shows what is held and asked for; jobs and services that hold all CPUs wait for each other"
     return (
-        f"no model actor is at work: one reserves {asked:g} {name}, and of the cluster's {present:g} {free:g} are free "
-        "(ray status shows what is held and asked for; jobs and services that hold all CPUs wait for each other)"
+        f"no model actor is at work: one reserves {asked:g} {name}{where and ' of nodes with '}{where}, "
+        f"and of the cluster's {present:g} {free:g} are free ({hint})"
     )
 
 

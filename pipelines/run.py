@@ -52,7 +52,7 @@ from pipelines.units import Stream, fingerprint_of, number_of, unit_of
 from pipelines.write import Part
 
 logger = logging.getLogger(__name__)
-LABELLING = "labelling"  # what model actors tell the ledger that they do
+ENCODING, LABELLING = "encoding", "labelling"  # what processes tell the ledger that they do
 _UNITS_AHEAD = 4  # that wait at each actor while it computes another
 _ROUNDS = 3  # plans, where other runs change the output meanwhile
 _SHOWN = 5  # vanished shards that are named
@@ -192,12 +192,12 @@ def _label(plan: JobPlan, hardware: Hardware, meter: Meter, admission: Admission
     ledger, judge = open_ledger(), Judge(plan)
     sizes: dict[str, Any] = {"n_units": plan.n_units, "n_rows": plan.n_rows, "n_actors": hardware.max_actors}
 
-    def n_at_work() -> int:
-        return ray.get(ledger.n_at_work.remote(LABELLING))
+    def n_at_work(doing: str = LABELLING) -> int:
+        return ray.get(ledger.n_at_work.remote(doing))
 
     def stalled() -> str | None:
         with suppress(RayError):
-            return why_stalled(hardware) if n_at_work() == 0 else None
+            return why_stalled(hardware, n_at_work(ENCODING)) if n_at_work() == 0 else None
         return None
 
     try:
@@ -270,7 +270,7 @@ def pipeline(
             override_num_blocks=len(source.read_tasks),
         )
         .map_batches(
-            surviving(encode, ledger, doing="encoding", timed_as="encode_s"),
+            surviving(encode, ledger, doing=ENCODING, timed_as="encode_s"),
             fn_args=[encodings],
             num_cpus=hardware.task_cpus,
             **stage,

@@ -120,6 +120,29 @@ def test_choices_are_padded_to_their_record(checkpoint: Path) -> None:
     assert found.records.tolist() == [0, 2, 3]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"long_text": "window", "stride": 2},
+        {"inputs": Inputs("pair", ("text", "b"))},
+        {"inputs": Inputs("question", ("b", "text")), "needs_spans": True, "long_text": "window", "max_length": 40},
+        {"inputs": Inputs("choices", ("text", "choices"))},
+    ],
+    ids=str,
+)
+def test_records_become_the_same_however_many_are_tokenised_at_a_time(
+    changes: dict[str, Any], checkpoint: Path, sentences: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = {"text": sentences, "b": sentences[::-1], "choices": [[one, "mail"] for one in sentences]}
+    read = changes.get("inputs", Inputs("text", ("text",))).columns
+    table = block(**{name: values for name, values in columns.items() if name in read})
+    together = encode(table, [encoding(checkpoint, **changes)])
+    for n_characters in (1, 50):
+        monkeypatch.setattr("pipelines.encode.PIECE_CHARACTERS", n_characters)
+        assert encode(table, [encoding(checkpoint, **changes)]).equals(together)
+
+
 def test_each_pass_gets_its_own_columns(checkpoint: Path) -> None:
     first = encoding(checkpoint)
     encoded = encode(block(text=["free mail offer"]), [first, replace(first, name="1", max_length=3)])

@@ -11,7 +11,9 @@ import pytest
 import torch
 import transformers
 
+from convbert import ConvBertError, InputError
 from convbert.engine import Packed, PackedEncoder
+from pipelines import predict
 from pipelines.decode import decode
 from pipelines.encode import encode
 from pipelines.errors import DeviceError, ModelError, RunError
@@ -169,6 +171,21 @@ def test_records_that_fail_only_together_are_no_culprits(checkpoint: Path, monke
     break_the_encoder(monkeypatch, lambda batch: ValueError("no") if len(batch.lengths) > 1 else None)
     with pytest.raises(RunError, match="prediction: the model fails on records together, but on none alone: V"):
         predicted(["mail", "offer"], spec(prediction=checkpoint))
+
+
+@pytest.mark.parametrize("error", [AssertionError("not compiled with CUDA"), InputError("no such precision")], ids=repr)
+def test_a_model_that_cannot_be_loaded_there_is_refused_at_the_start(
+    error: Exception, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a node whose GPU is declared and does not work; what we say ourselves is said as it is."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(predict, "load_engine", fail)
+    message = "prediction: the model does not run on cpu: AssertionError: not compiled with CUDA|^no such precision$"
+    with pytest.raises(ConvBertError if isinstance(error, ConvBertError) else ModelError, match=message):
+        predicted(["mail"], spec(prediction=checkpoint))
 
 
 def test_a_model_that_does_not_run_is_refused_at_the_start(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

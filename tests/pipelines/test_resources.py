@@ -170,6 +170,7 @@ def test_cpus_are_taken_for_its_own_by_a_job_that_says_nothing_of_them(
     [
         ({}, "cpu", "one reserves 4 CPU, and of the cluster's 8 0.5 are free"),
         ({"max_actors": 1}, "cuda", "one reserves 1 GPU, and of the cluster's 2 0 are free"),
+        ({"actor_nodes": ["a=b,c=d", "e=f"]}, "cpu", "4 CPU of nodes with a=b,c=d or e=f, and of the cluster's 8"),
     ],
 )
 def test_what_an_actor_may_wait_for_is_told(
@@ -177,9 +178,13 @@ def test_what_an_actor_may_wait_for_is_told(
 ) -> None:
     cluster({"CPU": 8, "GPU": 2})
     monkeypatch.setattr(resources.ray, "available_resources", lambda: {"CPU": 0.5})  # Ray leaves out what is all held
-    why = resources.why_stalled(share_out(spec(**changes), device, n_units=9))
-    assert told in why
-    assert "ray status" in why
+    hardware = share_out(spec(**changes), device, n_units=9)
+    assert told in resources.why_stalled(hardware, 0)
+    assert "ray status" in resources.why_stalled(hardware, 0)
+    assert "(3 units are being tokenised)" in resources.why_stalled(hardware, 3)
+    if device == "cpu":
+        cluster({"CPU": 4})  # a node has gone
+        assert "(the run was planned for 8: if actors hold all that is left" in resources.why_stalled(hardware, 3)
 
 
 def test_actors_begin_where_there_is_room_on_growing_gpu_clusters(cluster: Any) -> None:

@@ -201,11 +201,10 @@ def make_plan(spec: JobSpec) -> JobPlan:
 
 def is_there(part: Part, present: Files) -> bool:
     """The part is among the files that are present, and so is every file that it names; those with rows as written."""
-    sizes = {name: n_bytes for name, (_, n_bytes) in part.files.items()}
-    if not is_index(part.name):
-        sizes[part.name] = part.bytes
-    names = {part.name, *sizes}
-    return names <= present.keys() and all(present[name]["size"] == n_bytes for name, n_bytes in sizes.items())
+    sizes = {part.name: part.bytes}
+    if is_index(part.name):
+        sizes = {name: n_bytes for name, (_, n_bytes) in part.files.items()}
+    return {part.name, *sizes} <= present.keys() and all(present[name]["size"] == n for name, n in sizes.items())
 
 
 def recipe_key(recipe: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -94,10 +95,11 @@ def connect() -> None:
     if not address:
         try:
             with _own_sigterm():
-                ray.init("local", logging_level=logging.WARNING, include_dashboard=False)
+                start = partial(ray.init, "local", logging_level=logging.WARNING, include_dashboard=False)
+                start()
                 if ray.cluster_resources().get("CPU", 0) < 1:  # of a container's half a CPU Ray makes none
                     ray.shutdown()
-                    ray.init("local", num_cpus=1, logging_level=logging.WARNING, include_dashboard=False)
+                    start(num_cpus=1)
         except Exception as error:  # Ray's own are of many kinds, some of none
             raise RunError(
                 f"Ray cannot be started on this machine ({reason(error)}): see that its temporary folder "
